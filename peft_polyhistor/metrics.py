@@ -1,0 +1,184 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of the dense tasks, as `evaluate.Metric` classes that keep sums instead of predictions.
+
+A metric first turns each picture into one row of whole numbers (`statistics`), then adds up rows (`update`). Fractions
+and angles enter the rows in fixed point, so sums are exact: for the same logits, order, batch size and number of
+processes cannot change a score by a bit. With several processes, gather the rows, which drops padded duplicates:
+
+    rows = metric.statistics(predictions, references)
+    metric.update(accelerator.gather_for_metrics(rows))
+
+Nothing is read from the Hub or written to disk. `height` and `width` are those of the label, in pixels.
+
+Note: On a CPU, PyTorch resizes large maps by another kernel if it has one thread only, and rounds differently there.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .losses import IGNORE_INDEX, check_binary_labels, check_class_labels, check_normal_labels
+from .running_metric import RunningMetric
+
+
+# One in fixed point: a resolution of 2.3e-10 per picture (fractions) or pixel (radians). Rows fit int64 for pictures
+# of up to 2**29 pixels; the totals are Python integers, which have no bound.
+ONE = 2**32
+
+# Stated as quotients: repeated addition of 0.05 drifts, and the comparison is strict.
+SALIENCY_THRESHOLDS = tuple(step / 20 for step in range(4, 19))
+
+
+class MeanIoU(RunningMetric):
+    """Mean intersection over union, in percent: `{"mIoU": ...}`.
+
+    Intersections and unions are summed over all pictures, and the quotients averaged over all classes, background
+    included. A class that is neither labeled nor predicted anywhere counts 0. Predictions are logits
+    `(batch, num_classes, h, w)`, references are class ids `(batch, height, width)`.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        ValueError: If `num_classes` is below 1.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX):
+        if num_classes < 1:
+            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(columns=2 * num_classes)
+
+    def _check(self, shape: torch.Size, references: Tensor) -> None:
+        if shape[1] != self.num_classes:
+            raise ValueError(
+                f"Predictions of MeanIoU have {shape[1]} channels, but the metric was made for "
+                f"{self.num_classes} classes. Make it with `MeanIoU({shape[1]})`."
+            )
+        check_class_labels("MeanIoU", shape, references, check_values=True, ignore_index=self.ignore_index)
+
+    def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
+        batch, classes = logits.shape[:2]
+        # Ignored pixels go to a row of their own, which is then left out.
+        labels = torch.where(references == self.ignore_index, classes, references.long())
+        confusion = _histogram(labels * classes + logits.argmax(dim=1), (classes + 1) * classes)
+        confusion = confusion.view(batch, classes + 1, classes)[:, :classes]  # (batch, labeled, predicted)
+        intersections = confusion.diagonal(dim1=1, dim2=2)
+        unions = confusion.sum(dim=1) + confusion.sum(dim=2) - intersections
+        return torch.cat([intersections, unions], dim=1)
+
+    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        intersections, unions = totals[: self.num_classes], totals[self.num_classes :]
+        ious = [intersection / max(union, 1) for intersection, union in zip(intersections, unions, strict=True)]
+        return {"mIoU": 100 * sum(ious) / self.num_classes}
+
+
+class SaliencyScores(RunningMetric):
+    """Foreground scores at the best of 15 thresholds, in percent: `{"mIoU": ..., "maxF": ...}`.
+
+    A pixel is foreground if its probability is strictly greater than the threshold: 0.20, 0.25 ... 0.90. Logits are
+    compared with the logits of the thresholds, so the rounding of a sigmoid plays no part.
+
+    - mIoU: foreground IoU of each picture, 1 if label and prediction are both empty; mean over pictures.
+    - maxF: F1 of the mean precision and the mean recall over pictures. As in the protocol's published evaluation code,
+      the precision of a picture without predicted foreground is 0, and so is the recall of one without foreground.
+
+    Predictions are logits `(batch, 1, h, w)`, references are 0 or 1 in floating point, `(batch, 1, height, width)`.
+    """
+
+    def __init__(self):
+        super().__init__(columns=3 * len(SALIENCY_THRESHOLDS))
+
+    def _check(self, shape: torch.Size, references: Tensor) -> None:
+        check_binary_labels("SaliencyScores", shape, references, check_values=True)
+
+    def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
+        thresholds = [math.log(probability / (1 - probability)) for probability in SALIENCY_THRESHOLDS]
+        thresholds = torch.tensor(thresholds, dtype=logits.dtype, device=logits.device)
+        # (batch, 1, height, width): how many thresholds a logit is strictly greater than, 0 to 15
+        passed = torch.bucketize(logits, thresholds)
+        bins = len(thresholds) + 1
+        counts = _histogram(references.long() * bins + passed, 2 * bins).view(len(logits), 2, bins)
+        # Pixels that pass a threshold are those of its bin and of all bins above it.
+        positives = counts.flip(2).cumsum(dim=2).flip(2)[:, :, 1:]  # (batch, label, thresholds)
+        false_positives, true_positives = positives.unbind(dim=1)
+        foreground = counts[:, 1].sum(dim=1, keepdim=True).expand_as(true_positives)
+        iou = _fixed_point_ratio(true_positives, foreground + false_positives, empty=ONE)
+        precision = _fixed_point_ratio(true_positives, true_positives + false_positives, empty=0)
+        recall = _fixed_point_ratio(true_positives, foreground, empty=0)
+        return torch.cat([iou, precision, recall], dim=1)
+
+    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        count, whole = len(SALIENCY_THRESHOLDS), ONE * pictures
+        ious, precisions, recalls = totals[:count], totals[count : 2 * count], totals[2 * count :]
+        f1s = [2 * p * r / (max(p + r, 1) * whole) for p, r in zip(precisions, recalls, strict=True)]
+        return {"mIoU": 100 * max(ious) / whole, "maxF": 100 * max(f1s)}
+
+
+class MeanAngularError(RunningMetric):
+    """Mean angle between predicted and labeled normals over all valid pixels of the set, in degrees: `{"mErr": ...}`.
+
+    NaN if no pixel of the set is valid. Predictions are vectors of any length `(batch, 3, h, w)`; a zero vector has no
+    direction and counts 90 degrees. References are unit vectors, or zero where they do not count,
+    `(batch, 3, height, width)`.
+    """
+
+    def __init__(self):
+        super().__init__(columns=2)
+
+    def _check(self, shape: torch.Size, references: Tensor) -> None:
+        check_normal_labels("MeanAngularError", shape, references, check_values=True)
+
+    def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
+        references = references.float()
+        valid = (references != 0).any(dim=1)
+        angles = torch.where(valid, _angles(logits, references), 0.0)
+        fixed = (angles * ONE).round().long()
+        return torch.stack([fixed.flatten(1).sum(dim=1), valid.flatten(1).sum(dim=1)], dim=1)
+
+    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        angles, valid = totals
+        return {"mErr": math.degrees(angles / (ONE * valid)) if valid else math.nan}
+
+
+def _angles(vectors: Tensor, units: Tensor) -> Tensor:
+    """Angles between vectors `(batch, 3, height, width)`, `(batch, height, width)` in radians; 90 degrees for zero.
+
+    atan2(|a x b|, a . b), to 5e-7 of the angle; the arc cosine of a . b is 0.03 degrees off near 0 and 180.
+
+    Note: Only operations with one correct rounding (IEEE 754) are used. On a CPU `torch.atan2` rounds differently in
+    vector and in scalar code, thus by a pixel's place in the batch, and scores would depend on the batch size.
+    """
+    # Dividing by the largest component keeps very long and very short vectors within float32.
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    ax, ay, az = (vectors / torch.where(largest > 0, largest, 1.0)).unbind(dim=1)
+    bx, by, bz = units.unbind(dim=1)
+    cosine = ax * bx + ay * by + az * bz  # times the length of a, as is the sine
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    squared_sine = x * x + y * y + z * z
+    # The tangent of half the angle to the nearer of b and -b, at most 1, is halved twice more: at most tan(pi / 16).
+    tangent = squared_sine.sqrt() / ((squared_sine + cosine * cosine).sqrt() + cosine.abs())
+    for _ in range(2):
+        tangent = tangent / (1 + (1 + tangent * tangent).sqrt())
+    square, series = tangent * tangent, 1 / 9
+    for denominator in (7, 5, 3, 1):  # arc tangent, to 2e-9
+        series = 1 / denominator - square * series
+    nearer = 8 * tangent * series
+    angles = torch.where(cosine < 0, math.pi - nearer, nearer)
+    return torch.where(largest[:, 0] > 0, angles, math.pi / 2)
+
+
+def _histogram(bins: Tensor, count: int) -> Tensor:
+    """Counts the bin numbers of each picture, `(batch, ...)` to `(batch, count)`."""
+    batch = bins.shape[0]
+    offsets = count * torch.arange(batch, device=bins.device)
+    return torch.bincount((bins.flatten(1) + offsets[:, None]).flatten(), minlength=batch * count).view(batch, count)
+
+
+def _fixed_point_ratio(numerator: Tensor, denominator: Tensor, empty: int) -> Tensor:
+    """The quotient in units of 1 / ONE, rounded; `empty` where the denominator is 0."""
+    ratio = (numerator * ONE + denominator // 2) // denominator.clamp(min=1)
+    return torch.where(denominator > 0, ratio, empty)

@@ -1,0 +1,249 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The dense tasks, one row each: output channels, loss, label check, metric, weight, colours."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .losses import (
+    balanced_binary_cross_entropy,
+    check_binary_labels,
+    check_class_labels,
+    check_normal_labels,
+    cross_entropy,
+    normal_loss,
+)
+
+
+if TYPE_CHECKING:
+    from .running_metric import RunningMetric
+
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
+    """RGB colours, 0 to 255, of the first class ids as PASCAL VOC paints them.
+
+    The bits of the id are dealt out in turn to red, green and blue, each from its highest bit down.
+
+    Raises:
+        ValueError: For more than 256 classes, or fewer than 0.
+    """
+    if not 0 <= classes <= 256:
+        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Make one of your own.")
+
+    def intensity(class_id: int, channel: int) -> int:
+        return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+
+    return tuple(tuple(intensity(class_id, channel) for channel in range(3)) for class_id in range(classes))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dense task.
+
+    Args:
+        name: Key of its predictions and labels; a Python identifier, as modules are named after it.
+        channels: Output channels of its decoder.
+        loss: `(logits, target)` to a scalar.
+        check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
+            fit. Must not look at values on a GPU.
+        metric: Makes an empty metric. Imports it then and not before, as `evaluate` takes seconds to import.
+        score: Key of `metric().compute()` that stands for the task.
+        higher_is_better: Direction of that score.
+        loss_weight: Weight of the task in the summed loss, as in the PASCAL-Context protocol.
+        unit: Unit of the score.
+        class_names: Names of the classes, if the task has classes.
+        palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray, and three as
+            127.5 * (value + 1), which is how the label files of normals are stored.
+
+    Raises:
+        ValueError: For a name, number or palette that cannot be used.
+    """
+
+    name: str
+    channels: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    check: Callable[[str, Sequence[int], Tensor], None]
+    metric: Callable[[], "RunningMetric"]
+    score: str
+    higher_is_better: bool
+    loss_weight: float
+    unit: str
+    class_names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self):
+        if not self.name.isidentifier():
+            raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
+        if self.channels < 1:
+            raise ValueError(f"`channels` of task '{self.name}' must be at least 1, got {self.channels}.")
+        if not (math.isfinite(self.loss_weight) and self.loss_weight > 0):
+            raise ValueError(f"`loss_weight` of task '{self.name}' must be positive, got {self.loss_weight}.")
+        if len(self.palette) != len(self.class_names):
+            raise ValueError(
+                f"Task '{self.name}' has {len(self.class_names)} class names and {len(self.palette)} colours. Give "
+                "one colour per class name, or neither."
+            )
+
+
+def _mean_iou(classes: int) -> "RunningMetric":
+    from .metrics import MeanIoU
+
+    return MeanIoU(classes)
+
+
+def _saliency_scores() -> "RunningMetric":
+    from .metrics import SaliencyScores
+
+    return SaliencyScores()
+
+
+def _mean_angular_error() -> "RunningMetric":
+    from .metrics import MeanAngularError
+
+    return MeanAngularError()
+
+
+TASKS: dict[str, Task] = {
+    "semseg": Task(
+        name="semseg",
+        channels=len(VOC_CLASSES),
+        loss=cross_entropy,
+        check=check_class_labels,
+        metric=partial(_mean_iou, len(VOC_CLASSES)),
+        score="mIoU",
+        higher_is_better=True,
+        loss_weight=1,
+        unit="percent",
+        class_names=VOC_CLASSES,
+        palette=voc_palette(len(VOC_CLASSES)),
+    ),
+    "human_parts": Task(
+        name="human_parts",
+        channels=len(HUMAN_PARTS),
+        loss=cross_entropy,
+        check=check_class_labels,
+        metric=partial(_mean_iou, len(HUMAN_PARTS)),
+        score="mIoU",
+        higher_is_better=True,
+        loss_weight=2,
+        unit="percent",
+        class_names=HUMAN_PARTS,
+        palette=voc_palette(len(HUMAN_PARTS)),
+    ),
+    "saliency": Task(
+        name="saliency",
+        channels=1,
+        loss=balanced_binary_cross_entropy,
+        check=check_binary_labels,
+        metric=_saliency_scores,
+        score="mIoU",
+        higher_is_better=True,
+        loss_weight=5,
+        unit="percent",
+    ),
+    "normals": Task(
+        name="normals",
+        channels=3,
+        loss=normal_loss,
+        check=check_normal_labels,
+        metric=_mean_angular_error,
+        score="mErr",
+        higher_is_better=False,
+        loss_weight=10,
+        unit="degrees",
+    ),
+}
+
+
+def register_task(task: Task) -> None:
+    """Adds a row to `TASKS`, after which the name works wherever task names do.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if task.name in TASKS:
+        raise ValueError(f"A task named '{task.name}' exists already. Choose a name other than {', '.join(TASKS)}.")
+    TASKS[task.name] = task
+
+
+def get_tasks(names: Sequence[str]) -> list[Task]:
+    """The rows of the named tasks, in that order.
+
+    Raises:
+        ValueError: For no name, one text in place of a list, an unknown name, or a name given twice.
+    """
+    known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
+    if isinstance(names, str):
+        raise ValueError(f"Tasks must be a list of names, got the text {names!r}. Write [{names!r}]. {known}")
+    names = list(names)
+    if not names:
+        raise ValueError(f"No task was given; at least one is needed. {known}")
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        raise ValueError(f"Unknown tasks {unknown}. {known}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Tasks may be named once each, got {names}. Remove the repetition. {known}")
+    return [TASKS[name] for name in names]
+
+
+def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None:
+    """Checks the labels of a task against the shape of its logits, before its loss.
+
+    Shapes and dtypes are always checked; the range of the values only for labels in CPU memory, as looking at values
+    makes the processor wait for a GPU.
+
+    Args:
+        name: Name of the task.
+        logits_shape: Shape of its logits; the built-in tasks need only `(batch, channels)` of it.
+        target: The labels.
+
+    Raises:
+        ValueError: For an unknown task, or a wrong shape, dtype or range.
+    """
+    [task] = get_tasks([name])
+    if logits_shape[1] != task.channels:
+        raise ValueError(
+            f"Logits of task '{name}' have shape {tuple(logits_shape)}; they must have {task.channels} channel(s) in "
+            "axis 1. Change the last layer of the decoder."
+        )
+    task.check(name, logits_shape, target)
+
+
+def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """Mean relative change against reference scores, in percent; above 0 is better than the reference.
+
+    100 / T * sum over the T tasks of (+/-)(M - S) / S,    minus where lower is better
+    (Polyhistor, arXiv:2210.03265)
+
+    Args:
+        scores: Headline score M of each task.
+        reference: Score S of each task, in the paper those of single-task full fine-tuning.
+
+    Raises:
+        ValueError: If the tasks differ, there are none or unknown ones, or a reference score is 0.
+    """
+    if set(scores) != set(reference):
+        raise ValueError(
+            f"Scores are of tasks {sorted(scores)}, the reference is of {sorted(reference)}. Give both for the same."
+        )
+    tasks = get_tasks(list(reference))
+    zeros = [task.name for task in tasks if reference[task.name] == 0]
+    if zeros:
+        raise ValueError(f"The reference score of {zeros} is 0, so no change relative to it exists. Leave them out.")
+    changes = [
+        (1 if task.higher_is_better else -1) * (scores[task.name] - reference[task.name]) / reference[task.name]
+        for task in tasks
+    ]
+    return 100 * sum(changes) / len(changes)
