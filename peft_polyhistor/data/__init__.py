@@ -1,0 +1,33 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and dense labels by task name, and their transforms."""
+
+from .archive import DENSE_TASKS
+from .check import find_faults
+from .pascal_context import load_dense_dataset, load_pascal_context
+from .synthetic import synthetic_scenes
+from .transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    JointTransform,
+    collate,
+    flip_normals,
+    normalize_image_size,
+    rotate_normals,
+)
+
+
+__all__ = [
+    "DENSE_TASKS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "JointTransform",
+    "collate",
+    "find_faults",
+    "flip_normals",
+    "load_dense_dataset",
+    "load_pascal_context",
+    "normalize_image_size",
+    "rotate_normals",
+    "synthetic_scenes",
+]

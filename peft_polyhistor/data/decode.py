@@ -1,0 +1,160 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes the files of a PASCAL_MT archive into uint8 arrays, or says what is wrong with them.
+
+A fault is a ValueError of one line: the file, what was found, what is allowed or what to do.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+
+IGNORE = 255  # unlabeled pixels in VOC
+NUM_SEMSEG_CLASSES = 21  # VOC 2012, background included
+NUM_CONTEXT_IDS = 460  # PASCAL-Context's 459 classes, and 0 for none
+PERSON = 15  # VOC class index; only persons have their parts labelled
+
+# PASCAL-Part's names of the parts of a person (Chen et al. 2014, part2ind.m), grouped as in ASTMT (arXiv:1904.08918).
+PART_GROUPS = (
+    (1, "head hair lear rear leye reye lebrow rebrow nose mouth"),
+    (2, "torso neck"),
+    (3, "luarm ruarm"),
+    (4, "llarm rlarm lhand rhand"),
+    (5, "luleg ruleg"),
+    (6, "llleg rlleg lfoot rfoot"),
+)
+PART_CLASSES = {name: part for part, names in PART_GROUPS for name in names.split()}
+
+# Of the 459 classes, those that PASCAL-Context shares with NYU, and tvmonitor: only there do the distilled normals
+# count (ASTMT, arXiv:1904.08918).
+NORMALS_VALID_IDS = (
+    3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56, 59,
+    61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124, 135,
+    141, 142, 143, 146, 150, 154, 157, 158, 159, 165, 172, 174, 181, 183, 184, 191, 193, 195, 197, 199, 202, 213, 215,
+    216, 219, 220, 223, 225, 228, 230, 232, 233, 238, 239, 242, 243, 246, 250, 251, 252, 255, 260, 261, 263, 269, 272,
+    273, 275, 281, 283, 284, 285, 286, 287, 288, 290, 291, 292, 293, 295, 304, 307, 309, 310, 314, 315, 319, 323, 329,
+    330, 331, 336, 342, 345, 349, 350, 351, 352, 355, 357, 368, 370, 371, 374, 379, 380, 383, 384, 397, 401, 403, 405,
+    407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
+)  # fmt: skip
+
+# What Pillow and SciPy raise on damaged files.
+_BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN_MAT = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError),
+    *(struct.error, zlib.error, MatReadError),
+)
+
+Size = tuple[int, int]  # (width, height) in pixels, as Pillow orders them
+
+
+def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
+    """The decoded picture of a file, or of `data`, the file's bytes."""
+    try:
+        # From memory: Pillow leaves a damaged file open.
+        image = Image.open(BytesIO(path.read_bytes() if data is None else data))
+        image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: found no picture in it. Restore it from the archive.") from error
+    except _BROKEN_PICTURE as error:
+        raise ValueError(f"{path}: found a damaged picture ({error}). Restore it from the archive.") from error
+    return image
+
+
+def _read_pixels(path: Path, modes: tuple[str, ...], size: Size | None) -> np.ndarray:
+    """The stored values of an 8-bit PNG: of a palette picture the indices, never the colours."""
+    image = open_picture(path)
+    if image.mode not in modes:
+        raise ValueError(f"{path}: found pixels of mode {image.mode}, allowed is {' or '.join(modes)}. Restore it.")
+    _check_size(path, image.size, size)
+    return np.asarray(image)
+
+
+def _check_size(path: Path, found: Size, size: Size | None, what: str = "") -> None:
+    if size is not None and found != size:
+        raise ValueError(
+            f"{path}: found {what}{found[0]} x {found[1]} pixels, its JPEG has {size[0]} x {size[1]}. Restore both "
+            "from the same archive."
+        )
+
+
+def _check_values(path: Path, values: np.ndarray, valid: np.ndarray, allowed: str) -> None:
+    if not valid.all():
+        found = ", ".join(map(str, np.unique(values[~valid])[:8]))
+        raise ValueError(f"{path}: found the values {found}, allowed are {allowed}. Restore it from the archive.")
+
+
+def _read_semseg(path: Path, size: Size | None) -> np.ndarray:
+    classes = _read_pixels(path, ("L", "P"), size)
+    valid = (classes < NUM_SEMSEG_CLASSES) | (classes == IGNORE)
+    _check_values(path, classes, valid, f"0 to {NUM_SEMSEG_CLASSES - 1} and {IGNORE}")
+    return classes
+
+
+def _read_saliency(path: Path, size: Size | None) -> np.ndarray:
+    return _read_pixels(path, ("L", "P"), size)
+
+
+def _read_normals(path: Path, context_path: Path, size: Size | None) -> np.ndarray:
+    normals = _read_pixels(path, ("RGB",), size)
+    context = _load_mat(context_path, "LabelMap", lambda ids: np.array(ids, ndmin=2))
+    if context.ndim != 2 or context.dtype.kind not in "uif":
+        raise ValueError(f"{context_path}: found a LabelMap that is no matrix of numbers. Restore it.")
+    _check_size(context_path, context.shape[::-1], normals.shape[1::-1], "a LabelMap of ")
+    valid = (context >= 0) & (context < NUM_CONTEXT_IDS) & (context % 1 == 0)
+    _check_values(context_path, context, valid, f"whole numbers from 0 to {NUM_CONTEXT_IDS - 1}")
+    return np.where(np.isin(context, NORMALS_VALID_IDS)[..., None], normals, np.uint8(0))
+
+
+def _read_human_parts(path: Path, size: Size | None) -> np.ndarray:
+    parts = _load_mat(path, "anno", _person_parts)
+    unknown = sorted({name for name, _ in parts} - PART_CLASSES.keys())
+    if unknown:
+        raise ValueError(f"{path}: found parts of a person named {unknown}, allowed are {sorted(PART_CLASSES)}.")
+    for name, mask in parts:
+        size = size or mask.shape[::-1]
+        _check_size(path, mask.shape[::-1], size, f"a mask of {name!r} of ")
+    width, height = size or (1, 1)
+    classes = np.zeros((height, width), np.uint8)
+    for name, mask in parts:  # in file order: a later part covers an earlier one
+        classes[mask] = PART_CLASSES[name]
+    return classes
+
+
+def _person_parts(anno: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Names and masks of all parts of all persons, in file order, from MATLAB's nested struct arrays."""
+    persons = [item for item in anno[0][0][1].reshape(-1) if item[1][0][0] == PERSON]
+    # A person without parts has an empty matrix in place of the structs.
+    return [
+        (str(part[0][0]), np.array(part[1], bool, ndmin=2)) for person in persons for part in person[3].reshape(-1)
+    ]
+
+
+def _load_mat(path: Path, key: str, extract: Callable[[np.ndarray], Any]) -> Any:
+    """`extract` of the variable `key` of a MATLAB file."""
+    try:
+        content = loadmat(path, variable_names=[key])
+    except _BROKEN_MAT as error:
+        raise ValueError(f"{path}: found a damaged MATLAB file ({error}). Restore it from the archive.") from error
+    if key not in content:
+        raise ValueError(f"{path}: found no variable {key!r} in it. Restore it from the archive.")
+    try:
+        return extract(content[key])
+    except _BROKEN_MAT as error:
+        raise ValueError(f"{path}: found another structure under {key!r} than the archive's. Restore it.") from error
+
+
+READERS = {
+    "semseg": _read_semseg,
+    "human_parts": _read_human_parts,
+    "saliency": _read_saliency,
+    "normals": _read_normals,
+}

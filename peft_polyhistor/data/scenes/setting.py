@@ -1,0 +1,144 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The surroundings of a procedural scene: ground, flat or curved walls, sky, and the light, in perspective.
+
+The camera is at the origin, 1 above the ground, and looks down by some degrees. Surroundings are told in the axes
+(right, up, back) of the ground, `back` being horizontal and away from the scene; views are in camera coordinates.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+_FAR = 200.0  # what is farther away is sky, in heights of the camera
+
+
+class Surface(NamedTuple):
+    """The ground, an upright wall, or an upright hollow cylinder around the camera.
+
+    Args:
+        material: Row of `materials.MATERIALS`.
+        distance: From the camera to the plane, or the radius of the cylinder.
+        normal: Unit normal of a plane, towards the camera; None for a cylinder.
+        axis: Where the axis of a cylinder stands: to the right of the camera, and behind it.
+    """
+
+    material: str
+    distance: float
+    normal: tuple[float, float, float] | None = None
+    axis: tuple[float, float] = (0.0, 0.0)
+
+
+class Setting(NamedTuple):
+    """What is around the objects.
+
+    Args:
+        pitch: How far the camera looks down, in degrees.
+        focal: Focal length, in halves of the short side of the picture.
+        surfaces: The ground, then the walls.
+        light: Unit vector towards the light, in camera coordinates.
+        ambient: Share of the light that comes from everywhere.
+        tint: Colour of the light, `(3,)`.
+    """
+
+    pitch: float
+    focal: float
+    surfaces: list[Surface]
+    light: np.ndarray
+    ambient: float
+    tint: np.ndarray
+
+
+class View(NamedTuple):
+    """What is seen of a setting, per pixel.
+
+    Args:
+        surface: Position in `surfaces`, -1 for the sky, `(height, width)`.
+        normals: Unit normal in camera coordinates, 0 in the sky, `(height, width, 3)`.
+        place: Where textures are looked up, `(height, width, 3)`.
+        footprint: Length on the surface that a pixel covers, `(height, width)`.
+    """
+
+    surface: np.ndarray
+    normals: np.ndarray
+    place: np.ndarray
+    footprint: np.ndarray
+
+
+def _wall(yaw: float, distance: float) -> Surface:
+    return Surface("wall", distance, (np.sin(np.radians(yaw)), 0.0, np.cos(np.radians(yaw))))
+
+
+def draw_setting(rng: np.random.Generator, indoors: bool) -> Setting:
+    """Draws a room (a curved wall or two flat ones) or a place outdoors (one wall or none, and the sky)."""
+    surfaces = [Surface("floor" if indoors else "ground", 1.0, (0.0, 1.0, 0.0))]
+    yaw, distance = rng.uniform(-40, 40), rng.uniform(1.8, 6.0)
+    if indoors and rng.random() < 0.3:
+        radius = rng.uniform(2.0, 5.0)
+        axis = (radius * rng.uniform(-0.5, 0.5), -radius * rng.uniform(0, 0.5))
+        surfaces.append(Surface("wall", radius, axis=axis))
+    elif indoors:
+        surfaces += [_wall(yaw, distance), _wall(yaw + (90 if yaw < 0 else -90), rng.uniform(0.7, 3.0))]
+    elif rng.random() < 0.5:
+        surfaces.append(_wall(rng.choice([-1, 1]) * rng.uniform(20, 85), rng.uniform(0.8, 4.0)))
+    light = np.array([rng.uniform(-1, 1), -rng.uniform(0.1, 1.0), rng.uniform(0.15, 1.0)])
+    return Setting(
+        pitch=rng.uniform(2, 32),
+        focal=rng.uniform(1.6, 3.0),
+        surfaces=surfaces,
+        light=light / np.linalg.norm(light),
+        ambient=rng.uniform(0.3, 0.6),
+        tint=1 + rng.uniform(-0.1, 0.1) * np.array([1.0, 0.2, -1.0]),
+    )
+
+
+def view_setting(setting: Setting, x: np.ndarray, y: np.ndarray) -> View:
+    """Follows a ray per pixel to the first surface; `x` and `y` are the columns and rows as in `DepthBuffer`."""
+    c, s = np.cos(np.radians(setting.pitch)), np.sin(np.radians(setting.pitch))
+    down = y[:, None]
+    ray = (x[None, :], -c * down - s * setting.focal, s * down - c * setting.focal)  # of length `focal` in the middle
+    shape = (len(y), len(x))
+    nearest, surfaces = np.full(shape, _FAR, np.float32), np.full(shape, -1)
+    normal, cosine = [np.zeros(shape, np.float32)] * 3, np.ones(shape, np.float32)
+    u, v = (
+        np.broadcast_to(x, shape),
+        np.broadcast_to(down, shape),
+    )  # the sky has the texture coordinates of the picture
+    for number, surface in enumerate(setting.surfaces):
+        meet = _meet_cylinder if surface.normal is None else _meet_plane
+        distance, its_normal, its_u, its_v, its_cosine = meet(surface, ray)
+        hit = (distance < nearest) & (distance > 0)
+        surfaces[hit] = number
+        nearest, u, v = np.where(hit, distance, nearest), np.where(hit, its_u, u), np.where(hit, its_v, v)
+        normal = [np.where(hit, its, other) for its, other in zip(its_normal, normal, strict=True)]
+        cosine = np.where(hit, its_cosine, cosine)
+    right, up, back = normal
+    normals = np.stack([right, s * back - c * up, s * up + c * back], axis=-1).astype(np.float32)
+    place = np.stack([u, v, np.zeros(shape)], axis=-1).astype(np.float32)
+    footprint = nearest * (x[1] - x[0]) / np.maximum(cosine / setting.focal, 0.05)
+    return View(surfaces, normals, place, np.where(surfaces < 0, 0, footprint).astype(np.float32))
+
+
+def _meet_plane(surface: Surface, ray):
+    """Where rays meet a plane: distance, normal, the two coordinates along the plane, and the cosine of the angle."""
+    right, up, back = surface.normal
+    slope = -(right * ray[0] + up * ray[1] + back * ray[2])
+    distance = surface.distance / np.maximum(slope, 1e-6)
+    if up:
+        return distance, surface.normal, distance * ray[0], distance * ray[2], slope
+    return distance, surface.normal, distance * (back * ray[0] - right * ray[2]), distance * ray[1], slope
+
+
+def _meet_cylinder(surface: Surface, ray):
+    """Where rays meet the far side of an upright cylinder, as `_meet_plane`."""
+    right, up, back = ray
+    start_right, start_back = (-offset for offset in surface.axis)
+    square, half_linear = right**2 + back**2, right * start_right + back * start_back
+    constant = start_right**2 + start_back**2 - surface.distance**2  # negative: the camera is inside
+    distance = (np.sqrt(half_linear**2 - square * constant) - half_linear) / square
+    normal_right = -(start_right + distance * right) / surface.distance
+    normal_back = -(start_back + distance * back) / surface.distance
+    along = np.arctan2(normal_right, normal_back) * surface.distance
+    slope = -(normal_right * right + normal_back * back)
+    return distance, (normal_right, 0.0, normal_back), along, distance * up, slope

@@ -1,0 +1,226 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Joint transforms of a picture and its dense labels: flip, rotation, scale, resize and the ignore rules.
+
+The order and ranges are those of Polyhistor's line of papers: flip; rotation and scale about the centre on the same
+canvas, at the picture's own size; resize to the training size. Pictures and normals are interpolated with a cubic
+kernel, the other labels take the nearest pixel. The border that a turn exposes is black in the picture, class 0 in
+semseg and human_parts, 0 in saliency and ignored in normals.
+
+Note: The papers' code resizes with OpenCV, whose cubic kernel skips pixels on shrinking; here it widens (antialias).
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .archive import DENSE_TASKS
+from .decode import IGNORE
+
+
+# ImageNet's statistics of RGB in [0, 1] (torchvision).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Augmentation of the Polyhistor line: degrees, and factors about 1.
+_MAX_DEGREES = 20.0
+_SCALES = (0.75, 1.25)
+
+# Shorter vectors than this hold no direction.
+_MIN_LENGTH = 1e-6
+
+
+def normalize_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """`image_size` as (height, width) in pixels; an int means a square. ValueError unless both are at least 1."""
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
+        raise ValueError(f"`image_size` must be a side or (height, width), whole pixels above 0, got {image_size!r}.")
+    return size
+
+
+def flip_normals(normals: Tensor) -> Tensor:
+    """Normals `(..., 3, height, width)` as a mirror shows them: x changes sign. The pixels stay where they are."""
+    return normals * normals.new_tensor([-1, 1, 1]).view(3, 1, 1)
+
+
+def rotate_normals(normals: Tensor, degrees: float) -> Tensor:
+    """Turns the vectors `(..., 3, height, width)` with a picture turned counter-clockwise on screen.
+
+    (nx, ny, nz) -> (nx cos t + ny sin t, -nx sin t + ny cos t, nz)
+
+    The pixels stay where they are.
+    """
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y, z = normals.unbind(-3)
+    return torch.stack([x * cos + y * sin, y * cos - x * sin, z], dim=-3)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What chance decided for one picture: mirror it, then turn it counter-clockwise, then enlarge it."""
+
+    flip: bool
+    degrees: float
+    scale: float
+
+    def to_source(self) -> tuple[float, float, float, float]:
+        """Matrix (row by row) from a pixel's offset to the centre, in the result, to its offset in the original."""
+        cos = math.cos(math.radians(self.degrees)) / self.scale
+        sin = math.sin(math.radians(self.degrees)) / self.scale
+        mirror = -1.0 if self.flip else 1.0
+        return mirror * cos, -mirror * sin, sin, cos
+
+
+class JointTransform:
+    """Turns pictures and labels into training tensors; for `dataset.with_transform`.
+
+    Takes a batch of columns `image_id`, `image` and tasks, returns lists of `image_id`, `pixel_values`
+    `(3, height, width)` with ImageNet's mean and standard deviation, and for the tasks present: `semseg` and
+    `human_parts` int64 `(height, width)` with 255 = ignore, `saliency` float32 0 or 1 `(1, height, width)`, `normals`
+    float32 unit vectors `(3, height, width)`, zero = ignore. A human_parts label without any part is ignored whole.
+
+    What is drawn for a picture depends on `seed`, the epoch and its id, not on worker, batch or order. The epoch lies
+    in shared memory, so that `set_epoch` reaches workers that run already, and copies of the dataset.
+
+    Args:
+        image_size: Side or (height, width) of the result in pixels; the ratio is not kept.
+        train: Flip, turn and scale at random; otherwise only resize.
+        seed: Seed of the draws, 0 or more.
+    """
+
+    def __init__(self, image_size: int | tuple[int, int], train: bool, seed: int = 0):
+        if seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {seed}.")
+        self.image_size = normalize_image_size(image_size)
+        self.train = train
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __deepcopy__(self, memo: dict) -> "JointTransform":
+        # `datasets` copies the transform when it derives one set from another: all follow one epoch.
+        return copy.copy(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the following pictures use the draws of `epoch`, 0 or more."""
+        if epoch < 0:
+            raise ValueError(f"`epoch` must be 0 or more, got {epoch}.")
+        self._epoch.fill_(epoch)
+
+    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, list]:
+        """Transforms a batch of columns.
+
+        Raises:
+            ValueError: A column is missing, or a label is no picture, of a wrong mode or of another size.
+        """
+        missing = {"image_id", "image"} - batch.keys()
+        if missing:
+            raise ValueError(
+                f"JointTransform needs the columns image_id and image, got {sorted(batch)}. Add {sorted(missing)}; to "
+                "read single columns, use the dataset without this transform."
+            )
+        tasks = [task for task in DENSE_TASKS if task in batch]
+        result = {"image_id": list(batch["image_id"]), "pixel_values": []} | {task: [] for task in tasks}
+        for row, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
+            draw = self._draw(image_id) if self.train else None
+            result["pixel_values"].append(self._pixel_values(image, draw))
+            for task in tasks:
+                label = batch[task][row]
+                _check_label(image_id, task, label, image.size)
+                result[task].append(self._label(task, label, draw))
+        return result
+
+    def _draw(self, image_id: str) -> _Draw:
+        random = np.random.default_rng((self.seed, int(self._epoch), crc32(image_id.encode())))
+        flip = random.random() < 0.5
+        return _Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
+
+    def _pixel_values(self, image: Image.Image, draw: _Draw | None) -> Tensor:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+        if draw is not None:
+            # A cubic kernel overshoots: clip before the cast, which would wrap.
+            pixels = _warp_cubic(pixels.float(), draw).round_().clamp_(0, 255).to(torch.uint8)
+        pixels = _resize_cubic(pixels, self.image_size)[0].float()
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return pixels.sub_(mean).div_(std)
+
+    def _label(self, task: str, label: Image.Image, draw: _Draw | None) -> Tensor:
+        if task == "normals":
+            return self._normals(label, draw)
+        values = torch.from_numpy(_nearest(label, self.image_size, draw))
+        if task == "saliency":
+            return (values > 127)[None].float()  # value / 255 > 0.5
+        values = values.long()
+        if task == "human_parts" and not values.any():
+            values.fill_(IGNORE)
+        return values
+
+    def _normals(self, label: Image.Image, draw: _Draw | None) -> Tensor:
+        colors = np.asarray(label)
+        valid = (colors[..., 0] | colors[..., 1] | colors[..., 2]) > 0  # black marks pixels without a normal
+        normals = torch.from_numpy(colors / np.float32(127.5) - np.float32(1))
+        normals = normals.mul_(torch.from_numpy(valid)[..., None]).permute(2, 0, 1)[None]
+        if draw is not None:
+            normals = _warp_cubic(normals, draw)
+        normals = _resize_cubic(normals, self.image_size)[0]
+        if draw is not None:
+            normals = rotate_normals(flip_normals(normals) if draw.flip else normals, draw.degrees)
+        # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
+        kept = torch.from_numpy(_nearest(Image.fromarray(valid.view(np.uint8)), self.image_size, draw))
+        length = normals.square().sum(dim=0).sqrt_()  # ten times as fast as `norm` over the first axis
+        return normals * torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stacks samples of `JointTransform` to `pixel_values` and `labels` by task, batch first; ids are dropped."""
+    tasks = [task for task in DENSE_TASKS if task in samples[0]]
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": {task: torch.stack([sample[task] for sample in samples]) for task in tasks},
+    }
+
+
+def _check_label(image_id: str, task: str, label: Any, size: tuple[int, int]) -> None:
+    modes = ("RGB",) if task == "normals" else ("L", "P")
+    mode = getattr(label, "mode", None)
+    if mode not in modes:
+        found = f"mode {mode}" if mode else repr(label)
+        raise ValueError(f"{task} of {image_id} must be a picture of mode {' or '.join(modes)}, got {found}.")
+    if label.size != size:
+        raise ValueError(
+            f"{task} of {image_id} is {label.size[0]} x {label.size[1]} pixels, its picture {size[0]} x {size[1]}. "
+            "Labels must have their picture's size."
+        )
+
+
+def _warp_cubic(pixels: Tensor, draw: _Draw) -> Tensor:
+    """Applies a draw to `(1, channels, height, width)`; zero outside the original."""
+    height, width = pixels.shape[-2:]
+    a, b, c, d = draw.to_source()
+    # `affine_grid` counts in half sides from the centre.
+    matrix = pixels.new_tensor([[[a, b * height / width, 0], [c * width / height, d, 0]]])
+    grid = F.affine_grid(matrix, pixels.shape, align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+
+
+def _resize_cubic(pixels: Tensor, image_size: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, image_size, mode="bicubic", antialias=True)
+
+
+def _nearest(label: Image.Image, image_size: tuple[int, int], draw: _Draw | None) -> np.ndarray:
+    """Stored values of a one-channel picture after draw and resize; zero outside the original."""
+    height, width = image_size
+    if draw is not None:
+        a, b, c, d = draw.to_source()
+        x, y = label.width / 2, label.height / 2
+        matrix = (a, b, x - a * x - b * y, c, d, y - c * x - d * y)
+        label = label.transform(label.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+    return np.array(label.resize((width, height), Image.Resampling.NEAREST))
