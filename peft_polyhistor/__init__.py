@@ -1,0 +1,32 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PEFT methods that adapt one frozen hierarchical vision transformer to many dense tasks.
+
+Importing this package registers its methods with PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` know
+them.
+"""
+
+from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
+from .models.encoder import StageEncoder, load_encoder
+from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
+from .registry import METHODS
+from .tasks import TASKS, Task, get_tasks, register_task, relative_change
+from .version import __version__
+
+
+__all__ = [
+    "METHODS",
+    "TASKS",
+    "MultiTaskDenseConfig",
+    "MultiTaskDenseModel",
+    "MultiTaskDenseOutput",
+    "PolyhistorConfig",
+    "PolyhistorLiteConfig",
+    "StageEncoder",
+    "Task",
+    "__version__",
+    "get_tasks",
+    "load_encoder",
+    "register_task",
+    "relative_change",
+]

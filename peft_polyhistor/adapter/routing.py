@@ -1,0 +1,238 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which tasks a forward pass serves, and the weights its sites use for them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+
+class Route(NamedTuple):
+    """What the sites need to know of the forward pass they are in."""
+
+    tasks: tuple[str, ...]
+    weights: dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
+
+
+@dataclass
+class Adapter:
+    """What a `TaskAdapters` knows of one adapter besides its generator."""
+
+    tasks: list[str]
+    site_names: list[str]
+    dropout: float
+
+
+class TaskAdapters(nn.Module, BaseTunerLayer):
+    """Holds the generators of all adapters of a model and leads each forward pass to the weights of its tasks.
+
+    It stands in the model once, beside the encoder, so that saved parameters are named by role and not by the path of
+    a layer. Its two hooks around the encoder take `task=` or `tasks=` out of the call, lay the batch out task by task,
+    generate the weights of all sites once, and split the result.
+
+    Args:
+        container: Name of the dictionary that holds one generator per adapter; PEFT finds parameters by it.
+    """
+
+    def __init__(self, container: str):
+        super().__init__()
+        setattr(self, container, nn.ModuleDict())
+        self.adapter_layer_names = (container,)
+        self.in_features = self.out_features = None
+        self.info: dict[str, Adapter] = {}
+        self.route: Route | None = None
+        self._splits: int | None = None
+        self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
+        self._hooks: list = []
+
+    @property
+    def generators(self) -> nn.ModuleDict:
+        return getattr(self, self.adapter_layer_names[0])
+
+    def add(self, name: str, generator: nn.Module, info: Adapter) -> None:
+        self.generators[name] = generator
+        self.info[name] = info
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.info.pop(adapter_name, None)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT calls this after loading onto meta tensors. There is no base layer here: the encoder says the device.
+        if adapter_name in self.generators:
+            self.generators[adapter_name].to(device or next(self._encoder[0].parameters()).device)
+
+    def forward(self, x: Any) -> Any:
+        """Identity: where the adapted model is an `nn.Sequential`, this is its last module."""
+        return x
+
+    def attach(self, encoder: nn.Module) -> None:
+        """Routes every call of `encoder`, which must be called as a module (not by its `forward`)."""
+        self._encoder = (encoder,)
+        self._hooks = [
+            encoder.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True),
+            encoder.register_forward_hook(self.leave, with_kwargs=True, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Takes the hooks off again."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def weights_at(self, site_name: str) -> list[tuple[Any, float]]:
+        """Weights and dropout of each active adapter at one site, for the tasks of the present pass."""
+        if self.route is None:
+            raise RuntimeError(
+                "An adapted layer was called outside of a forward pass of the adapted model, so its task is unknown. "
+                "Call the whole model, with `task=` or `tasks=`."
+            )
+        return self.route.weights.get(site_name, [])
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Forward pre-hook: takes the tasks out of the call and lays the batch out for them."""
+        if not self.active_adapters or not self.info:  # all deleted: the frozen encoder on its own
+            self.route = Route((), {})
+            return args, kwargs
+        kwargs = dict(kwargs)
+        asked = {name: kwargs.pop(name) for name in ("task", "tasks") if kwargs.get(name) is not None}
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
+        tasks = self._resolve(**asked)
+        self._splits = len(tasks) if "tasks" in asked else None
+        if self.disable_adapters:
+            # The frozen encoder does not know tasks: one pass serves all.
+            self.route = Route(tasks, {})
+            return args, kwargs
+        self.route = Route(tasks, self._generate(tasks))
+        bind_checkpoints(module, self)
+        return repeat_batch(args, len(tasks)), repeat_batch(kwargs, len(tasks))
+
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook, called after an error too: ends the route and hands each task its part of the output."""
+        route, self.route = self.route, None
+        splits, self._splits = self._splits, None
+        if route is None or splits is None or output is None:
+            return output
+        if self.disable_adapters:
+            return dict.fromkeys(route.tasks, output)
+        return dict(zip(route.tasks, split_batch(output, splits), strict=True))
+
+    def _resolve(self, task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
+        shared = [self.info[name].tasks for name in self.active_adapters if name in self.info]
+        known = [name for name in shared[0] if all(name in others for others in shared)]
+        if task is not None and tasks is not None:
+            raise ValueError(
+                f"Give `task` or `tasks`, not both; got task={task!r} and tasks={tasks!r}. Tasks are {known}."
+            )
+        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
+            raise TypeError(
+                f"`tasks` must be a list of names, got {tasks!r}. For one task write task= with one of {known}."
+            )
+        if task is None and tasks is None:
+            if len(known) == 1:
+                return tuple(known)
+            raise ValueError(
+                f"The adapter {self.active_adapters} serves several tasks, and none was named. Pass task= with one of "
+                f"{known}, or tasks= with a list of them."
+            )
+        named = (task,) if tasks is None else tuple(tasks)
+        unknown = [name for name in named if name not in known]
+        if unknown or not named or len(set(named)) < len(named):
+            raise ValueError(
+                f"Tasks must be among {known} of the adapter {self.active_adapters}, each named once; got "
+                f"{list(named)}."
+            )
+        return named
+
+    def _generate(self, tasks: tuple[str, ...]) -> dict[str, list[tuple[Any, float]]]:
+        weights: dict[str, list[tuple[Any, float]]] = {}
+        for name in self.active_adapters:
+            info, generator = self.info[name], self.generators[name]
+            device = next(generator.parameters()).device
+            indices = torch.tensor([info.tasks.index(task) for task in tasks], device=device)
+            for site_name, site_weights in zip(info.site_names, generator(indices), strict=True):
+                weights.setdefault(site_name, []).append((site_weights, info.dropout))
+        return weights
+
+    @contextmanager
+    def following(self, route: Route) -> Iterator[None]:
+        """Runs a block of code as part of the forward pass that `route` came from."""
+        before, self.route = self.route, route
+        try:
+            yield
+        finally:
+            self.route = before
+
+
+class BoundCheckpoint:
+    """A checkpoint function whose recomputed layers see the tasks and weights of their own forward pass.
+
+    Recomputation happens in the backward pass, when the route is long over, or is that of another step.
+    """
+
+    def __init__(self, checkpoint: Callable, adapters: TaskAdapters):
+        self.checkpoint = checkpoint
+        self.adapters = adapters
+
+    def __call__(self, function: Callable, *args, **kwargs) -> Any:
+        return self.checkpoint(partial(_follow, self.adapters, self.adapters.route, function), *args, **kwargs)
+
+
+def _follow(adapters: TaskAdapters, route: Route, function: Callable, *args, **kwargs) -> Any:
+    with adapters.following(route):
+        return function(*args, **kwargs)
+
+
+def bind_checkpoints(model: nn.Module, adapters: TaskAdapters) -> None:
+    """Binds the checkpoint function of every layer that has one (transformers' GradientCheckpointingLayer)."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not isinstance(checkpoint, BoundCheckpoint):
+            module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, adapters)
+
+
+def repeat_batch(value: Any, times: int) -> Any:
+    """Repeats every tensor in `value` along its first axis: the whole batch once per task."""
+    if times == 1:
+        return value
+    if isinstance(value, Tensor):
+        return value.repeat(times, *[1] * (value.ndim - 1)) if value.ndim else value
+    if isinstance(value, dict):
+        return {key: repeat_batch(item, times) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(repeat_batch(item, times) for item in value)
+    return value
+
+
+def split_batch(value: Any, parts: int) -> list[Any]:
+    """Cuts every tensor in `value` along its first axis into equal parts; containers keep their type.
+
+    Raises:
+        ValueError: A tensor has no such axis, as a loss has none.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) % parts:
+            raise ValueError(
+                f"The model returned a tensor of shape {tuple(value.shape)}, which cannot be split into {parts} tasks."
+                " Call it with task= for one task at a time (a loss over labels is such an output)."
+            )
+        return list(value.chunk(parts))
+    if isinstance(value, Mapping):
+        items = {key: split_batch(item, parts) for key, item in value.items()}
+        make = partial(_like, value)
+        return [make({key: item[i] for key, item in items.items()}) for i in range(parts)]
+    if isinstance(value, tuple | list):
+        columns = [split_batch(item, parts) for item in value]
+        return [type(value)(column[i] for column in columns) for i in range(parts)]
+    return [value] * parts
+
+
+def _like(value: Mapping, items: dict[str, Any]) -> Mapping:
+    if is_dataclass(value):  # transformers' ModelOutput, which is a mapping of its fields that are not None
+        return type(value)(**{field.name: items.get(field.name) for field in fields(value)})
+    return items

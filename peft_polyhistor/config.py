@@ -1,0 +1,137 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The settings that methods share."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peft import PeftConfig, PeftType
+from torch import nn
+
+
+if TYPE_CHECKING:
+    from .adapter.site import Site
+
+# The four tasks of PASCAL-Context in Polyhistor, arXiv:2210.03265, Sec. 5.1.
+PASCAL_TASKS = ("semseg", "human_parts", "saliency", "normals")
+
+
+@dataclass
+class MultiTaskConfig(PeftConfig):
+    """Settings of every method that adapts one frozen encoder to several tasks.
+
+    Args:
+        tasks: Names of the tasks, in the order of their embeddings. Any names that can be part of a parameter name.
+        target_modules: Which modules carry an adapter. `None` takes every transformer block of a known encoder. Else
+            names, or endings of names after a dot, or one regular expression that must match whole names.
+        exclude_modules: Modules to leave out, in the same notation.
+        layers_to_transform: Indices of the blocks to adapt, counted from 0 over all stages in the order of the
+            encoder; `None` adapts all. Needs `target_modules=None`.
+        modules_to_save: Further modules that train and are saved as a whole. The decoders of a
+            `MultiTaskDenseModel` are among them without being named.
+        init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
+
+    Raises:
+        ValueError: A field is out of its range; the message says what is allowed.
+        TypeError: A field has the wrong type.
+    """
+
+    method: ClassVar[str]  # the PEFT type, set by each method's config
+
+    tasks: Sequence[str] = field(
+        default=PASCAL_TASKS, metadata={"help": "Names of the tasks, in the order of their embeddings."}
+    )
+    target_modules: Sequence[str] | str | None = field(
+        default=None, metadata={"help": "Modules to adapt; None: every block of a known encoder."}
+    )
+    exclude_modules: Sequence[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
+    layers_to_transform: Sequence[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks to adapt, over all stages; None: all."}
+    )
+    modules_to_save: Sequence[str] | None = field(
+        default=None, metadata={"help": "Further modules that train and are saved as a whole."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start as an exact identity of the frozen encoder."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = PeftType[self.method]
+        self.tasks = _check_names(self.tasks)
+        # Lists, never sets or tuples: JSON gives lists back, and the order of a set is random.
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
+                setattr(self, name, sorted(value) if isinstance(value, set | frozenset) else list(value))
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(f"`modules_to_save` must be a list of names, got the string '{self.modules_to_save}'.")
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            are_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            if not (value is None or isinstance(value, str) or are_names):
+                raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
+        if self.layers_to_transform is not None:
+            self._check_layers()
+
+    def _check_layers(self) -> None:
+        if not isinstance(self.layers_to_transform, list):
+            self.layers_to_transform = [self.layers_to_transform]
+        wrong = [i for i in self.layers_to_transform if isinstance(i, bool) or not isinstance(i, int) or i < 0]
+        if wrong or not self.layers_to_transform:
+            raise ValueError(f"`layers_to_transform` must hold block indices from 0, got {self.layers_to_transform}.")
+        if self.target_modules is not None:
+            raise ValueError(
+                "`layers_to_transform` counts the blocks of a known encoder and `target_modules` names modules: "
+                "give one of them, not both."
+            )
+
+
+@dataclass
+class BottleneckConfig(MultiTaskConfig):
+    """Settings of the methods whose layer is a bottleneck adapter, up(gelu(down(norm(x)))).
+
+    Args:
+        reduction_factor: Width of a layer over its bottleneck.
+        placement: `"parallel"` adds the adapter of the residual stream in front of the feed-forward block's norm to
+            the block's output (the paper's). `"serial"` applies the adapter to the feed-forward block's output.
+        dropout: Probability of zeroing an activation of the bottleneck while training.
+    """
+
+    reduction_factor: int = field(default=16, metadata={"help": "Width of a layer over its bottleneck."})
+    placement: str = field(default="parallel", metadata={"help": "'parallel' to the feed-forward block or 'serial'."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout probability in the bottleneck."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("reduction_factor", self.reduction_factor)
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"`placement` must be one of {list(PLACEMENTS)}, got {self.placement!r}.")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be a probability in [0, 1), got {self.dropout!r}.")
+
+    @abstractmethod
+    def make_generator(self, sites: "list[Site]") -> nn.Module:
+        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
+
+
+PLACEMENTS = ("parallel", "serial")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+def _check_names(tasks: Sequence[str]) -> list[str]:
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+        raise TypeError(f"`tasks` must be a list of names, got {tasks!r}. For one task write e.g. tasks=['semseg'].")
+    names = list(tasks)
+    wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
+    if not names or wrong or len(set(names)) < len(names):
+        raise ValueError(
+            f"`tasks` must be at least one name of letters, digits and underscores, each given once, got {names}."
+        )
+    return names

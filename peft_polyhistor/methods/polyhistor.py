@@ -1,0 +1,265 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Polyhistor and Polyhistor-Lite (arXiv:2210.03265, NeurIPS 2022).
+
+The paper's letters and our names:
+
+    t, l            task, site (one per transformer block)
+    z, v            task embedding (raw, then projected), `embedding_dim` is the length of v
+    rho             `reduction_factor`
+    W_d, W_u        down, up
+    r               `rank`
+    W-bar, alpha    template kernel, scaling kernel
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter.factors import Hypernetworks, Projector, kronecker_sum, kronecker_sum_of_vectors
+from ..adapter.site import BottleneckWeights, Site
+from ..adapter.tuner import AdapterTuner
+from ..config import BottleneckConfig, check_positive
+from ..registry import register
+
+
+RAW_EMBEDDING = 512  # length of a learned embedding (E), from the parameter counts of the paper's Tables 1 and 2
+HIDDEN = 128  # hidden width of the projector (H), from the same counts
+INIT_STD = 0.01  # of the hypernetworks' weights, as in Hyperformer
+
+
+@dataclass
+class HypernetworkConfig(BottleneckConfig):
+    """Settings of the methods that generate low-rank adapter weights from embeddings.
+
+    Args:
+        embedding_dim: Length k of a projected embedding.
+        rank: Rank of a generated weight; `None` takes `max(1, bottleneck // rank_divisor)`.
+        rank_divisor: Bottleneck over rank where `rank` is not given.
+    """
+
+    embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
+    rank: int | None = field(default=None, metadata={"help": "Rank of a generated weight; None: by rank_divisor."})
+    rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("embedding_dim", self.embedding_dim)
+        check_positive("rank_divisor", self.rank_divisor)
+        if self.rank is not None:
+            check_positive("rank", self.rank)
+
+    def shapes_of(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of what the hypernetworks emit for a layer of this width.
+
+        Raises:
+            ValueError: The reduction factor is larger than the width.
+        """
+        if self.reduction_factor > width:
+            raise ValueError(
+                f"`reduction_factor` {self.reduction_factor} leaves no bottleneck in a layer of width {width}: "
+                f"choose one of at most {width}."
+            )
+        bottleneck = width // self.reduction_factor
+        rank = self.rank or max(1, bottleneck // self.rank_divisor)
+        return {
+            "down_left": (bottleneck, rank),
+            "down_right": (rank, width),
+            "down_bias": (bottleneck,),
+            "up_left": (width, rank),
+            "up_right": (rank, bottleneck),
+            "up_bias": (width,),
+            "norm_weight": (width,),
+            "norm_bias": (width,),
+        }
+
+
+@dataclass
+class PolyhistorConfig(HypernetworkConfig):
+    """Settings of Polyhistor: decomposed hypernetworks in every layer (arXiv:2210.03265, Sec. 4.1, Eq. 3)."""
+
+    method: ClassVar[str] = "POLYHISTOR"
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        shapes = [self.shapes_of(site.width) for site in sites]
+        return Polyhistor(len(self.tasks), shapes, self.embedding_dim, self.init_weights)
+
+
+@dataclass
+class PolyhistorLiteConfig(HypernetworkConfig):
+    """Settings of Polyhistor-Lite: one set of hypernetworks for all layers (arXiv:2210.03265, Sec. 4.2, Eq. 4-6)."""
+
+    method: ClassVar[str] = "POLYHISTOR_LITE"
+
+    reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        """Raises ValueError where a width is no multiple of the smallest one."""
+        width = min(site.width for site in sites)
+        for site in sites:
+            if site.width % width:
+                raise ValueError(
+                    f"Polyhistor-Lite scales one kernel to every layer: widths must be multiples of the smallest, "
+                    f"{width}, and '{site.name}' has {site.width}. Name modules of such widths in `target_modules`, "
+                    "or use PolyhistorConfig."
+                )
+        scales = [site.width // width for site in sites]
+        return PolyhistorLite(len(self.tasks), scales, self.shapes_of(width), self.embedding_dim, self.init_weights)
+
+
+class Polyhistor(nn.Module):
+    """Generates every adapter weight as a product of two factors, each linear in the task embedding.
+
+        W(t, l) = left_l(v) right_l(v),    v = projector_l(z_t)    (arXiv:2210.03265, Eq. 3)
+
+    Biases and norms are linear in v. Every layer has a projector and hypernetworks of its own; the embeddings z are
+    shared by all layers.
+
+    Args:
+        tasks: Number of tasks.
+        shapes: What the hypernetworks of each site emit, as in `HypernetworkConfig.shapes_of`.
+        embedding_dim: Length k of v.
+        identity: Start with an adapter output of exactly zero.
+
+    Parameters: 512 per task, and for a site of width d, bottleneck n and rank r at k = 64
+    74,048 + 65 (2 r (d + n) + n + 3 d).
+    """
+
+    def __init__(
+        self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool = True
+    ):
+        super().__init__()
+        self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
+        self.projectors = nn.ModuleList(Projector(RAW_EMBEDDING, HIDDEN, embedding_dim) for _ in shapes)
+        self.hypernetworks = nn.ModuleList(Hypernetworks(embedding_dim, shape) for shape in shapes)
+        for hypernetworks in self.hypernetworks:
+            hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
+
+    def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
+        """Indices `(tasks,)` to the weights of every site."""
+        raw = self.task_embedding[tasks]
+        return [
+            around_one(multiply_factors(hypernetworks(projector(raw))))
+            for projector, hypernetworks in zip(self.projectors, self.hypernetworks, strict=True)
+        ]
+
+
+class PolyhistorLite(nn.Module):
+    """Generates small template kernels with one set of hypernetworks and scales them up to every layer.
+
+        W(t, l) = sum_i  template_i(t, l) (x) scaling_i(l),    i = 1 .. s    (arXiv:2210.03265, Eq. 5)
+        template_i(t, l) = left(v) right(v),    v = projector([z_t, z_l,i])
+
+    s is the layer's scale, its width over that of the first stage; layers of scale 1 use their template as it is.
+    Biases and norms are scaled in the same way by kernels that are vectors.
+
+    Note:
+        The paper writes the scaling kernels as alpha^{t,i}, one per task. Its parameter counts have one set per
+        layer, shared by all tasks and by down and up; another set of vectors serves both biases and a third the norm.
+        We follow the counts.
+
+    Args:
+        tasks: Number of tasks.
+        scales: Scale s of each site.
+        shapes: What the hypernetworks emit at the smallest width, as in `HypernetworkConfig.shapes_of`.
+        embedding_dim: Length k of v.
+        identity: Start with an adapter output of exactly zero.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        scales: list[int],
+        shapes: dict[str, tuple[int, ...]],
+        embedding_dim: int,
+        identity: bool = True,
+    ):
+        super().__init__()
+        self.scales = scales
+        self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
+        # One row per summand of every site, site by site.
+        self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
+        self.projector = Projector(2 * RAW_EMBEDDING, HIDDEN, embedding_dim)
+        self.hypernetworks = Hypernetworks(embedding_dim, shapes)
+        self.hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
+        self.scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
+
+    def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
+        """Indices `(tasks,)` to the weights of every site."""
+        pairs = (len(tasks), len(self.layer_embedding), RAW_EMBEDDING)
+        task_embedding = self.task_embedding[tasks][:, None].expand(pairs)
+        raw = torch.cat([task_embedding, self.layer_embedding.expand(pairs)], dim=-1)
+        # One product for all tasks, sites and summands: (tasks, sum of scales, ...).
+        templates = multiply_factors(self.hypernetworks(self.projector(raw)))
+        by_site = zip(*(tensor.split(self.scales, dim=1) for tensor in templates), strict=True)
+        return [
+            around_one(scaling(BottleneckWeights(*site_templates)))
+            for scaling, site_templates in zip(self.scaling, by_site, strict=True)
+        ]
+
+
+class ScalingKernels(nn.Module):
+    """The learned kernels that scale the templates of one site, shared by all tasks; s^3 + 2 s^2 parameters.
+
+    A site of scale 1 has none: its template is its weight.
+    """
+
+    def __init__(self, scale: int):
+        super().__init__()
+        if scale > 1:
+            self.weight = nn.Parameter(torch.randn(scale, scale, scale))
+            self.bias = nn.Parameter(torch.randn(scale, scale))
+            self.norm = nn.Parameter(torch.randn(scale, scale))
+        self.scale = scale
+
+    def forward(self, templates: BottleneckWeights) -> BottleneckWeights:
+        """Templates `(tasks, scale, ...)` to weights `(tasks, ...)`."""
+        if self.scale == 1:
+            return BottleneckWeights(*(template.squeeze(1) for template in templates))
+        return BottleneckWeights(
+            down=kronecker_sum(templates.down, self.weight),
+            down_bias=kronecker_sum_of_vectors(templates.down_bias, self.bias),
+            up=kronecker_sum(templates.up, self.weight),
+            up_bias=kronecker_sum_of_vectors(templates.up_bias, self.bias),
+            norm_weight=kronecker_sum_of_vectors(templates.norm_weight, self.norm),
+            norm_bias=kronecker_sum_of_vectors(templates.norm_bias, self.norm),
+        )
+
+
+# What makes the adapter's output exactly zero, and still lets gradient reach its left factor.
+ZERO_AT_START = ("up_left", "up_bias")
+
+
+def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:
+    """What hypernetworks emit, to weights; leading axes stay as they are."""
+    return BottleneckWeights(
+        down=outputs["down_left"] @ outputs["down_right"],
+        down_bias=outputs["down_bias"],
+        up=outputs["up_left"] @ outputs["up_right"],
+        up_bias=outputs["up_bias"],
+        norm_weight=outputs["norm_weight"],
+        norm_bias=outputs["norm_bias"],
+    )
+
+
+def around_one(weights: BottleneckWeights) -> BottleneckWeights:
+    """Reads the generated norm weight as a change of one, so that the norm starts near the identity."""
+    return weights._replace(norm_weight=1 + weights.norm_weight)
+
+
+class PolyhistorModel(AdapterTuner):
+    """PEFT tuner of Polyhistor."""
+
+    prefix = "polyhistor_"
+
+
+class PolyhistorLiteModel(AdapterTuner):
+    """PEFT tuner of Polyhistor-Lite."""
+
+    prefix = "polyhistor_lite_"
+
+
+register(PolyhistorConfig.method, PolyhistorConfig, PolyhistorModel)
+register(PolyhistorLiteConfig.method, PolyhistorLiteConfig, PolyhistorLiteModel)

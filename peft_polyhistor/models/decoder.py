@@ -1,0 +1,68 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Dense decoders: one all-MLP head per task over the four stage maps (SegFormer, arXiv:2105.15203, Sec. 3.2)."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DenseDecoder(nn.Module):
+    """Turns the four stage maps into the logits of one task, at the resolution of the first map.
+
+        classifier(dropout(relu(BatchNorm(fuse(concat_i upsample(project_i(norm_i(map_i)))))))
+
+    Everything in front of BatchNorm is linear, and bilinear weights sum to one. So each projection is multiplied with
+    its slice of the fusing convolution first, applied at the resolution of its own stage, upsampled and summed: the
+    same parameters and the same function, without a map of 4 * width channels at the finest resolution.
+
+    Args:
+        widths: Channels of the four maps.
+        channels: Channels of the output.
+        width: Channels inside.
+        dropout: Probability of zeroing a whole channel in front of the classifier.
+        norms: Norm every map over its channels first, as the residual stream of Swin needs.
+
+    Parameters: sum_i (C_i + 1) width + 4 width^2 + 2 width + (width + 1) channels, and with norms 2 sum_i C_i.
+    """
+
+    def __init__(self, widths: Sequence[int], channels: int, width: int, dropout: float, norms: bool):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(c) if norms else nn.Identity() for c in widths)
+        self.projections = nn.ModuleList(nn.Linear(c, width) for c in widths)
+        self.fuse = nn.Conv2d(len(widths) * width, width, kernel_size=1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(width, channels, kernel_size=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps `(batch, C_i, h_i, w_i)` to logits `(batch, channels, h_1, w_1)`."""
+        size = maps[0].shape[-2:]
+        slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)  # each (width, width)
+        fused = 0
+        for stage_map, norm, projection, fuse in zip(maps, self.norms, self.projections, slices, strict=True):
+            weight, bias = fuse @ projection.weight, fuse @ projection.bias
+            tokens = norm(stage_map.movedim(1, -1))  # (batch, h, w, C)
+            projected = F.linear(tokens, weight, bias).movedim(-1, 1)
+            fused = fused + F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
+        return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
+
+
+class Decoders(nn.Module):
+    """One `DenseDecoder` per task.
+
+    Args:
+        channels: Output channels by task.
+        The others are those of `DenseDecoder`.
+    """
+
+    def __init__(self, channels: Mapping[str, int], widths: Sequence[int], width: int, dropout: float, norms: bool):
+        super().__init__()
+        self.heads = nn.ModuleDict(
+            {task: DenseDecoder(widths, out, width, dropout, norms) for task, out in channels.items()}
+        )
+
+    def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Stage maps by task to logits by task, each at stride 4."""
+        return {task: self.heads[task](task_maps) for task, task_maps in maps.items()}

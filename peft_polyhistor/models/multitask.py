@@ -1,0 +1,182 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One encoder, one decoder per task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..losses import resize_to_label
+from ..tasks import TASKS, check_labels, get_tasks
+from .decoder import Decoders
+from .encoder import StageEncoder, build_encoder, view_encoder
+
+
+class MultiTaskDenseConfig(PreTrainedConfig):
+    """Config of a `MultiTaskDenseModel`.
+
+    Args:
+        encoder: Config of the encoder, or its dict.
+        tasks: Names of the tasks, rows of `TASKS`.
+        decoder_width: Channels inside the decoders.
+        decoder_dropout: Probability of zeroing a channel in front of the classifier.
+        loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
+    """
+
+    model_type = "multitask_dense"
+
+    def __init__(
+        self,
+        encoder: PreTrainedConfig | dict[str, Any] | None = None,
+        tasks: Sequence[str] = ("semseg", "human_parts", "saliency", "normals"),
+        decoder_width: int = 256,
+        decoder_dropout: float = 0.1,
+        loss_weights: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(encoder, dict):
+            encoder = AutoConfig.for_model(**encoder)
+        self.encoder = encoder
+        self.tasks = list(tasks)
+        self.decoder_width = decoder_width
+        self.decoder_dropout = decoder_dropout
+        self.loss_weights = dict(loss_weights or {})
+        super().__init__(**kwargs)
+
+
+@dataclass
+class MultiTaskDenseOutput(ModelOutput):
+    """Output of a `MultiTaskDenseModel`.
+
+    Args:
+        loss: Weighted sum of the tasks' losses, where labels were given.
+        logits: By task `(batch, channels, height, width)`.
+        losses: By task, not weighted, where labels were given.
+    """
+
+    loss: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+class MultiTaskDenseModel(PreTrainedModel):
+    """Predicts several dense tasks from one picture: an encoder of four stages and a decoder per task.
+
+    Build it with `from_encoder`, or from a config with fresh weights. An adapted encoder (`get_peft_model`) makes maps
+    for each task; an unadapted one makes one set of maps that all decoders share.
+
+    Raises:
+        ValueError: A task is unknown or the encoder has not four stages.
+    """
+
+    config_class = MultiTaskDenseConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MultiTaskDenseConfig, encoder: StageEncoder | None = None):
+        super().__init__(config)
+        channels = {task.name: task.channels for task in get_tasks(config.tasks)}
+        if config.loss_weights:
+            get_tasks(list(config.loss_weights))  # an unknown name would be a weight without effect
+        if encoder is None:
+            encoder = build_encoder(config.encoder)
+        else:
+            for module in encoder.modules():
+                module._is_hf_initialized = True  # transformers would draw its weights anew
+        self.encoder = encoder
+        self.decoders = Decoders(
+            channels, encoder.widths, config.decoder_width, config.decoder_dropout, encoder.needs_norm
+        )
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, encoder: nn.Module, tasks: Sequence[str], **kwargs: Any) -> "MultiTaskDenseModel":
+        """Puts fresh decoders on a pretrained encoder, which becomes part of the model.
+
+        Args:
+            encoder: A Swin or a backbone of transformers with four stages, or a `StageEncoder`.
+            tasks: Names of tasks, rows of `TASKS`.
+            **kwargs: Further fields of `MultiTaskDenseConfig`.
+
+        Raises:
+            TypeError: The encoder's family is unknown.
+            ValueError: The encoder has not four stages, or a task is unknown.
+        """
+        stages = view_encoder(encoder)
+        config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **kwargs)
+        config.name_or_path = stages.config.name_or_path  # the base model that PEFT records with an adapter
+        return cls(config, stages)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Mapping[str, Tensor] | None = None,
+        tasks: Sequence[str] | None = None,
+        full_resolution: bool = True,
+        return_dict: bool = True,
+    ) -> MultiTaskDenseOutput | tuple:
+        """Predicts the tasks asked for.
+
+        Args:
+            pixel_values: Normalised pictures `(batch, 3, height, width)`, of any size from the encoder's coarsest
+                stride up.
+            labels: By task, as its row of `TASKS` describes. Tasks that were asked for and have no label are
+                predicted without a loss; labels of tasks that were not asked for are not looked at.
+            tasks: Names of the tasks to predict; `None` for all.
+            full_resolution: Logits at the size of the picture; otherwise at the first stage's stride of 4.
+            return_dict: `False` gives the fields that are there as a tuple.
+
+        Raises:
+            ValueError: A picture is too small, a task is unknown, or a label does not fit.
+        """
+        tasks = self._check_input(pixel_values, tasks)
+        logits = self.decoders(self.encoder(pixel_values, tasks=tasks))
+        losses = self._losses(logits, labels) if labels is not None else None
+        weights = {task: self.config.loss_weights.get(task, TASKS[task].loss_weight) for task in tasks}
+        if full_resolution:
+            logits = {task: resize_to_label(task_logits, pixel_values) for task, task_logits in logits.items()}
+        output = MultiTaskDenseOutput(
+            loss=sum(weights[task] * loss for task, loss in losses.items()) if losses else None,
+            logits=logits,
+            losses=losses,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _losses(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        losses = {}
+        for task, task_logits in logits.items():
+            if task in labels:
+                check_labels(task, task_logits.shape, labels[task])
+                losses[task] = TASKS[task].loss(task_logits, labels[task])
+        if not losses:
+            raise ValueError(
+                f"There are labels of {list(labels)} and none of the tasks asked for, {list(logits)}. Give labels by "
+                "task name, or labels=None for predictions alone."
+            )
+        return losses
+
+    def _check_input(self, pixel_values: Tensor, tasks: Sequence[str] | None) -> list[str]:
+        if tasks is not None:
+            tasks = [task.name for task in get_tasks(tasks)]
+            unknown = [task for task in tasks if task not in self.config.tasks]
+            if unknown:
+                raise ValueError(f"No decoder for {unknown}: this model has {self.config.tasks}. Ask for those.")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"Pictures must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
+        least = self.encoder.strides[-1]
+        if min(pixel_values.shape[-2:]) < least:
+            raise ValueError(
+                f"Pictures of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels are too small: the encoder's "
+                f"coarsest stride is {least}, so both sides must be at least {least}. Enlarge them."
+            )
+        return tasks or self.config.tasks
+
+
+AutoConfig.register(MultiTaskDenseConfig.model_type, MultiTaskDenseConfig, exist_ok=True)
+AutoModel.register(MultiTaskDenseConfig, MultiTaskDenseModel, exist_ok=True)

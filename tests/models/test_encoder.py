@@ -1,0 +1,195 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Stage maps of encoders against the models they come from."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    PvtV2Backbone,
+    PvtV2Config,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinBackbone,
+    SwinForImageClassification,
+    SwinModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from peft_polyhistor.models.encoder import (
+    BackboneStages,
+    Block,
+    StageEncoder,
+    SwinStages,
+    build_encoder,
+    find_blocks,
+    load_encoder,
+    view_encoder,
+)
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SWINS = [SwinModel, SwinBackbone, SwinForImageClassification]
+
+
+def make_pvt(**changes):
+    settings = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
+    return PvtV2Backbone(PvtV2Config(**{**settings, "out_features": STAGES, **changes})).eval()
+
+
+def make_resnet():
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    return ResNetBackbone(ResNetConfig(**sizes, out_features=STAGES))
+
+
+def maps_of_swin(model, pixels):
+    output = model(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+    return output.reshaped_hidden_states[1:]
+
+
+def check_maps(actual, expected):
+    assert len(actual) == len(expected) == 4
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("cls", SWINS)
+@pytest.mark.parametrize("size", [(96, 96), (128, 160), (160, 100)], ids=str)
+@torch.no_grad()
+def test_maps_of_swin_are_those_of_swin_model(make_swin, cls, size):
+    """The last map is one window of 3 x 3 at 96 pixels, and exceeds it at the others."""
+    model = make_swin(cls)
+    plain = copy.deepcopy(model if cls is SwinModel else model.swin)
+    pixels = torch.randn(2, 3, *size)
+    encoder = view_encoder(model)
+    assert isinstance(encoder, SwinStages)
+    maps = encoder(pixels)
+    check_maps(maps, maps_of_swin(plain, pixels))
+    assert [stage_map.shape[1] for stage_map in maps] == encoder.widths == [8, 16, 32, 64]
+    assert encoder.strides == [4, 8, 16, 32]
+    assert encoder.needs_norm
+
+
+@torch.no_grad()
+def test_a_small_picture_does_not_change_a_later_one(make_swin):
+    encoder, pixels = view_encoder(make_swin()), torch.randn(1, 3, 128, 128)
+    before = encoder(pixels)
+    encoder(pixels[:, :, :32, :40])
+    check_maps(encoder(pixels), before)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (40, 200)], ids=str)
+@torch.no_grad()
+def test_maps_of_small_pictures(make_swin, size):
+    height, width = size
+    pixels = torch.randn(2, 3, height, width)
+    for encoder in (view_encoder(make_swin()), view_encoder(make_pvt())):
+        for stage_map, stride, channels in zip(encoder(pixels), encoder.strides, encoder.widths, strict=True):
+            assert stage_map.isfinite().all()
+            assert stage_map.shape[:2] == (2, channels)
+            rounded_up = (-(-height // stride), -(-width // stride))
+            assert tuple(stage_map.shape[2:]) in {rounded_up, (height // stride, width // stride)}
+
+
+@torch.no_grad()
+def test_a_picture_does_not_depend_on_its_batch(make_swin):
+    encoder, pixels = view_encoder(make_swin().double()), torch.randn(3, 3, 40, 72).double()
+    for together, alone in zip(encoder(pixels), encoder(pixels[1:2]), strict=True):
+        torch.testing.assert_close(together[1:2], alone)
+
+
+@torch.no_grad()
+def test_maps_of_a_backbone_are_its_own():
+    backbone, pixels = make_pvt(), torch.randn(2, 3, 64, 96)
+    encoder = view_encoder(backbone)
+    assert isinstance(encoder, BackboneStages)
+    assert encoder.widths == [8, 16, 20, 32]
+    assert encoder.strides == [4, 8, 16, 32]
+    assert not encoder.needs_norm
+    check_maps(encoder(pixels), copy.deepcopy(backbone)(pixels).feature_maps)
+
+
+@torch.no_grad()
+def test_an_unadapted_encoder_needs_one_pass_for_all_tasks(make_swin):
+    encoder, pixels = view_encoder(make_swin()), torch.randn(1, 3, 96, 96)
+    by_task = encoder(pixels, tasks=["b", "a"])
+    assert list(by_task) == ["b", "a"]
+    assert by_task["a"] is by_task["b"]
+    check_maps(by_task["a"], encoder(pixels))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_a_backbone_does_not_change_it(training):
+    backbone = make_resnet().train(training)  # with the statistics of BatchNorm
+    before = copy.deepcopy(backbone.state_dict())
+    view_encoder(backbone)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+    assert all(module.training == training for module in backbone.modules())
+
+
+def test_a_stage_encoder_is_taken_as_it_is(make_swin):
+    encoder = view_encoder(make_swin())
+    assert view_encoder(encoder) is encoder
+
+
+def test_a_stage_encoder_must_make_maps():
+    class Incomplete(StageEncoder):
+        pass
+
+    with pytest.raises(TypeError, match="Incomplete must define `stage_maps`"):
+        Incomplete()(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential()], ids=lambda model: type(model).__name__)
+def test_what_is_no_encoder_is_an_error(model):
+    with pytest.raises(TypeError, match=rf"{type(model).__name__} is no encoder of a known family.*SwinModel"):
+        view_encoder(model)
+
+
+def test_an_encoder_without_four_stages_is_an_error(make_swin):
+    with pytest.raises(ValueError, match=r"four stages; SwinModel yields 3 \(widths \[8, 16, 32\]\)"):
+        view_encoder(make_swin(depths=[2, 2, 2], num_heads=[1, 2, 2], out_features=["stage3"]))
+    with pytest.raises(ValueError, match=r"four stages; PvtV2Backbone yields 2 \(widths \[16, 32\]\).*`out_features`"):
+        view_encoder(make_pvt(out_features=["stage2", "stage4"]))
+
+
+def test_blocks_of_swin_are_found_in_order(make_swin):
+    blocks = find_blocks(make_swin(SwinBackbone))
+    assert blocks[3] == Block(
+        "swin.encoder.layers.1.blocks.1.mlp", "swin.encoder.layers.1.blocks.1.layernorm_after", 16
+    )
+    assert [block.width for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
+    assert find_blocks(make_pvt()) == []
+
+
+@torch.no_grad()
+def test_an_encoder_is_built_from_its_config(make_swin):
+    for model in (make_swin(), make_pvt()):
+        encoder = view_encoder(model).eval()
+        built = build_encoder(copy.deepcopy(encoder.config)).eval()
+        assert type(built) is type(encoder)
+        built.load_state_dict(encoder.state_dict())
+        pixels = torch.randn(1, 3, 64, 64)
+        check_maps(built(pixels), encoder(pixels))
+
+
+@torch.no_grad()
+def test_an_encoder_is_loaded_from_a_folder(make_swin, tmp_path):
+    for model in (make_swin(), make_swin(SwinBackbone), make_swin(SwinForImageClassification), make_pvt()):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        encoder, pixels = load_encoder(str(folder)), torch.randn(1, 3, 64, 64)
+        assert encoder.config.name_or_path == str(folder)
+        check_maps(encoder.eval()(pixels), view_encoder(model)(pixels))
+
+
+def test_a_folder_that_holds_no_encoder_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        load_encoder(str(tmp_path / "nowhere"))
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(TypeError, match="holds a vit model, which is no backbone"):
+        load_encoder(str(tmp_path / "vit"))

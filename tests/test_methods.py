@@ -1,0 +1,633 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What every method promises as a PEFT method, one function per promise. A new method is one row of the table."""
+
+import copy
+import itertools
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import SwinBackbone, SwinForImageClassification, SwinModel
+
+from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
+
+
+METHODS_UNDER_TEST = [
+    ("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
+    ("polyhistor_lite", PolyhistorLiteConfig, {}),
+]
+BASES = [SwinModel, SwinBackbone, SwinForImageClassification, MultiTaskDenseModel]
+TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
+BLOCKS = [f"encoder.layers.{stage}.blocks.{block}.mlp" for stage in range(4) for block in range(2)]
+ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64; logits at full resolution are float32
+
+
+@pytest.fixture(params=METHODS_UNDER_TEST, ids=lambda row: row[0])
+def make_config(request):
+    """`make_config(**changes)`: settings of the method under test, for the tasks above."""
+    _, config_class, kwargs = request.param
+    return lambda **changes: config_class(**{"tasks": TASKS, **kwargs, **changes})
+
+
+@pytest.fixture
+def adapt(make_config):
+    """`adapt(model, **changes)`: the model with the method under test, ready to predict."""
+    return lambda model, **changes: get_peft_model(model, make_config(**changes)).eval()
+
+
+@pytest.fixture(params=BASES, ids=lambda base: base.__name__)
+def make_base(request, make_swin, make_dense):
+    """`make_base()`: the same frozen model at every call, for each class a method must work on."""
+    return make_dense if request.param is MultiTaskDenseModel else lambda: make_swin(request.param)
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 96, 128)
+
+
+def predict(model, pixels, task):
+    """The output for one task, with gradient."""
+    if hasattr(model, "decoders"):
+        return model(pixels, tasks=[task])
+    return model(pixels, task=task)
+
+
+@torch.no_grad()
+def predict_frozen(model, pixels, task):
+    """The output of a model that knows nothing of adapters."""
+    return model(pixels, tasks=[task]) if isinstance(model, MultiTaskDenseModel) else model(pixels)
+
+
+def tensors_of(output):
+    """All tensors of an output, of whatever type, by their path in it."""
+    if isinstance(output, torch.Tensor):
+        return {"": output}
+    items = output.items() if isinstance(output, Mapping) else enumerate(output)
+    return {f".{key}{path}": tensor for key, item in items for path, tensor in tensors_of(item).items()}
+
+
+def check_equal(actual, expected, **tolerance):
+    """The same types and, unless a tolerance is given, the same bits."""
+    assert type(actual) is type(expected)
+    actual, expected = tensors_of(actual), tensors_of(expected)
+    assert expected
+    torch.testing.assert_close(actual, expected, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def differ(first, second):
+    first, second = tensors_of(first), tensors_of(second)
+    return first.keys() == second.keys() and not all(torch.equal(first[path], second[path]) for path in first)
+
+
+def loss_of(output):
+    """A scalar in which every number of an output weighs differently."""
+    torch.manual_seed(3)
+    return sum((tensor.float() * torch.randn(tensor.shape)).sum() for tensor in tensors_of(output).values())
+
+
+def trainable(model):
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in trainable(model).items()}
+
+
+def without_gradient(model):
+    return [name for name, gradient in gradients(model).items() if gradient is None or not gradient.any()]
+
+
+# The start, and what trains
+
+
+@torch.no_grad()
+def test_starts_as_the_frozen_model_bit_for_bit(adapt, make_base, pixels):
+    model = adapt(make_base())
+    for task in TASKS:
+        check_equal(predict(model, pixels, task), predict_frozen(make_base(), pixels, task))
+
+
+@torch.no_grad()
+def test_without_init_weights_it_starts_elsewhere(adapt, make_swin, pixels):
+    model = adapt(make_swin(), init_weights=False)
+    for task in TASKS:
+        assert differ(predict(model, pixels, task), make_swin()(pixels))
+
+
+def test_only_the_method_and_the_decoders_train(adapt, make_base, pixels):
+    frozen = dict(make_base().named_parameters())
+    model = adapt(make_base())
+    own = rf"base_model\.model\.task_adapters\.{model.base_model.prefix}generators\.default\."
+    decoders = r"base_model\.model\.decoders\.modules_to_save\.default\."
+    assert trainable(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == bool(re.match(f"{own}|{decoders}", name)), name
+    assert any(re.match(decoders, name) for name in trainable(model)) == hasattr(model, "decoders")
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    loss_of(predict(model, pixels, "semseg")).backward()
+    optimizer.step()
+    after = dict(model.unload().named_parameters())
+    for name, parameter in frozen.items():
+        assert "decoders" in name or torch.equal(after[name], parameter), name
+
+
+@torch.no_grad()
+def test_tasks_differ_once_trained(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base()))
+    encoder = model.base_model.model.encoder if hasattr(model, "decoders") else model
+    outputs = encoder(pixels, tasks=TASKS)
+    for first, second in itertools.combinations(TASKS, 2):
+        assert differ(outputs[first], outputs[second])
+
+
+def test_gradient_reaches_every_parameter(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base()))
+    sum(loss_of(predict(model, pixels, task)) for task in TASKS).backward()
+    assert without_gradient(model) == []
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+def test_two_steps_from_the_start_reach_every_parameter(adapt, make_base, pixels):
+    model = adapt(make_base()).train()
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(loss_of(predict(model, pixels, task)) for task in TASKS).backward()
+        optimizer.step()
+    assert without_gradient(model) == []
+
+
+# Saving and loading
+
+
+@torch.no_grad()
+def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, adapter_name="other").eval()
+    assert list(loaded.peft_config) == ["other"]
+    for task in TASKS:
+        expected = predict(model, pixels, task)
+        assert differ(expected, predict_frozen(make_base(), pixels, task))
+        check_equal(predict(loaded, pixels, task), expected)
+    loaded.save_pretrained(tmp_path / "again", selected_adapters=["other"])
+    first = load_file(tmp_path / "adapter_model.safetensors")
+    second = load_file(tmp_path / "again" / "other" / "adapter_model.safetensors")
+    check_equal(second, first)
+
+
+def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    buffers = {name: buffer for name, buffer in model.named_buffers() if "decoders.modules_to_save.default" in name}
+    expected = {
+        re.sub(r"(\.modules_to_save)?\.default\.", ".", name): tensor.data
+        for name, tensor in {**trainable(model), **buffers}.items()
+    }
+    check_equal(load_file(tmp_path / "adapter_model.safetensors"), expected)
+
+
+@torch.no_grad()
+def test_loads_without_the_usual_memory(adapt, make_base, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True).eval()
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"))
+
+
+@torch.no_grad()
+def test_an_adapter_of_a_dense_model_loads_onto_its_bare_encoder(adapt, make_dense, make_swin, perturb, tmp_path):
+    pixels = torch.randn(2, 3, 96, 96)
+    dense = perturb(adapt(make_dense()))
+    dense.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a call of PEFT
+        bare = PeftModel.from_pretrained(make_swin(), tmp_path).eval()
+    for task in TASKS:
+        output = bare(pixels, task=task, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+        expected = dense.base_model.model.encoder(pixels, tasks=[task])[task]
+        check_equal(list(output.reshaped_hidden_states[1:]), list(expected))
+
+
+def test_an_adapter_of_other_settings_does_not_load(adapt, make_swin, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(make_swin(embed_dim=16), tmp_path)
+
+
+@pytest.mark.parametrize("tasks", [TASKS[:2], [*TASKS[:2], "saliency"]], ids=str)
+def test_a_dense_model_needs_an_adapter_for_each_decoder(adapt, make_dense, tasks, tmp_path):
+    message = rf"for the tasks \[.*{tasks[-1]}'\].*no adapter for \['normals'\]"
+    with pytest.raises(ValueError, match=message):
+        adapt(make_dense(), tasks=tasks)
+    adapt(make_dense(tasks), tasks=tasks).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(make_dense(), tmp_path)
+
+
+@torch.no_grad()
+def test_an_adapter_with_decoders_loads_onto_a_dense_model_of_fewer(adapt, make_dense, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_dense()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_dense(["normals", "semseg"]), tmp_path).eval()
+    for task in ("normals", "semseg"):
+        check_equal(predict(loaded, pixels, task), predict(model, pixels, task))
+
+
+@torch.no_grad()
+def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
+    adapt, make_dense, make_swin, pixels, perturb, tmp_path
+):
+    perturb(adapt(make_swin())).save_pretrained(tmp_path)
+    plain = make_dense()
+    loaded = PeftModel.from_pretrained(make_dense(), tmp_path).eval()
+    maps = loaded.base_model.model.encoder(pixels, tasks=["normals"])["normals"]
+    assert differ(maps, plain.encoder(pixels))
+    logits = loaded(pixels, tasks=["normals"], full_resolution=False).logits["normals"]
+    check_equal(logits, plain.decoders.heads["normals"](maps))
+
+
+@torch.no_grad()
+def test_a_dense_model_may_have_fewer_decoders_than_the_adapter_has_tasks(adapt, make_dense, pixels):
+    model, pixels = adapt(make_dense(TASKS[:2])).double(), pixels.double()
+    check_equal(model(pixels).logits, make_dense(TASKS[:2]).double()(pixels).logits, **ROUNDING)
+    with pytest.raises(ValueError, match=r"No decoder for \['normals'\]"):
+        model(pixels, tasks=["normals"])
+
+
+# Taking adapters off and on
+
+
+@torch.no_grad()
+def test_disabled_it_is_the_frozen_model_bit_for_bit(adapt, make_base, pixels, perturb):
+    model = adapt(make_base())
+    decoders = copy.deepcopy(model.decoders.state_dict()) if hasattr(model, "decoders") else None
+    perturb(model)
+    if decoders:
+        model.decoders.load_state_dict(decoders)
+    adapted = predict(model, pixels, "semseg")
+    with model.disable_adapter():
+        check_equal(predict(model, pixels, "semseg"), predict_frozen(make_base(), pixels, "semseg"))
+        if not decoders:
+            by_task = model(pixels, tasks=TASKS[:2])
+            assert list(by_task) == TASKS[:2]
+            check_equal(by_task["semseg"], predict_frozen(make_base(), pixels, "semseg"))
+            with pytest.raises(ValueError, match=r"Tasks must be among \['semseg', .*got \['depth'\]"):
+                model(pixels, task="depth")
+    check_equal(predict(model, pixels, "semseg"), adapted)
+
+
+def hooks_of_ours(model):
+    hooks = (hook for m in model.modules() for d in (m._forward_pre_hooks, m._forward_hooks) for hook in d.values())
+    return [hook for hook in hooks if hook.__module__.startswith("peft_polyhistor")]
+
+
+@torch.no_grad()
+def test_unloads_to_the_frozen_model_bit_for_bit(adapt, make_base, pixels, perturb):
+    """A dense model keeps its trained decoders."""
+    base = perturb(adapt(make_base())).unload()
+    expected = make_base()
+    if hasattr(base, "decoders"):
+        expected.decoders.load_state_dict(base.decoders.state_dict())
+    assert type(base) is type(expected)
+    assert [(name, type(module)) for name, module in base.named_modules()] == [
+        (name, type(module)) for name, module in expected.named_modules()
+    ]
+    assert hooks_of_ours(base) == []
+    check_equal(predict_frozen(base, pixels, "semseg"), predict_frozen(expected, pixels, "semseg"))
+
+
+def test_refuses_to_merge_and_stays_as_it_is(adapt, make_swin, pixels, perturb):
+    model = perturb(adapt(make_swin()))
+    expected = predict(model, pixels, "semseg")
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=r"cannot be merged.*`unload\(\)`"):
+            merge()
+        check_equal(predict(model, pixels, "semseg"), expected)
+
+
+@torch.no_grad()
+def test_two_adapters_take_turns(adapt, make_config, make_base, pixels, perturb, tmp_path):
+    first = perturb(adapt(make_base()))
+    second = perturb(adapt(make_base()))
+    second.save_pretrained(tmp_path)
+    both = copy.deepcopy(first)
+    both.load_adapter(tmp_path, "second")
+    both.eval()
+    check_equal(predict(both, pixels, "normals"), predict(first, pixels, "normals"))
+    both.set_adapter("second")
+    check_equal(predict(both, pixels, "normals"), predict(second, pixels, "normals"))
+    both.set_adapter("default")
+    both.delete_adapter("second")
+    check_equal(predict(both, pixels, "normals"), predict(first, pixels, "normals"))
+    assert trainable(both).keys() == trainable(first).keys()
+
+
+@torch.no_grad()
+def test_a_dense_model_changes_its_decoders_with_the_adapter(adapt, make_config, make_dense, pixels, perturb):
+    model = adapt(make_dense())
+    model.add_adapter("second", make_config())
+    model.set_adapter("second")
+    expected = perturb(model.eval())(pixels)
+    model.set_adapter("default")
+    assert differ(model(pixels), expected)
+    model.delete_adapter("default")
+    assert model.active_adapters == ["second"]
+    check_equal(model(pixels), expected)
+
+
+@torch.no_grad()
+def test_adapters_active_together_add_up(adapt, make_config, make_swin, pixels, perturb):
+    model = perturb(adapt(make_swin()))
+    expected = model(pixels, task="normals")
+    model.add_adapter("second", make_config(tasks=["normals", "depth"]))
+    model.base_model.set_adapter(["default", "second"])
+    check_equal(model(pixels, task="normals"), expected)  # the second one is at its start
+    perturb(model)
+    assert differ(model(pixels, task="normals"), expected)
+    with pytest.raises(ValueError, match=r"Tasks must be among \['normals'\]"):
+        model(pixels, task="semseg")
+
+
+@torch.no_grad()
+def test_adapters_of_one_model_may_differ_in_tasks_and_sites(adapt, make_config, make_swin, pixels, perturb):
+    model = adapt(make_swin())
+    model.add_adapter("second", make_config(tasks=["depth", "edges"], layers_to_transform=[5]))
+    model.set_adapter("second")
+    perturb(model)
+    assert differ(model(pixels, task="depth"), model(pixels, task="edges"))
+    with pytest.raises(ValueError, match=r"Tasks must be among \['depth', 'edges'\]"):
+        model(pixels, task="semseg")
+    model.set_adapter("default")
+    check_equal(model(pixels, task="semseg"), make_swin()(pixels))
+    model.delete_adapter("default")
+    assert model.active_adapters == ["second"]
+    assert differ(model(pixels, task="depth"), make_swin()(pixels))
+
+
+def test_adapters_of_one_model_share_a_placement(adapt, make_config, make_swin):
+    model = adapt(make_swin())
+    with pytest.raises(ValueError, match=r"placed as ResidualSite.*'serial' asks for SerialSite.*share a placement"):
+        model.add_adapter("second", make_config(placement="serial"))
+
+
+# Batches of tasks
+
+
+@torch.no_grad()
+def test_all_tasks_in_one_pass_equal_one_task_at_a_time(adapt, make_base, pixels, perturb):
+    model, pixels = perturb(adapt(make_base())).double(), pixels.double()
+    for tasks in (TASKS, TASKS[::-1], TASKS[1:], TASKS[:1]):
+        together = model(pixels, tasks=tasks)
+        if hasattr(model, "decoders"):
+            assert list(together.logits) == tasks
+            together = {task: type(together)(logits={task: together.logits[task]}) for task in tasks}
+        assert list(together) == tasks
+        for task in tasks:
+            check_equal(together[task], predict(model, pixels, task), **ROUNDING)
+
+
+@torch.no_grad()
+def test_one_task_needs_no_name(adapt, make_swin, pixels, perturb):
+    model = perturb(adapt(make_swin(), tasks=["depth"]))
+    check_equal(model(pixels), model(pixels, task="depth"))
+    check_equal(model(pixels, tasks=["depth"]), {"depth": model(pixels)})
+
+
+BAD_CALLS = [
+    ({}, ValueError, "serves several tasks, and none was named"),
+    ({"task": None, "tasks": None}, ValueError, "serves several tasks, and none was named"),
+    ({"task": "depth"}, ValueError, r"each named once; got \['depth'\]"),
+    ({"tasks": ["semseg", "depth"]}, ValueError, r"each named once; got \['semseg', 'depth'\]"),
+    ({"tasks": []}, ValueError, r"each named once; got \[\]"),
+    ({"tasks": ["semseg", "semseg"]}, ValueError, r"each named once; got \['semseg', 'semseg'\]"),
+    ({"tasks": "semseg"}, TypeError, r"`tasks` must be a list of names, got 'semseg'.*task="),
+    ({"tasks": {"semseg"}}, TypeError, r"`tasks` must be a list of names, got \{'semseg'\}"),
+    ({"task": ["semseg"]}, ValueError, r"each named once; got \[\['semseg'\]\]"),
+    ({"task": "semseg", "tasks": ["semseg"]}, ValueError, "`task` or `tasks`, not both"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
+def test_a_bad_call_is_an_error_that_lists_the_tasks(adapt, make_swin, pixels, call, error, message):
+    model = adapt(make_swin())
+    with pytest.raises(error, match=message) as caught:
+        model(pixels, **call)
+    assert all(task in str(caught.value) for task in TASKS)
+    model(pixels, task="semseg")  # and nothing of the bad call is left
+
+
+def test_a_layer_called_outside_of_a_pass_is_an_error(adapt, make_swin, pixels):
+    model = adapt(make_swin())
+    layer = model.base_model.model.encoder.layers[0].blocks[0]
+    with pytest.raises(RuntimeError, match=r"outside of a forward pass.*`task=`"):
+        layer(torch.randn(1, 9, 8), (3, 3))
+    with pytest.raises(RuntimeError, match=r"expected input.*to have 3 channels"):
+        model(pixels[:, :1], task="semseg")  # an error within a pass ends it too
+    with pytest.raises(RuntimeError, match="outside of a forward pass"):
+        layer(torch.randn(1, 9, 8), (3, 3))
+
+
+def test_a_scalar_cannot_be_split_by_task(adapt, make_swin, pixels):
+    model = adapt(make_swin(SwinForImageClassification))
+    labels = torch.tensor([0, 1])
+    assert model(pixels, task="semseg", labels=labels).loss.ndim == 0
+    with pytest.raises(ValueError, match=r"tensor of shape \(\), which cannot be split into 2 tasks.*task="):
+        model(pixels, tasks=TASKS[:2], labels=labels)
+
+
+# Copies, precision, memory
+
+
+def test_copies_are_equal_and_independent(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base()))
+    loss_of(predict(model, pixels, "semseg")).backward()
+    expected = predict(model, pixels, "semseg")
+    other = copy.deepcopy(model)
+    perturb(model)
+    assert differ(predict(model, pixels, "semseg"), expected)
+    model.unload()
+    check_equal(predict(other, pixels, "semseg"), expected)
+    assert hooks_of_ours(other)
+    assert hooks_of_ours(other.unload()) == []
+
+
+@torch.no_grad()
+def test_pickles(adapt, make_swin, pixels, perturb):
+    model = perturb(adapt(make_swin()))
+    other = pickle.loads(pickle.dumps(model))  # not of SwinBackbone: transformers' hooks do not pickle
+    check_equal(other(pixels, task="semseg"), model(pixels, task="semseg"))
+    check_equal(other.unload()(pixels), make_swin()(pixels))
+
+
+@torch.no_grad()
+def test_a_base_of_half_precision_keeps_it(adapt, make_swin, pixels, perturb):
+    pixels = pixels.bfloat16()
+    model = adapt(make_swin().bfloat16())
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}  # as PEFT casts
+    check_equal(model(pixels, task="semseg"), make_swin().bfloat16()(pixels))
+    perturb(model)
+    for output in model(pixels, tasks=TASKS).values():
+        assert {tensor.dtype for tensor in tensors_of(output).values()} == {torch.bfloat16}
+        assert all(tensor.isfinite().all() for tensor in tensors_of(output).values())
+        assert differ(output, make_swin().bfloat16()(pixels))
+
+
+def test_autocast_trains(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base())).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sum(loss_of(predict(model, pixels, task)) for task in TASKS)
+    loss.backward()
+    assert without_gradient(model) == []
+
+
+def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
+    """Also when another pass, with another task and size, comes between forward and backward."""
+    plain = perturb(adapt(make_base())).train()
+    for module in plain.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+    for model in (plain, checkpointed):
+        outputs = [predict(model, pixels, task) for task in TASKS[:2]]
+        predict(model, pixels[:, :, :, :96], "normals")
+        sum(map(loss_of, outputs)).backward()
+    used = [name for name in trainable(plain) if "heads.normals" not in name]
+    check_equal(
+        {name: gradients(checkpointed)[name] for name in used}, {name: gradients(plain)[name] for name in used}
+    )
+    copy.deepcopy(checkpointed)  # nothing of the graph is left behind, which could not be copied
+
+
+# Which modules carry an adapter
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, BLOCKS),
+    ({"layers_to_transform": [7, 0, 3, 3]}, [BLOCKS[0], BLOCKS[3], BLOCKS[7]]),
+    ({"layers_to_transform": 2}, [BLOCKS[2]]),
+    ({"exclude_modules": r".*layers\.[12]\..*"}, BLOCKS[:2] + BLOCKS[6:]),
+    ({"exclude_modules": ["0.mlp"]}, BLOCKS[1::2]),
+    ({"layers_to_transform": [0, 1], "exclude_modules": ["blocks.1.mlp"]}, [BLOCKS[0]]),
+    ({"target_modules": ["mlp"]}, BLOCKS),
+    ({"target_modules": ["layers.3.blocks.1.mlp", "layers.0.blocks.0.mlp"]}, [BLOCKS[0], BLOCKS[7]]),
+    ({"target_modules": r".*layers\.0\..*1\.attention\.o_proj"}, ["encoder.layers.0.blocks.1.attention.o_proj"]),
+])  # fmt: skip
+@torch.no_grad()
+def test_sites_are_those_asked_for(adapt, make_swin, pixels, perturb, changes, expected, tmp_path):
+    model = adapt(make_swin(), **changes)
+    assert model.targeted_module_names == expected
+    check_equal(model(pixels, task="semseg"), make_swin()(pixels))
+    perturb(model).save_pretrained(tmp_path)
+    assert differ(model(pixels, task="semseg"), make_swin()(pixels))
+    loaded = PeftModel.from_pretrained(make_swin(), tmp_path).eval()
+    assert loaded.targeted_module_names == expected
+    check_equal(loaded(pixels, task="semseg"), model(pixels, task="semseg"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"target_modules": ["nothing"]}, r"No module matches target_modules=\['nothing'\].*layers.0.blocks.0.mlp"),
+    ({"target_modules": []}, r"No module matches target_modules=\[\]"),
+    ({"exclude_modules": ["mlp"]}, r"No module matches .* exclude_modules=\['mlp'\]"),
+    ({"layers_to_transform": [8]}, r"\[8\] reaches beyond the 8 blocks of SwinModel: indices run from 0 to 7"),
+    ({"target_modules": ["fc1"]}, r"fc1' \(Linear, 8 to 32\) cannot carry an adapter"),
+    ({"target_modules": ["layernorm_after"]}, r"layernorm_after' \(LayerNorm, no linear layer\) cannot carry"),
+    ({"reduction_factor": 9}, "`reduction_factor` 9 leaves no bottleneck in a layer of width 8: choose .* at most 8"),
+])  # fmt: skip
+def test_sites_that_cannot_be_are_errors(adapt, make_swin, changes, message):
+    with pytest.raises(ValueError, match=message):
+        adapt(make_swin(), **changes)
+
+
+def plain_adapter(x, weights):
+    """up(gelu(down(norm(x)))) with the weights of one task."""
+    x = F.layer_norm(x, x.shape[-1:], weights.norm_weight[0], weights.norm_bias[0])
+    return F.linear(F.gelu(F.linear(x, weights.down[0], weights.down_bias[0])), weights.up[0], weights.up_bias[0])
+
+
+@pytest.mark.parametrize("placement", ["parallel", "serial"])
+@torch.no_grad()
+def test_a_block_is_the_papers(adapt, make_swin, perturb, placement):
+    model = perturb(adapt(make_swin(), placement=placement)).double()
+    stage, generator = model.base_model.model.encoder.layers[3], model.base_model.model.task_adapters.generators
+    seen = []
+    for block in stage.blocks:
+        block.register_forward_hook(lambda block, args, output: seen.append((args[0], output[0])))
+    pixels = torch.randn(2, 3, 96, 96)  # the last map is one window, so attention sees it whole
+    model(pixels.double(), task="human_parts")
+    weights = generator["default"](torch.tensor([TASKS.index("human_parts")]))
+    for block, (x, output), block_weights in zip(stage.blocks, seen, weights[6:], strict=True):
+        residual = x + block.attention(block.layernorm_before(x), None)[0]
+        expected = block.mlp.base_layer(block.layernorm_after(residual))
+        expected = expected + plain_adapter(residual if placement == "parallel" else expected, block_weights)
+        torch.testing.assert_close(output, residual + expected, **ROUNDING)
+
+
+def test_dropout_acts_in_training_alone(adapt, make_swin, pixels, perturb):
+    model = perturb(adapt(make_swin(), dropout=0.5))
+    check_equal(model(pixels, task="semseg"), model(pixels, task="semseg"))
+    model.train()
+    assert differ(model(pixels, task="semseg"), model(pixels, task="semseg"))
+
+
+# Models that are no Swin, and other ways in
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("placement", ["parallel", "serial"])
+def test_an_unknown_encoder_is_adapted_where_named(adapt, perturb, placement):
+    plain = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))
+    x = torch.randn(5, 12)
+    model = adapt(copy.deepcopy(plain), target_modules=["0", "2"], placement=placement)
+    assert torch.equal(model(x, task="normals"), plain(x))
+    perturb(model)
+    model, plain, x = model.double(), plain.double(), x.double()
+    first, second = model.base_model.model.task_adapters.generators["default"](torch.tensor([2]))
+    hidden = plain[0](x)
+    hidden = torch.tanh(hidden + plain_adapter(x if placement == "parallel" else hidden, first))
+    output = plain[2](hidden)
+    expected = output + plain_adapter(hidden if placement == "parallel" else output, second)
+    torch.testing.assert_close(model(x, task="normals"), expected, **ROUNDING)
+    torch.testing.assert_close(model(x, tasks=TASKS)["normals"], expected, **ROUNDING)
+
+
+def test_an_unknown_encoder_without_names_is_an_error(adapt):
+    with pytest.raises(ValueError, match=r"Sequential has no blocks of a known encoder family.*`target_modules`"):
+        adapt(nn.Sequential(nn.Linear(12, 12)))
+
+
+@torch.no_grad()
+def test_injected_without_a_peft_model_it_does_the_same(adapt, make_config, make_swin, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_swin()))
+    model.save_pretrained(tmp_path)
+    expected = model(pixels, task="normals")
+    injected = inject_adapter_in_model(make_config(), make_swin())
+    injected.load_state_dict(model.base_model.model.state_dict())
+    check_equal(injected.eval()(pixels, task="normals"), expected)
+    loaded = make_swin()
+    loaded.load_adapter(str(tmp_path))
+    check_equal(loaded.eval()(pixels, task="normals"), expected)
+    loaded.disable_adapters()
+    check_equal(loaded(pixels, task="normals"), make_swin()(pixels))
+    loaded.enable_adapters()
+    check_equal(loaded(pixels, task="normals"), expected)
+    loaded.delete_adapter("default")
+    check_equal(loaded(pixels), make_swin()(pixels))
