@@ -1,0 +1,83 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions and labels as pictures to look at."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from .losses import resize_to_label
+from .tasks import TASKS
+
+
+UNLABELED = (224, 224, 192)  # the colour of unlabeled contours in VOC's own pictures
+CAPTION = 14  # pixels
+
+
+def paint_picture(pixel_values: Tensor) -> np.ndarray:
+    """A normalised picture `(3, height, width)` as it was, `(height, width, 3)` uint8."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return _to_bytes(pixel_values.cpu().float() * std + mean)
+
+
+def paint_label(task: str, label: Tensor) -> np.ndarray:
+    """A label without its batch axis, `(height, width, 3)` uint8; unlabeled pixels are pale."""
+    label = label.cpu()
+    row = TASKS[task]
+    if row.palette:
+        colours = np.full((256, 3), UNLABELED, dtype=np.uint8)
+        colours[: len(row.palette)] = row.palette
+        return colours[label.numpy().astype(np.uint8)]
+    if row.channels == 1:
+        return _to_bytes(label.expand(3, -1, -1))
+    painted = _to_bytes((label + 1) / 2)
+    painted[(label == 0).all(dim=0).numpy()] = UNLABELED
+    return painted
+
+
+def paint_prediction(task: str, logits: Tensor) -> np.ndarray:
+    """Logits without their batch axis, `(height, width, 3)` uint8: classes, probability or unit vectors."""
+    logits = logits.detach().cpu().float()
+    row = TASKS[task]
+    if row.palette:
+        return paint_label(task, logits.argmax(dim=0))
+    if row.channels == 1:
+        return paint_label(task, logits.sigmoid())
+    return paint_label(task, torch.nn.functional.normalize(logits, dim=0))
+
+
+def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
+    """One row per picture: the picture, then label and prediction of every task, under a line of captions.
+
+    Args:
+        pixel_values: Normalised pictures `(batch, 3, height, width)`.
+        labels: By task, as in training.
+        logits: By task, at any size.
+    """
+    rows = []
+    for i, picture in enumerate(pixel_values):
+        cells = [paint_picture(picture)]
+        for task, task_logits in logits.items():
+            prediction = resize_to_label(task_logits[i : i + 1], pixel_values)[0]
+            cells += [paint_label(task, labels[task][i]), paint_prediction(task, prediction)]
+        rows.append(np.concatenate(cells, axis=1))
+    captions = ["picture"] + [f"{task} {kind}" for task in logits for kind in ("label", "prediction")]
+    return _caption(np.concatenate(rows), captions)
+
+
+def _caption(pixels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    height, width = pixels.shape[:2]
+    sheet = Image.new("RGB", (width, height + CAPTION), "white")
+    sheet.paste(Image.fromarray(pixels), (0, CAPTION))
+    draw = ImageDraw.Draw(sheet)
+    for i, text in enumerate(captions):
+        draw.text((i * width // len(captions) + 2, 1), text, fill="black")
+    return sheet
+
+
+def _to_bytes(values: Tensor) -> np.ndarray:
+    return (values * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

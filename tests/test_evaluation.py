@@ -1,0 +1,68 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation and parameter counts of a dense model."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model
+from torch.utils.data import DataLoader
+
+from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load_encoder
+from peft_polyhistor.data import JointTransform, collate
+from peft_polyhistor.data.synthetic import synthetic_scenes
+from peft_polyhistor.evaluation import count_trainable, evaluate_tasks, headline
+from peft_polyhistor.pictures import draw_grid, paint_label, paint_picture, paint_prediction
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    data = synthetic_scenes(split="val", count=5, image_size=64, cache_dir=cache)
+    return data.with_transform(JointTransform(64, train=False))
+
+
+@pytest.fixture
+def model():
+    return MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), list(TASKS), decoder_width=8)
+
+
+def test_scores_do_not_depend_on_the_batch_size(scenes, model):
+    accelerator = Accelerator(cpu=True)
+    scores = []
+    for batch_size in (1, 2, 5):
+        loader = accelerator.prepare(DataLoader(scenes, batch_size=batch_size, collate_fn=collate))
+        scores.append(evaluate_tasks(model, loader, list(TASKS), accelerator))
+    for other in scores[1:]:
+        for task, values in scores[0].items():
+            assert other[task] == pytest.approx(values, abs=0.05)  # argmax at ties of logits rounded per batch
+    assert model.training
+    assert set(headline(scores[0])) == set(TASKS)
+
+
+def test_parameters_are_counted_as_the_paper_does(model):
+    model.encoder.requires_grad_(False)
+    decoders = sum(p.numel() for p in model.decoders.parameters())
+    assert count_trainable(model) == {"encoder": 0, "all": decoders}
+    adapted = get_peft_model(model, PolyhistorLiteConfig())
+    adapters = sum(p.numel() for name, p in adapted.named_parameters() if "task_adapters" in name)
+    assert count_trainable(adapted) == {"encoder": adapters, "all": adapters + decoders}
+
+
+def test_pictures_show_what_they_are_given(scenes, model):
+    batch = collate([scenes[i] for i in range(2)])
+    with torch.no_grad():
+        logits = model.eval()(batch["pixel_values"], full_resolution=False).logits
+    assert draw_grid(batch["pixel_values"], batch["labels"], logits).size == (64 * 9, 64 * 2 + 14)
+    semseg = torch.tensor([[0, 15], [255, 1]])
+    assert paint_label("semseg", semseg).tolist() == [[[0, 0, 0], [192, 128, 128]], [[224, 224, 192], [128, 0, 0]]]
+    one_hot = torch.nn.functional.one_hot(torch.tensor([[0, 15]]), 21).permute(2, 0, 1)
+    assert paint_prediction("semseg", one_hot).tolist() == [[[0, 0, 0], [192, 128, 128]]]
+    towards_camera = torch.tensor([0.0, 0.0, 5.0]).view(3, 1, 1)
+    assert paint_prediction("normals", towards_camera).tolist() == [[[128, 128, 255]]]
+    assert paint_label("normals", torch.zeros(3, 1, 1)).tolist() == [[[224, 224, 192]]]
+    assert paint_prediction("saliency", torch.zeros(1, 1, 1)).tolist() == [[[128, 128, 128]]]
+    stored = scenes.with_format(None)[0]["image"]
+    painted = paint_picture(batch["pixel_values"][0])
+    assert abs(painted.astype(int) - np.asarray(stored)).max() <= 1
