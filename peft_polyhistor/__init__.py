@@ -6,6 +6,9 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 them.
 """
 
+from .methods.adapter import AdapterConfig, LowRankAdapterConfig
+from .methods.compacter import CompacterConfig, PhmConfig
+from .methods.hyperformer import HyperformerConfig
 from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .models.encoder import StageEncoder, load_encoder
 from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
@@ -17,9 +20,14 @@ from .version import __version__
 __all__ = [
     "METHODS",
     "TASKS",
+    "AdapterConfig",
+    "CompacterConfig",
+    "HyperformerConfig",
+    "LowRankAdapterConfig",
     "MultiTaskDenseConfig",
     "MultiTaskDenseModel",
     "MultiTaskDenseOutput",
+    "PhmConfig",
     "PolyhistorConfig",
     "PolyhistorLiteConfig",
     "StageEncoder",

@@ -95,17 +95,28 @@ class BottleneckConfig(MultiTaskConfig):
     Args:
         reduction_factor: Width of a layer over its bottleneck.
         placement: `"parallel"` adds the adapter of the residual stream in front of the feed-forward block's norm to
-            the block's output (the paper's). `"serial"` applies the adapter to the feed-forward block's output.
+            the block's output (the paper's). `"serial"` applies the adapter to the feed-forward block's output. The
+            same goes for attention, where adapters sit there too.
+        sublayers: Where in a block of a known encoder adapters sit: `"feed_forward"`, `"attention"` or both. Without
+            effect where `target_modules` names the modules.
         dropout: Probability of zeroing an activation of the bottleneck while training.
     """
 
     reduction_factor: int = field(default=16, metadata={"help": "Width of a layer over its bottleneck."})
     placement: str = field(default="parallel", metadata={"help": "'parallel' to the feed-forward block or 'serial'."})
+    sublayers: Sequence[str] = field(
+        default=("feed_forward",), metadata={"help": "Where adapters sit: 'feed_forward', 'attention' or both."}
+    )
     dropout: float = field(default=0.0, metadata={"help": "Dropout probability in the bottleneck."})
 
     def __post_init__(self):
         super().__post_init__()
         check_positive("reduction_factor", self.reduction_factor)
+        if isinstance(self.sublayers, str) or not self.sublayers or not set(self.sublayers) <= set(SUBLAYERS):
+            raise ValueError(
+                f"`sublayers` must be a list of one or both of {list(SUBLAYERS)}, got {self.sublayers!r}."
+            )
+        self.sublayers = list(dict.fromkeys(self.sublayers))
         if self.placement not in PLACEMENTS:
             raise ValueError(f"`placement` must be one of {list(PLACEMENTS)}, got {self.placement!r}.")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -115,7 +126,21 @@ class BottleneckConfig(MultiTaskConfig):
     def make_generator(self, sites: "list[Site]") -> nn.Module:
         """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
 
+    def bottleneck_of(self, width: int) -> int:
+        """Bottleneck of a layer of this width, in channels.
 
+        Raises:
+            ValueError: The reduction factor is larger than the width.
+        """
+        if self.reduction_factor > width:
+            raise ValueError(
+                f"`reduction_factor` {self.reduction_factor} leaves no bottleneck in a layer of width {width}: "
+                f"choose one of at most {width}."
+            )
+        return width // self.reduction_factor
+
+
+SUBLAYERS = ("feed_forward", "attention")
 PLACEMENTS = ("parallel", "serial")
 
 

@@ -17,17 +17,37 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import SwinBackbone, SwinForImageClassification, SwinModel
 
-from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
+from peft_polyhistor import (
+    AdapterConfig,
+    CompacterConfig,
+    HyperformerConfig,
+    LowRankAdapterConfig,
+    MultiTaskDenseModel,
+    PhmConfig,
+    PolyhistorConfig,
+    PolyhistorLiteConfig,
+)
 
 
+BOTH = {"sublayers": ["attention", "feed_forward"], "reduction_factor": 2}
 METHODS_UNDER_TEST = [
     ("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
     ("polyhistor_lite", PolyhistorLiteConfig, {}),
+    ("adapter", AdapterConfig, {}),
+    ("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}),
+    ("phm", PhmConfig, {"reduction_factor": 2}),
+    ("compacter++", CompacterConfig, {}),
+    ("compacter", CompacterConfig, BOTH),
+    ("hyperformer", HyperformerConfig, BOTH),
 ]
-BASES = [SwinModel, SwinBackbone, SwinForImageClassification, MultiTaskDenseModel]
+BASES = [SwinModel, MultiTaskDenseModel]
 TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
 BLOCKS = [f"encoder.layers.{stage}.blocks.{block}.mlp" for stage in range(4) for block in range(2)]
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64; logits at full resolution are float32
+
+
+# For what the tuner does, whatever the method.
+for_two_methods = pytest.mark.parametrize("make_config", METHODS_UNDER_TEST[:2], indirect=True, ids=lambda row: row[0])
 
 
 @pytest.fixture(params=METHODS_UNDER_TEST, ids=lambda row: row[0])
@@ -520,6 +540,7 @@ def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
 # Which modules carry an adapter
 
 
+@for_two_methods
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, BLOCKS),
     ({"layers_to_transform": [7, 0, 3, 3]}, [BLOCKS[0], BLOCKS[3], BLOCKS[7]]),
@@ -543,6 +564,7 @@ def test_sites_are_those_asked_for(adapt, make_swin, pixels, perturb, changes, e
     check_equal(loaded(pixels, task="semseg"), model(pixels, task="semseg"))
 
 
+@for_two_methods
 @pytest.mark.parametrize(("changes", "message"), [
     ({"target_modules": ["nothing"]}, r"No module matches target_modules=\['nothing'\].*layers.0.blocks.0.mlp"),
     ({"target_modules": []}, r"No module matches target_modules=\[\]"),
@@ -563,6 +585,7 @@ def plain_adapter(x, weights):
     return F.linear(F.gelu(F.linear(x, weights.down[0], weights.down_bias[0])), weights.up[0], weights.up_bias[0])
 
 
+@for_two_methods
 @pytest.mark.parametrize("placement", ["parallel", "serial"])
 @torch.no_grad()
 def test_a_block_is_the_papers(adapt, make_swin, perturb, placement):
@@ -581,6 +604,40 @@ def test_a_block_is_the_papers(adapt, make_swin, perturb, placement):
         torch.testing.assert_close(output, residual + expected, **ROUNDING)
 
 
+def test_adapters_of_attention_read_in_front_of_its_norm(make_swin, perturb):
+    config = AdapterConfig(tasks=TASKS, sublayers=["attention"])
+    model = perturb(get_peft_model(make_swin(), config).eval()).double()
+    block, generator = (
+        model.base_model.model.encoder.layers[3].blocks[0],
+        model.base_model.model.task_adapters.generators,
+    )
+    seen = []
+    block.register_forward_hook(lambda block, args, output: seen.append((args[0], output[0])))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 96, 96).double(), task="semseg")
+        [(x, output)] = seen
+        attended = x + block.attention(block.layernorm_before(x), None)[0]
+        attended = attended + plain_adapter(x, generator["default"](torch.tensor([0]))[6])
+        expected = attended + block.mlp(block.layernorm_after(attended))
+    torch.testing.assert_close(output, expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("base", [SwinBackbone, SwinForImageClassification])
+@torch.no_grad()
+def test_every_class_of_swin_is_adapted(make_swin, pixels, perturb, tmp_path, base):
+    frozen = make_swin(base)(pixels)
+    model = get_peft_model(make_swin(base), PolyhistorLiteConfig(tasks=TASKS)).eval()
+    check_equal(model(pixels, task="semseg"), frozen)
+    perturb(model).save_pretrained(tmp_path)
+    outputs = model(pixels, tasks=["normals", "semseg"])
+    check_equal(outputs["semseg"], model(pixels, task="semseg"), rtol=1e-4, atol=1e-5)
+    assert differ(outputs["semseg"], outputs["normals"])
+    loaded = PeftModel.from_pretrained(make_swin(base), tmp_path).eval()
+    check_equal(loaded(pixels, task="semseg"), model(pixels, task="semseg"))
+    check_equal(model.unload()(pixels), frozen)
+
+
+@for_two_methods
 def test_dropout_acts_in_training_alone(adapt, make_swin, pixels, perturb):
     model = perturb(adapt(make_swin(), dropout=0.5))
     check_equal(model(pixels, task="semseg"), model(pixels, task="semseg"))
@@ -591,6 +648,7 @@ def test_dropout_acts_in_training_alone(adapt, make_swin, pixels, perturb):
 # Models that are no Swin, and other ways in
 
 
+@for_two_methods
 @torch.no_grad()
 @pytest.mark.parametrize("placement", ["parallel", "serial"])
 def test_an_unknown_encoder_is_adapted_where_named(adapt, perturb, placement):
@@ -609,11 +667,13 @@ def test_an_unknown_encoder_is_adapted_where_named(adapt, perturb, placement):
     torch.testing.assert_close(model(x, tasks=TASKS)["normals"], expected, **ROUNDING)
 
 
+@for_two_methods
 def test_an_unknown_encoder_without_names_is_an_error(adapt):
     with pytest.raises(ValueError, match=r"Sequential has no blocks of a known encoder family.*`target_modules`"):
         adapt(nn.Sequential(nn.Linear(12, 12)))
 
 
+@for_two_methods
 @torch.no_grad()
 def test_injected_without_a_peft_model_it_does_the_same(adapt, make_config, make_swin, pixels, perturb, tmp_path):
     model = perturb(adapt(make_swin()))

@@ -41,7 +41,7 @@ def gelu(x):
 
 def project(projector, raw):
     """LayerNorm(W2 relu(W1 z + b1) + b2)."""
-    first, _, second, norm = projector
+    (first, _, second), norm = projector
     hidden = [max(value, 0.0) for value in linear(first.weight.tolist(), first.bias.tolist(), raw)]
     projected = linear(second.weight.tolist(), second.bias.tolist(), hidden)
     return layer_norm(projected, norm.weight.tolist(), norm.bias.tolist())
@@ -72,7 +72,7 @@ def starting_at_one(weights):
 
 
 def sites_of(*widths):
-    return [Site(f"site{i}", width) for i, width in enumerate(widths)]
+    return [Site(f"site{i}", width, block=i) for i, width in enumerate(widths)]
 
 
 @pytest.fixture(autouse=True)

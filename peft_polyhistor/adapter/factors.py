@@ -11,15 +11,13 @@ from torch import Tensor, nn
 class Projector(nn.Sequential):
     """Turns raw embeddings into the short ones that hypernetworks read; `(..., raw)` to `(..., embedding_dim)`.
 
-        v = LayerNorm(W2 relu(W1 z))    (Hyperformer, arXiv:2106.04489, Sec. 2.2; sizes of arXiv:2210.03265)
+        v = W2 relu(W1 z)    (Hyperformer, arXiv:2106.04489, Sec. 2.2; sizes of arXiv:2210.03265)
 
-    Parameters: raw * hidden + hidden + hidden * embedding_dim + embedding_dim + 2 * embedding_dim.
+    Parameters: (raw + 1) * hidden + (hidden + 1) * embedding_dim.
     """
 
     def __init__(self, raw: int, hidden: int, embedding_dim: int):
-        super().__init__(
-            nn.Linear(raw, hidden), nn.ReLU(), nn.Linear(hidden, embedding_dim), nn.LayerNorm(embedding_dim)
-        )
+        super().__init__(nn.Linear(raw, hidden), nn.ReLU(), nn.Linear(hidden, embedding_dim))
 
 
 class Hypernetworks(nn.Module):
@@ -59,18 +57,19 @@ class Hypernetworks(nn.Module):
 
 
 def kronecker_sum(templates: Tensor, kernels: Tensor) -> Tensor:
-    """Sums Kronecker products, template first: sum_i templates[:, i] (x) kernels[i].
+    """Sums Kronecker products, template first: sum_i templates[:, i] (x) kernels[..., i, :, :].
 
     (Polyhistor, arXiv:2210.03265, Eq. 5; PHM, arXiv:2102.08597, Eq. 4)
 
     Args:
         templates: `(tasks, summands, rows, cols)`.
-        kernels: `(summands, kernel rows, kernel cols)`.
+        kernels: `(tasks, summands, kernel rows, kernel cols)`, or without the first axis where tasks share them.
 
     Returns:
         `(tasks, rows * kernel rows, cols * kernel cols)`.
     """
-    product = torch.einsum("tiab,icd->tacbd", templates, kernels)
+    equation = "tiab,icd->tacbd" if kernels.ndim == 3 else "tiab,ticd->tacbd"
+    product = torch.einsum(equation, templates, kernels)
     return product.flatten(3, 4).flatten(1, 2)
 
 

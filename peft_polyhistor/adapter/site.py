@@ -20,12 +20,14 @@ class Site:
     Args:
         name: Path of the module in the model.
         width: Channels C of its stage.
+        block: Index of the transformer block it is part of; the sites of a block may share parameters.
         norm: Path of the norm in front of the block, whose input the parallel placement reads; `None` where the
             module's own input is read.
     """
 
     name: str
     width: int
+    block: int
     norm: str | None = None
 
 

@@ -143,10 +143,14 @@ def choose_sites(model: nn.Module, config: BottleneckConfig) -> list[Site]:
     blocks = find_blocks(model)
     if config.target_modules is None:
         blocks = _choose_blocks(model, config, blocks)
-        names = [block.feed_forward for block in blocks]
+        names = [getattr(block, sublayer).module for block in blocks for sublayer in config.sublayers]
         # The blocks by name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
         config = replace(config, target_modules=names, layers_to_transform=None)
-    known = {block.feed_forward: Site(block.feed_forward, block.width, block.norm) for block in blocks}
+    known = {
+        part.module: Site(part.module, block.width, index, part.norm)
+        for index, block in enumerate(blocks)
+        for part in (block.attention, block.feed_forward)
+    }
     names = [
         name
         for name, _ in model.named_modules()
@@ -155,9 +159,13 @@ def choose_sites(model: nn.Module, config: BottleneckConfig) -> list[Site]:
     if not names:
         raise ValueError(
             f"No module matches target_modules={config.target_modules} with exclude_modules={config.exclude_modules}. "
-            f"Known blocks of {type(model).__name__}: {[block.feed_forward for block in blocks] or 'none'}."
+            f"Known blocks of {type(model).__name__}: {[block.feed_forward.module for block in blocks] or 'none'}."
         )
-    return [known.get(name) or Site(name, width_of(model.get_submodule(name), name)) for name in names]
+    return [
+        # A module of no known block counts as a block of its own.
+        known.get(name) or Site(name, width_of(model.get_submodule(name), name), len(blocks) + i)
+        for i, name in enumerate(names)
+    ]
 
 
 def _choose_blocks(model: nn.Module, config: BottleneckConfig, blocks: list[Block]) -> list[Block]:

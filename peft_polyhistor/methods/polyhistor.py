@@ -52,17 +52,8 @@ class HypernetworkConfig(BottleneckConfig):
             check_positive("rank", self.rank)
 
     def shapes_of(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of what the hypernetworks emit for a layer of this width.
-
-        Raises:
-            ValueError: The reduction factor is larger than the width.
-        """
-        if self.reduction_factor > width:
-            raise ValueError(
-                f"`reduction_factor` {self.reduction_factor} leaves no bottleneck in a layer of width {width}: "
-                f"choose one of at most {width}."
-            )
-        bottleneck = width // self.reduction_factor
+        """Shapes of what the hypernetworks emit for a layer of this width; errors as in `bottleneck_of`."""
+        bottleneck = self.bottleneck_of(width)
         rank = self.rank or max(1, bottleneck // self.rank_divisor)
         return {
             "down_left": (bottleneck, rank),
@@ -132,7 +123,7 @@ class Polyhistor(nn.Module):
     ):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
-        self.projectors = nn.ModuleList(Projector(RAW_EMBEDDING, HIDDEN, embedding_dim) for _ in shapes)
+        self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim) for _ in shapes)
         self.hypernetworks = nn.ModuleList(Hypernetworks(embedding_dim, shape) for shape in shapes)
         for hypernetworks in self.hypernetworks:
             hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
@@ -181,7 +172,7 @@ class PolyhistorLite(nn.Module):
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         # One row per summand of every site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
-        self.projector = Projector(2 * RAW_EMBEDDING, HIDDEN, embedding_dim)
+        self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim)
         self.hypernetworks = Hypernetworks(embedding_dim, shapes)
         self.hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
         self.scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
@@ -226,6 +217,11 @@ class ScalingKernels(nn.Module):
             norm_weight=kronecker_sum_of_vectors(templates.norm_weight, self.norm),
             norm_bias=kronecker_sum_of_vectors(templates.norm_bias, self.norm),
         )
+
+
+def make_projector(raw: int, embedding_dim: int) -> nn.Module:
+    """`(..., raw)` to `(..., embedding_dim)`; the counts of Polyhistor have a norm behind Hyperformer's projector."""
+    return nn.Sequential(Projector(raw, HIDDEN, embedding_dim), nn.LayerNorm(embedding_dim))
 
 
 # What makes the adapter's output exactly zero, and still lets gradient reach its left factor.

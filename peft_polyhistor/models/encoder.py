@@ -14,16 +14,24 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, P
 from transformers.backbone_utils import BackboneMixin
 
 
+class Sublayer(NamedTuple):
+    """Half a transformer block: h + module(norm(h)), by paths in the model."""
+
+    module: str  # its output is added to the residual stream
+    norm: str  # its input is the residual stream
+
+
 class Block(NamedTuple):
-    """A transformer block of a known family, by the paths of its parts in the model."""
+    """A transformer block of a known family."""
 
-    feed_forward: str
-    norm: str  # in front of the feed-forward module; its input is the residual stream
     width: int  # channels
+    attention: Sublayer
+    feed_forward: Sublayer
 
 
-# By the class of the block: attribute of the feed-forward module, attribute of the norm in front of it.
-BLOCK_FAMILIES = {"SwinLayer": ("mlp", "layernorm_after")}
+# By the class of the block, for each sublayer: the attribute whose output is added to the residual stream, and the
+# norm in front. Attention works on windows; what is added is the output of `drop_path`, back in the order of tokens.
+BLOCK_FAMILIES = {"SwinLayer": (("drop_path", "layernorm_before"), ("mlp", "layernorm_after"))}
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
@@ -31,10 +39,12 @@ def find_blocks(model: nn.Module) -> list[Block]:
     blocks = []
     for name, module in model.named_modules():
         if type(module).__name__ in BLOCK_FAMILIES:
-            feed_forward, norm = BLOCK_FAMILIES[type(module).__name__]
-            width = getattr(module, norm).normalized_shape[0]
             prefix = f"{name}." if name else ""
-            blocks.append(Block(f"{prefix}{feed_forward}", f"{prefix}{norm}", width))
+            attention, feed_forward = BLOCK_FAMILIES[type(module).__name__]
+            width = getattr(module, feed_forward[1]).normalized_shape[0]
+            blocks.append(
+                Block(width, *(Sublayer(prefix + part, prefix + norm) for part, norm in (attention, feed_forward)))
+            )
     return blocks
 
 

@@ -23,6 +23,7 @@ from peft_polyhistor.models.encoder import (
     BackboneStages,
     Block,
     StageEncoder,
+    Sublayer,
     SwinStages,
     build_encoder,
     find_blocks,
@@ -158,9 +159,9 @@ def test_an_encoder_without_four_stages_is_an_error(make_swin):
 
 def test_blocks_of_swin_are_found_in_order(make_swin):
     blocks = find_blocks(make_swin(SwinBackbone))
-    assert blocks[3] == Block(
-        "swin.encoder.layers.1.blocks.1.mlp", "swin.encoder.layers.1.blocks.1.layernorm_after", 16
-    )
+    path = "swin.encoder.layers.1.blocks.1"
+    attention = Sublayer(f"{path}.drop_path", f"{path}.layernorm_before")
+    assert blocks[3] == Block(16, attention, Sublayer(f"{path}.mlp", f"{path}.layernorm_after"))
     assert [block.width for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
     assert find_blocks(make_pvt()) == []
 

@@ -1,0 +1,124 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Learned weights of one site for every task, in the forms the papers give them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .factors import kronecker_sum
+from .site import BottleneckWeights
+
+
+class DenseMatrix(nn.Module):
+    """A matrix per task; tasks * rows * cols parameters."""
+
+    def __init__(self, tasks: int, rows: int, cols: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(tasks, rows, cols) / math.sqrt(cols))
+
+    def zero(self) -> None:
+        """Makes every matrix zero, such that gradient still reaches it."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, tasks: Tensor) -> Tensor:
+        """Indices `(tasks,)` to matrices `(tasks, rows, cols)`."""
+        return self.weight[tasks]
+
+
+class LowRankMatrix(nn.Module):
+    """left right per task; tasks * rank * (rows + cols) parameters."""
+
+    def __init__(self, tasks: int, rows: int, cols: int, rank: int):
+        super().__init__()
+        self.left = nn.Parameter(torch.randn(tasks, rows, rank) / math.sqrt(rank))
+        self.right = nn.Parameter(torch.randn(tasks, rank, cols) / math.sqrt(cols))
+
+    def zero(self) -> None:
+        nn.init.zeros_(self.left)
+
+    def forward(self, tasks: Tensor) -> Tensor:
+        return self.left[tasks] @ self.right[tasks]
+
+
+class KroneckerMatrix(nn.Module):
+    """sum_i rule_i (x) kernel_i per task, with `order` rules of order x order    (PHM, arXiv:2102.08597, Eq. 4).
+
+    Args:
+        tasks: Number of tasks.
+        rows, cols: Of the matrix; multiples of `order`.
+        order: Number of summands, and side of a rule.
+        own_rule: Learn rules for this matrix; otherwise they are given with every call.
+        rank: Rank of the kernels (Compacter, arXiv:2106.04647, Eq. 8); `None` for dense ones.
+
+    Parameters, per task: rows * cols / order, or with a rank rank * (rows + cols); order^3 for rules of its own.
+    """
+
+    def __init__(self, tasks: int, rows: int, cols: int, order: int, own_rule: bool = True, rank: int | None = None):
+        super().__init__()
+        self.order = order
+        self.rule = new_rule(tasks, order) if own_rule else None
+        shape = (tasks * order, rows // order, cols // order)
+        self.kernels = DenseMatrix(*shape) if rank is None else LowRankMatrix(*shape, rank)
+
+    def zero(self) -> None:
+        self.kernels.zero()
+
+    def forward(self, tasks: Tensor, rule: Tensor | None = None) -> Tensor:
+        """Indices `(tasks,)`, and shared rules `(tasks, order, order, order)` of those tasks if there are no own."""
+        summands = torch.arange(self.order, device=tasks.device)
+        kernels = self.kernels((tasks[:, None] * self.order + summands).flatten())
+        rule = self.rule[tasks] if rule is None else rule
+        return kronecker_sum(rule, kernels.unflatten(0, (len(tasks), self.order)))
+
+
+def new_rule(tasks: int, order: int) -> nn.Parameter:
+    """Rules `(tasks, order, order, order)` of a `KroneckerMatrix`, N(0, 1 / order)."""
+    return nn.Parameter(torch.randn(tasks, order, order, order) / math.sqrt(order))
+
+
+class TaskWeights(nn.Module):
+    """The adapter weights of one site, learned for every task.
+
+    Args:
+        tasks: Number of tasks.
+        width, bottleneck: Of the adapter, in channels.
+        make_matrix: `(tasks, rows, cols)` to a module of matrices, as above.
+        identity: Start with an adapter output of exactly zero.
+
+    Parameters, per task: those of down and up, + bottleneck + 3 width.
+    """
+
+    def __init__(
+        self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., nn.Module], identity: bool = True
+    ):
+        super().__init__()
+        self.down = make_matrix(tasks, bottleneck, width)
+        self.up = make_matrix(tasks, width, bottleneck)
+        self.down_bias = nn.Parameter(torch.zeros(tasks, bottleneck))
+        self.up_bias = nn.Parameter(torch.zeros(tasks, width))
+        self.norm_weight = nn.Parameter(torch.ones(tasks, width))
+        self.norm_bias = nn.Parameter(torch.zeros(tasks, width))
+        if identity:
+            self.up.zero()
+
+    def forward(self, tasks: Tensor, *shared: Any) -> BottleneckWeights:
+        """Indices `(tasks,)` to weights; `shared` is passed on to the matrices."""
+        return BottleneckWeights(
+            down=self.down(tasks, *shared),
+            down_bias=self.down_bias[tasks],
+            up=self.up(tasks, *shared),
+            up_bias=self.up_bias[tasks],
+            norm_weight=self.norm_weight[tasks],
+            norm_bias=self.norm_bias[tasks],
+        )
+
+
+class Sites(nn.ModuleList):
+    """A generator of independent sites: one module per site, `(tasks,)` indices to its `BottleneckWeights`."""
+
+    def forward(self, tasks: Tensor, *shared: Any) -> list[BottleneckWeights]:
+        return [site(tasks, *shared) for site in self]

@@ -1,0 +1,110 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Hyperformer (arXiv:2106.04489), as Polyhistor (arXiv:2210.03265) measures it on vision transformers."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter.factors import Hypernetworks, Projector
+from ..adapter.site import BottleneckWeights, Site
+from ..adapter.tuner import AdapterTuner
+from ..config import BottleneckConfig, check_positive
+from ..registry import register
+from .polyhistor import HIDDEN, INIT_STD, RAW_EMBEDDING, around_one
+
+
+@dataclass
+class HyperformerConfig(BottleneckConfig):
+    """Settings of Hyperformer: every site has hypernetworks that emit dense weights.
+
+    The paper's Tables 1 and 6 have `sublayers=["attention", "feed_forward"]` and a reduction factor of 8; its other
+    tables are the defaults here.
+
+    Args:
+        embedding_dim: Length k of a projected embedding.
+    """
+
+    method: ClassVar[str] = "HYPERFORMER"
+
+    embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("embedding_dim", self.embedding_dim)
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        shapes = []
+        for site in sites:
+            width, bottleneck = site.width, self.bottleneck_of(site.width)
+            shapes.append(
+                BottleneckWeights(
+                    down=(bottleneck, width),
+                    down_bias=(bottleneck,),
+                    up=(width, bottleneck),
+                    up_bias=(width,),
+                    norm_weight=(width,),
+                    norm_bias=(width,),
+                )._asdict()
+            )
+        blocks = list(dict.fromkeys(site.block for site in sites))
+        projector_of = [blocks.index(site.block) for site in sites]
+        return Hyperformer(len(self.tasks), projector_of, shapes, self.embedding_dim, self.init_weights)
+
+
+class Hyperformer(nn.Module):
+    """Generates every adapter weight as a linear function of the projected task embedding.
+
+        W(t, l) = W_l v + b_l,    v = projector_l(z_t)    (arXiv:2106.04489, Sec. 2.2)
+
+    Every block has a projector of its own, and every site in it hypernetworks of its own.
+
+    Note:
+        Polyhistor's parameter counts have no norm at the end of the projector. The norm's weight is one plus what is
+        generated.
+
+    Args:
+        tasks: Number of tasks.
+        projector_of: Of each site, the index of its block's projector.
+        shapes: Of each site, the shape of every weight by name.
+        embedding_dim: Length of v.
+        identity: Start with an adapter output of exactly zero.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        projector_of: list[int],
+        shapes: list[dict[str, tuple[int, ...]]],
+        embedding_dim: int,
+        identity: bool = True,
+    ):
+        super().__init__()
+        self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
+        self.projector_of = projector_of
+        self.projectors = nn.ModuleList(
+            Projector(RAW_EMBEDDING, HIDDEN, embedding_dim) for _ in range(max(projector_of) + 1)
+        )
+        self.hypernetworks = nn.ModuleList(Hypernetworks(embedding_dim, shape) for shape in shapes)
+        for hypernetworks in self.hypernetworks:
+            hypernetworks.reset_parameters(INIT_STD, zero=("up", "up_bias") if identity else ())
+
+    def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
+        """Indices `(tasks,)` to the weights of every site."""
+        raw = self.task_embedding[tasks]
+        embeddings = [projector(raw) for projector in self.projectors]
+        return [
+            around_one(BottleneckWeights(**hypernetworks(embeddings[block])))
+            for block, hypernetworks in zip(self.projector_of, self.hypernetworks, strict=True)
+        ]
+
+
+class HyperformerModel(AdapterTuner):
+    """PEFT tuner of Hyperformer."""
+
+    prefix = "hyperformer_"
+
+
+register(HyperformerConfig.method, HyperformerConfig, HyperformerModel)
