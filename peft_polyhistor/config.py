@@ -59,6 +59,10 @@ class MultiTaskConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType[self.method]
+        if self.task_type is not None:
+            raise ValueError(
+                f"`task_type` must be None, got '{self.task_type}': PEFT's task types wrap text models. Leave it out."
+            )
         self.tasks = _check_names(self.tasks)
         # Lists, never sets or tuples: JSON gives lists back, and the order of a set is random.
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"):
@@ -96,7 +100,8 @@ class BottleneckConfig(MultiTaskConfig):
         reduction_factor: Width of a layer over its bottleneck.
         placement: `"parallel"` adds the adapter of the residual stream in front of the feed-forward block's norm to
             the block's output (the paper's). `"serial"` applies the adapter to the feed-forward block's output. The
-            same goes for attention, where adapters sit there too.
+            same goes for attention, where adapters sit there too. A module named in `target_modules` that is part of
+            no known block has no such norm: there the parallel adapter reads the module's own input.
         sublayers: Where in a block of a known encoder adapters sit: `"feed_forward"`, `"attention"` or both. Without
             effect where `target_modules` names the modules.
         dropout: Probability of zeroing an activation of the bottleneck while training.

@@ -28,7 +28,7 @@ def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTu
     """
     if name not in PeftType.__members__:
         _check_prefix(name, tuner_class.prefix)
-        _add_member(name)
+        _add_member(name)  # nothing can go wrong from here on: PEFT checks what was checked here
         register_peft_method(
             name=name.lower(), config_cls=config_class, model_cls=tuner_class, prefix=tuner_class.prefix
         )

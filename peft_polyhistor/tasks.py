@@ -168,7 +168,9 @@ TASKS: dict[str, Task] = {
 
 
 def register_task(task: Task) -> None:
-    """Adds a row to `TASKS`, after which the name works wherever task names do.
+    """Adds a row to `TASKS`, after which models, losses, metrics and pictures know the name.
+
+    The datasets of this package have no labels for it: bring your own, and your own transform.
 
     Raises:
         ValueError: If the name is taken.

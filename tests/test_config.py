@@ -121,3 +121,9 @@ def test_a_bad_field_in_a_saved_config_is_an_error(tmp_path):
 def test_blocks_are_chosen_by_index_or_by_name(config_class):
     with pytest.raises(ValueError, match="`target_modules` names modules: give one of them, not both"):
         config_class(target_modules=["mlp"], layers_to_transform=[0])
+
+
+@pytest.mark.parametrize("task_type", ["FEATURE_EXTRACTION", "SEQ_CLS"])
+def test_task_types_of_text_models_are_refused(task_type):
+    with pytest.raises(ValueError, match="`task_type` must be None"):
+        PolyhistorLiteConfig(task_type=task_type)

@@ -12,6 +12,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..models.encoder import StageEncoder
+
 
 class Route(NamedTuple):
     """What the sites need to know of the forward pass they are in."""
@@ -81,9 +83,16 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         ]
 
     def detach(self) -> None:
-        """Takes the hooks off again."""
+        """Takes the hooks off again; from then on a call that names a task is an error."""
         for hook in self._hooks:
             hook.remove()
+        [encoder] = self._encoder
+        for module in encoder.modules():
+            checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+            if isinstance(checkpoint, BoundCheckpoint):
+                module._gradient_checkpointing_func = checkpoint.checkpoint
+        if not isinstance(encoder, StageEncoder) and refuse_tasks not in encoder._forward_pre_hooks.values():
+            encoder.register_forward_pre_hook(refuse_tasks, with_kwargs=True)
 
     def weights_at(self, site_name: str) -> list[tuple[Any, float]]:
         """Weights and dropout of each active adapter at one site, for the tasks of the present pass."""
@@ -97,6 +106,8 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Forward pre-hook: takes the tasks out of the call and lays the batch out for them."""
         if not self.active_adapters or not self.info:  # all deleted: the frozen encoder on its own
+            if not isinstance(module, StageEncoder):
+                refuse_tasks(module, args, kwargs)
             self.route = Route((), {})
             return args, kwargs
         kwargs = dict(kwargs)
@@ -155,7 +166,10 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             info, generator = self.info[name], self.generators[name]
             device = next(generator.parameters()).device
             indices = torch.tensor([info.tasks.index(task) for task in tasks], device=device)
-            for site_name, site_weights in zip(info.site_names, generator(indices), strict=True):
+            # In full precision: generation is a small part of a step, and what it makes is used all over it.
+            with torch.autocast(device.type, enabled=False):
+                generated = generator(indices)
+            for site_name, site_weights in zip(info.site_names, generated, strict=True):
                 weights.setdefault(site_name, []).append((site_weights, info.dropout))
         return weights
 
@@ -192,8 +206,21 @@ def bind_checkpoints(model: nn.Module, adapters: TaskAdapters) -> None:
     """Binds the checkpoint function of every layer that has one (transformers' GradientCheckpointingLayer)."""
     for module in model.modules():
         checkpoint = module.__dict__.get("_gradient_checkpointing_func")
-        if checkpoint is not None and not isinstance(checkpoint, BoundCheckpoint):
-            module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, adapters)
+        if checkpoint is None or isinstance(checkpoint, BoundCheckpoint):
+            continue
+        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "Reentrant checkpointing passes no gradient to adapters of a frozen encoder. Enable it with "
+                "{'use_reentrant': False}."
+            )
+        module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, adapters)
+
+
+def refuse_tasks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a model whose adapters are gone, and which may swallow keywords it does not know."""
+    named = {name: kwargs[name] for name in ("task", "tasks") if kwargs.get(name) is not None}
+    if named:
+        raise ValueError(f"This {type(module).__name__} carries no adapters any more, got {named}. Leave it out.")
 
 
 def repeat_batch(value: Any, times: int) -> Any:

@@ -94,10 +94,15 @@ class AdapterSite(nn.Module, BaseTunerLayer):
         self.set_adapter(self._adapters[0].active_adapters)
 
     def merge(self, *args, **kwargs) -> None:
-        raise ValueError(
-            "A bottleneck adapter is not linear and cannot be merged into the frozen weights. Keep the adapter, or "
-            "call `unload()` for the encoder without it."
-        )
+        refuse_merge()
+
+
+def refuse_merge() -> None:
+    """Raises the ValueError of every attempt to merge."""
+    raise ValueError(
+        "A bottleneck adapter is not linear and cannot be merged into the frozen weights. Keep the adapter, or call "
+        "`unload()` for the encoder without it."
+    )
 
 
 class ParallelSite(AdapterSite):

@@ -13,7 +13,7 @@ from ..config import BottleneckConfig
 from ..models.encoder import Block, StageEncoder, find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from .routing import Adapter, TaskAdapters
-from .site import AdapterSite, ParallelSite, ResidualSite, SerialSite, Site
+from .site import AdapterSite, ParallelSite, ResidualSite, SerialSite, Site, refuse_merge
 
 
 class AdapterTuner(BaseTuner):
@@ -30,7 +30,9 @@ class AdapterTuner(BaseTuner):
         return peft_config  # `target_modules=None` stays: it means every block of whatever encoder this is
 
     def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
+        # All that can be wrong is found here, before the model is touched.
         self._sites = {site.name: site for site in choose_sites(model, peft_config)}
+        self._check_fit(model, peft_config)
         if isinstance(model, MultiTaskDenseModel):
             check_decoders(model, peft_config)
             if not peft_config.inference_mode:  # else a saved adapter, which may come without decoders
@@ -52,37 +54,45 @@ class AdapterTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        adapters = self._shared_adapters()
-        if adapter_name not in adapters.generators:
-            self._add_generator(adapters, peft_config, adapter_name)
+        adapters = getattr(self.model, SHARED, None)
+        if adapters is None or adapter_name not in adapters.generators:
+            adapters = self._add_generator(peft_config, adapter_name)
         site = self._sites[current_key]
-        site_class = site_class_of(site, peft_config.placement)
         if not isinstance(target, AdapterSite):
-            wrapped = site_class(target, site, adapters)
+            wrapped = site_class_of(site, peft_config.placement)(target, site, adapters)
             setattr(parent, target_name, wrapped)
             if isinstance(wrapped, ResidualSite):
                 norm = self.model.get_submodule(site.norm)
                 wrapped.residual_hook = norm.register_forward_pre_hook(wrapped.read_residual)
-        elif type(target) is not site_class:
+
+    def _check_fit(self, model: nn.Module, config: BottleneckConfig) -> None:
+        """Raises ValueError where the adapters that `model` carries already do not go together with new ones."""
+        adapters = getattr(model, SHARED, None)
+        if adapters is not None and self.prefix + GENERATORS not in adapters.adapter_layer_names:
             raise ValueError(
-                f"'{current_key}' already carries adapters placed as {type(target).__name__}, and placement="
-                f"'{peft_config.placement}' asks for {site_class.__name__}. Adapters of one model share a placement."
+                f"The model carries adapters of another method, and {config.method} adapters cannot join them: one "
+                "model carries adapters of one method. Call `unload()` first, or adapt another copy of the model."
             )
+        for site in self._sites.values():
+            module, wanted = model.get_submodule(site.name), site_class_of(site, config.placement)
+            if isinstance(module, AdapterSite) and type(module) is not wanted:
+                raise ValueError(
+                    f"'{site.name}' already carries adapters placed as {type(module).__name__}, and placement="
+                    f"'{config.placement}' asks for {wanted.__name__}. Adapters of one model share a placement."
+                )
 
-    def _shared_adapters(self) -> TaskAdapters:
-        if not isinstance(getattr(self.model, SHARED, None), TaskAdapters):
-            adapters = TaskAdapters(f"{self.prefix}generators")
-            self.model.add_module(SHARED, adapters)
-            adapters.attach(routed_module(self.model))
-        return getattr(self.model, SHARED)
-
-    def _add_generator(self, adapters: TaskAdapters, config: BottleneckConfig, adapter_name: str) -> None:
+    def _add_generator(self, config: BottleneckConfig, adapter_name: str) -> TaskAdapters:
         sites = list(self._sites.values())
         generator = config.make_generator(sites)
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(parameter.device, parameter.dtype)
+        if not hasattr(self.model, SHARED):
+            self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS))
+            getattr(self.model, SHARED).attach(routed_module(self.model))
+        adapters = getattr(self.model, SHARED)
         adapters.add(adapter_name, generator, Adapter(config.tasks, [site.name for site in sites], config.dropout))
+        return adapters
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own expects a `weight`, which a feed-forward module has not
@@ -90,7 +100,7 @@ class AdapterTuner(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # The name stands in the middle: task_adapters.<container>.<adapter name>.<parameter of the generator>
-        container = f".{cls.prefix}generators."
+        container = f".{cls.prefix}{GENERATORS}."
         before, found, after = key.partition(f"{container}{adapter_name}.")
         if found:
             return before + container + after
@@ -98,17 +108,20 @@ class AdapterTuner(BaseTuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
-            next(m for m in self.model.modules() if isinstance(m, AdapterSite)).merge()
+            refuse_merge()
         for module in self.model.modules():
             if isinstance(module, ResidualSite):
                 module.residual_hook.remove()
-        getattr(self.model, SHARED).detach()
-        delattr(self.model, SHARED)
+        if hasattr(self.model, SHARED):  # else unloaded before
+            getattr(self.model, SHARED).detach()
+            delattr(self.model, SHARED)
         return super()._unload_and_optionally_merge(merge=False, **kwargs)
 
 
-# Name of the TaskAdapters in the adapted model. It is part of every saved key, and must not contain a method's prefix.
+# Names of the TaskAdapters in the adapted model, and behind the method's prefix of its container. Both are part of
+# every saved key; the first must not contain a method's prefix.
 SHARED = "task_adapters"
+GENERATORS = "generators"
 
 
 def routed_module(model: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ PART_GROUPS = (
     (6, "llleg rlleg lfoot rfoot"),
 )
 PART_CLASSES = {name: part for part, names in PART_GROUPS for name in names.split()}
+NUM_PART_CLASSES = 1 + len(PART_GROUPS)  # background included
 
 # Of the 459 classes, those that PASCAL-Context shares with NYU, and tvmonitor: only there do the distilled normals
 # count (ASTMT, arXiv:1904.08918).

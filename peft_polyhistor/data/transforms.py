@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from .archive import DENSE_TASKS
-from .decode import IGNORE
+from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES
 
 
 # ImageNet's statistics of RGB in [0, 1] (torchvision).
@@ -34,6 +34,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Augmentation of the Polyhistor line: degrees, and factors about 1.
 _MAX_DEGREES = 20.0
 _SCALES = (0.75, 1.25)
+
+NUM_CLASSES = {"semseg": NUM_SEMSEG_CLASSES, "human_parts": NUM_PART_CLASSES}
 
 # Shorter vectors than this hold no direction.
 _MIN_LENGTH = 1e-6
@@ -135,7 +137,7 @@ class JointTransform:
             for task in tasks:
                 label = batch[task][row]
                 _check_label(image_id, task, label, image.size)
-                result[task].append(self._label(task, label, draw))
+                result[task].append(self._label(image_id, task, label, draw))
         return result
 
     def _draw(self, image_id: str) -> _Draw:
@@ -152,13 +154,19 @@ class JointTransform:
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
         return pixels.sub_(mean).div_(std)
 
-    def _label(self, task: str, label: Image.Image, draw: _Draw | None) -> Tensor:
+    def _label(self, image_id: str, task: str, label: Image.Image, draw: _Draw | None) -> Tensor:
         if task == "normals":
             return self._normals(label, draw)
         values = torch.from_numpy(_nearest(label, self.image_size, draw))
         if task == "saliency":
             return (values > 127)[None].float()  # value / 255 > 0.5
         values = values.long()
+        classes = NUM_CLASSES[task]
+        if ((values >= classes) & (values != IGNORE)).any():
+            raise ValueError(
+                f"{task} of {image_id} holds values up to {values[values != IGNORE].max()}; allowed are the class ids "
+                f"0 to {classes - 1} and {IGNORE} for pixels to ignore. Map other values to {IGNORE}."
+            )
         if task == "human_parts" and not values.any():
             values.fill_(IGNORE)
         return values

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, SwinModel
 from transformers.backbone_utils import BackboneMixin
@@ -127,6 +128,12 @@ class BackboneStages(StageEncoder):
             parameter = next(probe.parameters())
             picture = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
             maps = probe(picture).feature_maps
+        if [stage_map.shape[1] for stage_map in maps] != self.widths:
+            raise ValueError(
+                f"{type(backbone).__name__} yields maps {[tuple(stage_map.shape) for stage_map in maps]} of a picture "
+                f"of {size} x {size} pixels; maps (batch, channels, height, width) with {self.widths} channels are "
+                "needed. Wrap the model in your own subclass of StageEncoder."
+            )
         self.strides = [size // stage_map.shape[-1] for stage_map in maps]
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
@@ -183,10 +190,13 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         OSError: There is no such folder or Hub repository.
         TypeError, ValueError: As in `view_encoder`.
     """
-    source = str(ASSETS / name) if (ASSETS / name / "config.json").is_file() else name
+    is_ours = (ASSETS / name / "config.json").is_file()
+    source = str(ASSETS / name) if is_ours else name
     config = AutoConfig.from_pretrained(source, **kwargs)
     if config.model_type == "swin":
-        encoder = view_encoder(SwinModel.from_pretrained(source, add_pooling_layer=False, **kwargs))
+        # In the class it was saved from, so that no weight is left over.
+        model_class = getattr(transformers, (config.architectures or ["SwinModel"])[0], SwinModel)
+        encoder = view_encoder(model_class.from_pretrained(source, **kwargs))
     else:
         # Not AutoBackbone, which asks the Hub even for a folder. By name: some families count a stem, some do not.
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -197,5 +207,6 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         stages = [f"stage{i}" for i in range(1, 5)]
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         encoder = view_encoder(backbone_class.from_pretrained(source, out_features=stages, **kwargs))
-    encoder.config.name_or_path = name
+    # What PEFT records as the base model, and looks for on the Hub: the embedded encoder is not there.
+    encoder.config.name_or_path = "" if is_ours else name
     return encoder

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -46,6 +47,13 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.decoder_dropout = decoder_dropout
         self.loss_weights = dict(loss_weights or {})
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, less the place the encoder was loaded from."""
+        output = super().to_dict()
+        if isinstance(output.get("encoder"), dict):
+            output["encoder"].pop("_name_or_path", None)
+        return output
 
 
 @dataclass
@@ -112,6 +120,14 @@ class MultiTaskDenseModel(PreTrainedModel):
         config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **kwargs)
         config.name_or_path = stages.config.name_or_path  # the base model that PEFT records with an adapter
         return cls(config, stages)
+
+    def train(self, mode: bool = True) -> "MultiTaskDenseModel":
+        """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""
+        super().train(mode)
+        for module in self.encoder.modules():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     def forward(
         self,

@@ -346,3 +346,10 @@ def test_sizes_seeds_and_epochs():
         JointTransform(8, train=True, seed=-1)
     with pytest.raises(ValueError, match="`epoch` must be 0 or more, got -1"):
         JointTransform(8, train=True).set_epoch(-1)
+
+
+@pytest.mark.parametrize(("task", "value"), [("semseg", 21), ("human_parts", 7)])
+def test_a_class_id_out_of_range_names_the_picture(task, value):
+    batch = {"image_id": ["p1"], "image": [Image.new("RGB", (8, 8))], task: [Image.new("L", (8, 8), value)]}
+    with pytest.raises(ValueError, match=f"{task} of p1 holds values up to {value}; allowed are the class ids 0 to"):
+        JointTransform(8, train=False)(batch)

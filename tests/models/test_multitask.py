@@ -15,6 +15,8 @@ from transformers import (
     AutoModel,
     PvtV2Backbone,
     PvtV2Config,
+    ResNetBackbone,
+    ResNetConfig,
     SwinBackbone,
     SwinConfig,
     SwinForImageClassification,
@@ -30,6 +32,7 @@ from peft_polyhistor import (
     PolyhistorConfig,
     PolyhistorLiteConfig,
     StageEncoder,
+    load_encoder,
 )
 
 
@@ -361,3 +364,24 @@ def test_labels_that_do_not_fit_are_an_error(make_dense, pixels, labels, task, s
 def test_labels_of_other_tasks_are_an_error(make_dense, pixels, labels):
     with pytest.raises(ValueError, match=r"labels of \['normals'\] and none of the tasks asked for, \['semseg'\]"):
         make_dense(ALL_TASKS)(pixels, {"normals": labels["normals"]}, tasks=["semseg"])
+
+
+def test_a_frozen_encoder_keeps_its_statistics():
+    stages = [f"stage{i}" for i in range(1, 5)]
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+    backbone = ResNetBackbone(ResNetConfig(**sizes, out_features=stages))
+    model = MultiTaskDenseModel.from_encoder(backbone, ["saliency"], decoder_width=4)
+    before = {name: buffer.clone() for name, buffer in model.encoder.named_buffers()}
+    model.encoder.requires_grad_(False)
+    model.train()(torch.randn(2, 3, 64, 64))
+    for name, buffer in model.encoder.named_buffers():
+        assert torch.equal(buffer, before[name])
+    assert model.decoders.training
+
+
+def test_the_place_an_encoder_came_from_is_not_saved(make_swin, tmp_path):
+    make_swin().save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(str(tmp_path / "encoder"))
+    model = MultiTaskDenseModel.from_encoder(encoder, ["saliency"], decoder_width=4)
+    model.save_pretrained(tmp_path / "dense")
+    assert str(tmp_path) not in (tmp_path / "dense" / "config.json").read_text()
