@@ -1,0 +1,52 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Batches laid out task by task: the whole batch of the first task, then that of the second, and so on."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+
+def repeat_batch(value: Any, times: int) -> Any:
+    """Repeats every tensor in `value` along its first axis: the whole batch once per task."""
+    if times == 1:
+        return value
+    if isinstance(value, Tensor):
+        return value.repeat(times, *[1] * (value.ndim - 1)) if value.ndim else value
+    if isinstance(value, dict):
+        return {key: repeat_batch(item, times) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(repeat_batch(item, times) for item in value)
+    return value
+
+
+def split_batch(value: Any, parts: int) -> list[Any]:
+    """Cuts every tensor in `value` along its first axis into equal parts; containers keep their type.
+
+    Raises:
+        ValueError: A tensor has no such axis, as a loss has none.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) % parts:
+            raise ValueError(
+                f"The model returned a tensor of shape {tuple(value.shape)}, which cannot be split into {parts} tasks."
+                " Call it with task= for one task at a time (a loss over labels is such an output)."
+            )
+        return list(value.chunk(parts))
+    if isinstance(value, Mapping):
+        items = {key: split_batch(item, parts) for key, item in value.items()}
+        make = partial(_like, value)
+        return [make({key: item[i] for key, item in items.items()}) for i in range(parts)]
+    if isinstance(value, tuple | list):
+        columns = [split_batch(item, parts) for item in value]
+        return [type(value)(column[i] for column in columns) for i in range(parts)]
+    return [value] * parts
+
+
+def _like(value: Mapping, items: dict[str, Any]) -> Mapping:
+    if is_dataclass(value):  # transformers' ModelOutput, which is a mapping of its fields that are not None
+        return type(value)(**{field.name: items.get(field.name) for field in fields(value)})
+    return items
