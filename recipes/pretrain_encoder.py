@@ -44,19 +44,35 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--auto-augment", default="none", help="timm's policy string, or 'none'")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for name in ("image_size", "embed_dim", "window", "epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}.")
+    if arguments.image_size < 32 * arguments.window:  # 32 is the stride of the last of four stages
+        parser.error(
+            f"--image-size must be at least 32 * --window = {32 * arguments.window}, got {arguments.image_size}, as "
+            "one window has to fit the last map. Lower --window."
+        )
+    return arguments
 
 
 def load_photographs(source: str) -> DatasetDict:
-    """Splits `train` and `val` with an `image` and a `label` column, from any of the three sources."""
-    folder = Path(source)
+    """Splits `train` and `val` with an `image` and a `label` column, from any of the three sources.
+
+    Raises:
+        FileNotFoundError: `source` is neither a folder nor the id of a Hub dataset.
+        ValueError: A split or column is missing, or there are fewer than two classes.
+    """
+    folder = Path(source).expanduser()
     if not folder.is_dir():
+        if len(folder.parts) > 2 or folder.is_absolute() or source.startswith((".", "~")):
+            raise FileNotFoundError(f"--data {source}: no such folder. Give a folder or the id of a Hub dataset.")
         data = load_dataset(source)
     elif any(folder.glob("train*.parquet")):
         files = {split: [str(path) for path in sorted(folder.glob(f"{split}*.parquet"))] for split in ("train", "val")}
         data = load_dataset("parquet", data_files=files)
     else:
-        data = load_dataset("imagefolder", data_dir=source)
+        data = load_dataset("imagefolder", data_dir=str(folder), drop_labels=False)
     if "val" not in data and "validation" in data:
         data["val"] = data.pop("validation")
     for split in ("train", "val"):
@@ -66,6 +82,12 @@ def load_photographs(source: str) -> DatasetDict:
                 f"'{source}' has columns {columns} in split '{split}'; splits train and val with columns "
                 "'image' and 'label' are needed."
             )
+    classes = sorted(data["train"].unique("label"))
+    if len(classes) < 2 or classes != list(range(len(classes))):
+        raise ValueError(
+            f"'{source}' has the labels {classes} in split 'train'; at least two are needed, numbered from 0 "
+            "without a gap. Give photographs of more classes, or renumber them."
+        )
     return data.cast_column("image", Image(mode="RGB"))
 
 

@@ -1,19 +1,31 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of train_pascal.py, from a YAML file and arguments."""
+"""The settings of train_pascal.py, from a YAML file and arguments, checked before anything is loaded."""
 
+import json
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
+from accelerate.tracking import get_available_trackers
+from optimization import OPTIMIZERS, SCHEDULES
+from peft import PeftConfig
 from transformers import HfArgumentParser
 
 from peft_polyhistor import METHODS, TASKS, get_tasks
 
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+PRECISIONS = ["no", "bf16", "fp16"]
+AT_LEAST = {
+    "image_size": 32,  # the coarsest stride of the encoders
+    **dict.fromkeys(("decoder_width", "batch_size", "gradient_accumulation", "preparation_workers", "log_every"), 1),
+    **dict.fromkeys(("epochs", "steps", "warmup_steps", "eval_every", "workers", "seed"), 0),
+    **dict.fromkeys(("decoder_dropout", "decoder_learning_rate", "weight_decay", "max_grad_norm"), 0),
+}
 
 
 def option(default, text: str):
@@ -24,14 +36,20 @@ def option(default, text: str):
 
 @dataclass
 class Settings:
-    """Everything a run depends on; optimiser and schedule default to the paper's (arXiv:2210.03265, Sec. 5.1)."""
+    """Everything a run depends on; optimiser and schedule default to the paper's (arXiv:2210.03265, Sec. 5.1).
+
+    Raises:
+        ValueError: A setting is not among the allowed ones; the message says which those are.
+    """
 
     data: str = option(
         "scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub dataset"
     )
     encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers")
     methods: list[str] = option(["polyhistor_lite"], f"'decoders', 'full' (fine-tuning) or any of {list(METHODS)}")
-    method_settings: list[str] = option([], "fields of the method's config, as name=value")
+    method_settings: list[str] = option(
+        [], "fields of the methods' configs: name=value for every method of the run, method.name=value for one"
+    )
     tasks: list[str] = option(list(TASKS), "names of tasks")
     loss_weights: list[str] = option([], "task=weight; others keep their own. 'uniform' weighs all tasks 1")
     image_size: int = option(512, "side of the pictures, pixels")
@@ -45,53 +63,179 @@ class Settings:
     learning_rate: float = option(1e-4, "at the start, after the warm-up")
     decoder_learning_rate: float = option(0.0, "of the decoders; 0: the same. Hypernetworks want a smaller one")
     weight_decay: float = option(1e-4, "as the optimiser understands it")
-    schedule: str = option("linear", "a schedule of transformers, e.g. linear, cosine, constant_with_warmup")
+    schedule: str = option("linear", f"one of {SCHEDULES}, as in transformers")
     warmup_steps: int = option(0, "optimiser steps")
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them")
-    mixed_precision: str = option("no", "no, bf16 or fp16")
+    mixed_precision: str = option("no", f"one of {PRECISIONS}")
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
     workers: int = option(4, "processes that load pictures")
+    preparation_workers: int = option(2, "processes that prepare the data before the first run on it")
     seed: int = option(0, "of weights, order and augmentation")
     eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch")
+    log_every: int = option(10, "optimiser steps between entries of the tracker")
     resume: bool = option(False, "go on from the last state in the output folder, where there is one")
-    tracker: str = option("none", "none, tensorboard or another tracker of accelerate")
+    tracker: str = option("none", "none, tensorboard or another installed tracker of accelerate")
     output_dir: str = option("runs/train_pascal", "where results go")
 
     def __post_init__(self):
+        for name, hint in (("data", "FOLDER"), ("encoder", "NAME"), ("output_dir", "FOLDER")):
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` is empty; give --{name} {hint}.")
         get_tasks(self.tasks)
         _require("methods", self.methods, ["decoders", "full", *METHODS])
         _require("optimizer", [self.optimizer], list(OPTIMIZERS))
-        _require("mixed_precision", [self.mixed_precision], ["no", "bf16", "fp16"])
-        for name in ("image_size", "decoder_width", "batch_size", "gradient_accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.steps < 1 and self.epochs <= 0:
-            raise ValueError(
-                f"Nothing to train: epochs={self.epochs} and steps={self.steps}. Set one of them above 0."
-            )
+        _require("schedule", [self.schedule], SCHEDULES)
+        _require("mixed_precision", [self.mixed_precision], PRECISIONS)
+        # Of the trackers that are not installed accelerate makes none, and says nothing.
+        _require("tracker", [self.tracker], ["none", *map(str, get_available_trackers())])
+        self._check_numbers()
+        loss_weights(self)
+        for method in self.methods:
+            if method in METHODS:
+                method_config(method, self)
+
+    def _check_numbers(self) -> None:
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if setting.type is float and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite, got {value}.")
+            if name in AT_LEAST and value < AT_LEAST[name]:
+                raise ValueError(f"`{name}` must be at least {AT_LEAST[name]}, got {value}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if self.decoder_dropout >= 1:
+            raise ValueError(f"`decoder_dropout` must be below 1, got {self.decoder_dropout}.")
+        if self.steps == 0 and self.epochs == 0:
+            raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
 
 
 def _require(name: str, given: list[str], allowed: list[str]) -> None:
     wrong = [value for value in given if value not in allowed]
-    if wrong or not given:
-        raise ValueError(f"`{name}` must be among {allowed}, got {wrong or given}.")
+    if wrong or not given or len(set(given)) < len(given):
+        raise ValueError(f"`{name}` must be among {allowed}, each once, got {wrong or given}.")
+
+
+def loss_weights(settings: Settings) -> dict[str, float]:
+    """Weight of each task's loss by task; tasks that are not in it keep the weight of their row.
+
+    Raises:
+        ValueError: An item names no task of the run, or its weight is no positive number.
+    """
+    if settings.loss_weights == ["uniform"]:
+        return dict.fromkeys(settings.tasks, 1.0)
+    weights = read_pairs("loss_weights", settings.loss_weights)
+    for task, weight in weights.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if task not in settings.tasks or not is_number or not (math.isfinite(weight) and weight > 0):
+            raise ValueError(
+                f"`loss_weights` must be 'uniform' or items task=weight with a task of {settings.tasks} and a weight "
+                f"above 0, got {task}={weight}."
+            )
+    return weights
+
+
+def method_config(method: str, settings: Settings) -> PeftConfig:
+    """Config of an adapter method, from the items of `method_settings` for all methods and those for it.
+
+    Raises:
+        ValueError: A field or a value does not suit the method, or an item is for a method that does not exist.
+    """
+    of_all, of_one = {}, {}
+    for name, value in read_pairs("method_settings", settings.method_settings).items():
+        owner, dot, field_name = name.rpartition(".")
+        if dot and owner not in METHODS:
+            raise ValueError(
+                f"`method_settings`: '{name}' is for '{owner}'; methods with settings are {list(METHODS)}."
+            )
+        if owner in ("", method):
+            (of_one if owner else of_all)[field_name] = value
+    values = of_all | of_one
+    config_class = METHODS[method]
+    known = {field.name for field in fields(config_class)} - {field.name for field in fields(PeftConfig)} - {"tasks"}
+    wrong = sorted(set(values) - known)
+    if wrong:
+        raise ValueError(
+            f"`method_settings`: method '{method}' has no field {wrong}; it has {sorted(known)}. For a field of one "
+            f"method only write e.g. {method}.{min(known)}=VALUE."
+        )
+    try:
+        return config_class(tasks=settings.tasks, **values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`method_settings` of method '{method}', {values}: {error}") from error
 
 
 def parse_settings(argv: list[str], description: str) -> Settings:
-    """Settings from an optional YAML file, which comes first, and arguments, which win."""
+    """Settings from an optional YAML file, which comes first, and arguments, which win.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A setting is unknown, of another type than its field, or not allowed.
+    """
     file, argv = (Path(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_CONFIG, argv)
     parser = HfArgumentParser(Settings, description=description)
-    values = yaml.safe_load(file.read_text()) or {}
-    known = [field.name for field in fields(Settings)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{file}: unknown settings {unknown}; known are {known}.")
-    parser.set_defaults(**values)
+    parser.set_defaults(**_read_file(file))
     return parser.parse_args_into_dataclasses(argv)[0]
 
 
-def read_pairs(items: list[str]) -> dict:
+def _read_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file. Give a YAML file of settings first, or only --name value.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}. Write one `name: value` a line.") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold one `name: value` a line, got {values!r}.")
+    types = {field.name: field.type for field in fields(Settings)}
+    unknown = sorted(map(str, set(values) - set(types)))
+    if unknown:
+        raise ValueError(f"{file}: unknown settings {unknown}; known are {list(types)}.")
+    try:
+        return {name: _convert(name, value, types[name]) for name, value in values.items()}
+    except TypeError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _convert(name: str, value: Any, wanted: Any) -> Any:
+    """What YAML read, as the type of its field; TypeError if it is something else."""
+    if name == "mixed_precision" and value is False:  # so YAML reads a bare `no`
+        return "no"
+    if wanted == list[str]:
+        if isinstance(value, dict) and name in ("method_settings", "loss_weights"):
+            value = [f"{key}={json.dumps(item, default=str)}" for key, item in value.items()]
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+    elif wanted is float:
+        value = _number(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif type(value) is wanted:
+        return value
+    kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    raise TypeError(f"`{name}` must be {kinds.get(wanted, 'a list of texts')}, got {value!r}.")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4, which has no point, as text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
+
+
+def read_pairs(name: str, items: list[str]) -> dict[str, Any]:
     """`["rank=4"]` to `{"rank": 4}`; values are read as YAML."""
-    if any("=" not in item for item in items):
-        raise ValueError(f"Expected items of the form name=value, got {items}.")
-    return {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in items)}
+    pairs = {}
+    for item in items:
+        key, sign, text = item.partition("=")
+        try:
+            pairs[key] = _number(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"`{name}`: the value of {item!r} is no YAML. Write e.g. name=4 or name=[a,b]."
+            ) from error
+        if not key or not sign:
+            raise ValueError(f"`{name}` must be items of the form name=value, got {items}.")
+    return pairs

@@ -5,116 +5,84 @@
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings come from a YAML file (the first argument) and from arguments, which win. Every method in `--methods` is
-trained in turn with the same settings, each in a folder of its own under `--output-dir`: the checkpoints `best` and
-`last`, results.json, predictions.png, and `state`, from which `--resume` goes on.
+Settings come from a YAML file (the first argument) and from arguments, which win. Every method is trained in turn
+with the same settings, each in a folder of its own under `--output_dir`: the checkpoints `best` and `last`,
+results.json, predictions.png, and `state`, from which `--resume` goes on.
 """
 
-import json
-import math
-import os
-import shutil
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import count
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
+from checkpoints import Progress, open_folder, resume, save, write_json
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
-from settings import OPTIMIZERS, Settings, parse_settings, read_pairs
+from loaders import load_data, make_loader
+from optimization import count_steps, make_optimizer
+from peft import get_peft_model
+from settings import Settings, loss_weights, method_config, parse_settings
+from tables import make_rows, to_text
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, load_encoder, relative_change
-from peft_polyhistor.data import JointTransform, collate, load_dense_dataset
-from peft_polyhistor.data.synthetic import synthetic_scenes
+from peft_polyhistor import METHODS, MultiTaskDenseModel, load_encoder
+from peft_polyhistor.data import JointTransform, collate
 from peft_polyhistor.evaluation import count_trainable, evaluate_tasks, headline
 from peft_polyhistor.pictures import draw_grid
 
 
-# ---------------------------------------------------------------------------------------------------------- build
-
-
-def load_data(settings: Settings) -> dict[str, Dataset]:
-    """The splits `train` and `val`, untransformed."""
-    if settings.data == "scenes":
-        return {split: synthetic_scenes(settings.tasks, split, num_proc=2) for split in ("train", "val")}
-    return {split: load_dense_dataset(settings.data, settings.tasks, split) for split in ("train", "val")}
-
-
-def make_loader(data: Dataset, transform: JointTransform, settings: Settings) -> DataLoader:
-    return DataLoader(
-        data.with_transform(transform),
-        batch_size=settings.batch_size,
-        shuffle=transform.train,
-        drop_last=transform.train,
-        collate_fn=collate,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-        # Of its own: a loader that starts anew after a resume must not draw from the generator of the dropout.
-        generator=torch.Generator().manual_seed(settings.seed),
-    )
-
-
 def build_model(method: str, settings: Settings) -> nn.Module:
     """The dense model, with what `method` trains trainable and nothing else."""
-    uniform = dict.fromkeys(settings.tasks, 1.0)
     model = MultiTaskDenseModel.from_encoder(
         load_encoder(settings.encoder),
         settings.tasks,
         decoder_width=settings.decoder_width,
         decoder_dropout=settings.decoder_dropout,
-        loss_weights=uniform if settings.loss_weights == ["uniform"] else read_pairs(settings.loss_weights),
+        loss_weights=loss_weights(settings),
     )
     if method == "decoders":
         model.encoder.requires_grad_(False)
-    elif method != "full":
-        model = get_peft_model(model, METHODS[method](tasks=settings.tasks, **read_pairs(settings.method_settings)))
+    elif method in METHODS:
+        model = get_peft_model(model, method_config(method, settings))
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decoders = {name for name in parameters if "decoders." in name}
-    groups = [
-        {"params": [p for name, p in parameters.items() if name not in decoders], "lr": settings.learning_rate},
-        {
-            "params": [p for name, p in parameters.items() if name in decoders],
-            "lr": settings.decoder_learning_rate or settings.learning_rate,
-        },
-    ]
-    return OPTIMIZERS[settings.optimizer](
-        [group for group in groups if group["params"]], weight_decay=settings.weight_decay
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------- loop
-
-
 @dataclass
-class Progress:
-    """What a run has to remember beside weights, optimiser and schedule."""
+class Run:
+    """What building leaves for the loop; `steps_per_epoch` and `total` count optimiser steps."""
 
-    step: int = 0
-    best: float = -math.inf
-    seconds: float = 0.0
-    history: list[dict] = field(default_factory=list)
+    method: str
+    settings: Settings
+    accelerator: Accelerator
+    model: nn.Module
+    parameters: dict[str, int]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    transforms: dict[str, JointTransform]
+    loaders: dict[str, DataLoader]
+    steps_per_epoch: int
+    total: int
+    progress: Progress = field(default_factory=Progress)
 
-    def state_dict(self) -> dict:
-        return asdict(self)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.__dict__.update(state)
+def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
+    set_seed(settings.seed)
+    data = load_data(settings, accelerator)
+    transforms = {split: JointTransform(settings.image_size, split == "train", settings.seed) for split in data}
+    loaders = [make_loader(data[split], transforms[split], settings) for split in data]
+    model = build_model(method, settings)
+    parameters = count_trainable(model)
+    model, optimizer, *loaders = accelerator.prepare(model, make_optimizer(model, settings), *loaders)
+    loaders = dict(zip(data, loaders, strict=True))
+    steps = count_steps(loaders["train"], settings)
+    scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, steps[1])
+    return Run(method, settings, accelerator, model, parameters, optimizer, scheduler, transforms, loaders, *steps)
 
 
 def train(method: str, settings: Settings) -> dict:
@@ -127,164 +95,104 @@ def train(method: str, settings: Settings) -> dict:
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    set_seed(settings.seed)
-    with accelerator.main_process_first():  # the others find the prepared data in the cache
-        data = load_data(settings)
-    transforms = {split: JointTransform(settings.image_size, split == "train", settings.seed) for split in data}
-    loaders = {split: make_loader(data[split], transforms[split], settings) for split in data}
-    model = build_model(method, settings)
-    parameters = count_trainable(model)
-    optimizer = make_optimizer(model, settings)
-    model, optimizer, loaders["train"], loaders["val"] = accelerator.prepare(
-        model, optimizer, loaders["train"], loaders["val"]
-    )
-    batches = len(loaders["train"])
-    if batches < settings.gradient_accumulation:
-        raise ValueError(
-            f"{len(data['train'])} training pictures make {batches} batches of {settings.batch_size} per process, "
-            f"fewer than gradient_accumulation={settings.gradient_accumulation}. Lower --batch_size."
-        )
-    steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
-    total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
-    scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
-    progress = Progress()
-    accelerator.register_for_checkpointing(scheduler, progress)
-    if settings.resume and (folder / "state").is_dir():
-        accelerator.load_state(folder / "state")
-    accelerator.init_trackers(method, config={k: v for k, v in asdict(settings).items() if not isinstance(v, list)})
+    finished = open_folder(accelerator, folder, settings)
+    if finished:
+        return finished
+    run = build(method, settings, accelerator)
+    accelerator.register_for_checkpointing(run.scheduler, run.progress)
+    if settings.resume:
+        resume(accelerator, folder, run.progress, run.total)
+    accelerator.init_trackers(method, config={name: str(value) for name, value in asdict(settings).items()})
+    run.progress.start_clock()
+    run.model.train()
+    with tqdm(total=run.total, initial=run.progress.step, desc=method, disable=not accelerator.is_main_process) as bar:
+        while run.progress.step < run.total:
+            train_epoch(run, folder, bar)
+    return finish(run, folder)
 
-    bar = tqdm(total=total, initial=progress.step, desc=method, disable=not accelerator.is_main_process)
-    started = time.monotonic() - progress.seconds
-    model.train()
-    for epoch in count(progress.step // steps_per_epoch):
-        if progress.step >= total:
-            break
-        transforms["train"].set_epoch(epoch)
-        loaders["train"].set_epoch(epoch)
-        done = progress.step % steps_per_epoch * settings.gradient_accumulation
-        for batch in accelerator.skip_first_batches(loaders["train"], done):
-            with accelerator.accumulate(model):
-                output = model(**batch)
-                accelerator.backward(output.loss)
-                if accelerator.sync_gradients and settings.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            if not accelerator.sync_gradients:
-                continue
-            scheduler.step()
-            progress.step += 1
-            bar.update()
-            losses = {f"loss/{task}": loss.item() for task, loss in output.losses.items()}
-            accelerator.log(losses | {"learning_rate": scheduler.get_last_lr()[0]}, step=progress.step)
-            if progress.step == total or progress.step % (settings.eval_every or steps_per_epoch) == 0:
-                scores = evaluate_tasks(model, loaders["val"], settings.tasks, accelerator)
-                progress.seconds = time.monotonic() - started
-                progress.history.append({"step": progress.step, "scores": scores})
-                accelerator.log({f"score/{task}": score for task, score in headline(scores).items()}, progress.step)
-                save(accelerator, model, folder, progress)
-            if progress.step == total:
-                break
-    bar.close()
+
+def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
+    """The rest of an epoch, which is all of it but after a resume, with the evaluations that fall into it."""
+    settings, accelerator, progress, loader = run.settings, run.accelerator, run.progress, run.loaders["train"]
+    epoch, done = divmod(progress.step, run.steps_per_epoch)
+    run.transforms["train"].set_epoch(epoch)
+    loader.set_epoch(epoch)
+    if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
+        loader = accelerator.skip_first_batches(loader, done * settings.gradient_accumulation)
+    losses = []  # of the batches since the last entry of the tracker, left on the device until then
+    for batch in loader:
+        with accelerator.accumulate(run.model):
+            output = run.model(**batch, full_resolution=False)
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients and settings.max_grad_norm > 0:
+                accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        losses.append(torch.stack([output.losses[task].detach() for task in settings.tasks]))
+        if not accelerator.sync_gradients:
+            continue
+        run.scheduler.step()
+        progress.step += 1
+        bar.update()
+        if progress.step % settings.log_every == 0:
+            log_losses(run, losses)
+        if progress.step == run.total or progress.step % (settings.eval_every or run.steps_per_epoch) == 0:
+            evaluate(run, folder)
+        if progress.step == run.total:
+            return
+
+
+def log_losses(run: Run, losses: list[torch.Tensor]) -> None:
+    """Logs their means over batches and processes, and empties the list."""
+    means = run.accelerator.reduce(torch.stack(losses).mean(dim=0), "mean").tolist()
+    entries = {f"loss/{task}": mean for task, mean in zip(run.settings.tasks, means, strict=True)}
+    run.accelerator.log(entries | {"learning_rate": run.scheduler.get_last_lr()[0]}, run.progress.step)
+    losses.clear()
+
+
+def evaluate(run: Run, folder: Path) -> None:
+    scores = evaluate_tasks(run.model, run.loaders["val"], run.settings.tasks, run.accelerator)
+    run.accelerator.log({f"score/{task}": score for task, score in headline(scores).items()}, run.progress.step)
+    run.progress.add(scores)
+    save(run.accelerator, run.model, folder, run.progress, run.settings)
+
+
+def finish(run: Run, folder: Path) -> dict:
+    """Writes predictions.png, then results.json, and lets go of the model."""
     results = {
-        "method": method,
-        "parameters": parameters,
-        "scores": progress.history[-1]["scores"],
-        "history": progress.history,
-        "seconds": round(progress.seconds, 1),
-        "settings": asdict(settings),
+        "method": run.method,
+        "parameters": run.parameters,
+        "scores": run.progress.history[-1]["scores"],
+        "history": run.progress.history,
+        "seconds": round(run.progress.seconds, 1),
+        "settings": asdict(run.settings),
     }
-    if accelerator.is_main_process:
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        draw_predictions(accelerator.unwrap_model(model), data["val"].with_transform(transforms["val"])).save(
-            folder / "predictions.png"
-        )
-    accelerator.end_training()
-    accelerator.free_memory()
+    if run.accelerator.is_main_process:
+        picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)
+        picture.save(folder / "predictions.png")
+        write_json(folder / "results.json", results)
+    for tracker in run.accelerator.trackers:  # `end_training` would end the process group, which the next run needs
+        tracker.finish()
+    run.accelerator.free_memory()
     return results
-
-
-# ------------------------------------------------------------------------------------------------------ save, show
-
-
-def save(accelerator: Accelerator, model: nn.Module, folder: Path, progress: Progress) -> None:
-    """Writes `last`, `best` where this is the best so far, and `state`."""
-    merit = sum(s if TASKS[t].higher_is_better else -s for t, s in headline(progress.history[-1]["scores"]).items())
-    is_best, progress.best = merit > progress.best, max(merit, progress.best)
-    unwrapped = accelerator.unwrap_model(model)
-    if accelerator.is_main_process:
-        for name in ["last", "best"] if is_best else ["last"]:
-            replace_folder(folder / name, partial(save_weights, unwrapped))
-    accelerator.wait_for_everyone()
-    replace_folder(folder / "state", accelerator.save_state, accelerator)
-
-
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Adapter and decoders of an adapted model, else the whole model."""
-    # There is no vocabulary to look up on the Hub.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object], accelerator: Accelerator | None = None) -> None:
-    """Writes beside `folder` first and swaps then, so that what stands there is always whole.
-
-    With an accelerator, all processes write and the main one swaps.
-    """
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    swaps = accelerator is None or accelerator.is_main_process
-    if swaps:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    write(fresh)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    if swaps:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @torch.no_grad()
 def draw_predictions(model: nn.Module, data: Dataset, pictures: int = 6):
     batch = collate([data[i] for i in range(min(pictures, len(data)))])
     model.eval()
-    device = next(model.parameters()).device
-    logits = model(batch["pixel_values"].to(device), full_resolution=False).logits
+    logits = model(batch["pixel_values"].to(model.device), full_resolution=False).logits
     return draw_grid(batch["pixel_values"], batch["labels"], logits)
-
-
-def print_table(results: list[dict]) -> None:
-    """One row per method: trainable parameters, scores, and the change against decoders only."""
-    tasks = list(results[0]["scores"])
-    units = {task: f"{TASKS[task].score} {'up' if TASKS[task].higher_is_better else 'down'}" for task in tasks}
-    rows = [["method", "encoder", "all", *(f"{task} {units[task]}" for task in tasks), "change"]]
-    reference = next((headline(r["scores"]) for r in results if r["method"] == "decoders"), None)
-    for result in results:
-        scores = headline(result["scores"])
-        change = f"{relative_change(scores, reference):+.2f} %" if reference else "-"
-        sizes = [f"{result['parameters'][part]:,}" for part in ("encoder", "all")]
-        rows.append([result["method"], *sizes, *(f"{score:.2f}" for score in scores.values()), change])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        print(
-            name.ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)),
-            sep="  ",
-        )
-    print("encoder, all: trainable parameters. change: mean relative change of the scores against decoders only.")
 
 
 def main(settings: Settings) -> list[dict]:
     results = [train(method, settings) for method in settings.methods]
-    if Accelerator().is_main_process:
-        print_table(results)
+    if PartialState().is_main_process:
+        print(to_text(make_rows({result["method"]: [result] for result in results})))
         print(f"Checkpoints, results and pictures are in {settings.output_dir}.")
     return results
 
 
 if __name__ == "__main__":
     main(parse_settings(sys.argv[1:], __doc__))
+    PartialState().destroy_process_group()

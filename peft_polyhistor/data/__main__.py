@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(fault)
     if faults:
-        print(f"{len(faults)} faults in {options.folder}.", file=sys.stderr)
+        print(f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {options.folder}.", file=sys.stderr)
         return 1
     archive = PascalArchive(options.folder)
     counts = ", ".join(f"{len(archive.read_ids(split))} {split}" for split in options.splits)

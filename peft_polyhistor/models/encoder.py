@@ -191,6 +191,9 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         TypeError, ValueError: As in `view_encoder`.
     """
     is_ours = (ASSETS / name / "config.json").is_file()
+    if not is_ours and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        embedded = sorted(folder.parent.name for folder in ASSETS.glob("*/config.json"))
+        raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {embedded}.")
     source = str(ASSETS / name) if is_ours else name
     config = AutoConfig.from_pretrained(source, **kwargs)
     if config.model_type == "swin":

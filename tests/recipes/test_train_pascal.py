@@ -3,48 +3,54 @@
 """The training recipe, for a few steps on a few scenes."""
 
 import json
-import sys
-from pathlib import Path
+import math
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from peft_polyhistor.data.synthetic import synthetic_scenes
 
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+@pytest.fixture
+def recipe(load_recipe):
+    return load_recipe("train_pascal")
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPES))
-    import train_pascal
-
-    yield train_pascal
-    for name in ("train_pascal", "settings"):
-        sys.modules.pop(name, None)
+def settings_of(recipe, small_run):
+    return lambda *arguments: recipe.parse_settings(small_run(*arguments), "")
 
 
-@pytest.fixture(scope="session")
-def parquet_scenes(tmp_path_factory):
-    """A folder of parquet files: 10 scenes to train on, 3 to validate."""
-    folder = tmp_path_factory.mktemp("scenes")
-    for split, count in (("train", 10), ("val", 3)):
-        data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
-        data.to_parquet(folder / f"{split}.parquet")
-    return folder
+class StopError(Exception):
+    """Stands for a power cut."""
 
 
-def settings_of(recipe, folder, output_dir, *more):
-    arguments = (
-        f"--data {folder} --image_size 64 --decoder_width 8 --batch_size 2 --workers 0 --steps 6 --eval_every 3"
-    )
-    return recipe.parse_settings([*arguments.split(), "--output_dir", str(output_dir), *more], "")
+def train_and_stop(recipe, monkeypatch, settings, name, call):
+    """Trains, and cuts the power right after the given call of a function of the recipe."""
+    original, calls = getattr(recipe, name), []
+
+    def stopping(*arguments):
+        result = original(*arguments)
+        calls.append(1)
+        if len(calls) == call:
+            raise StopError
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, name, stopping)
+        with pytest.raises(StopError):
+            recipe.train("polyhistor_lite", settings)
 
 
-def test_trains_scores_saves_and_draws(recipe, parquet_scenes, tmp_path, capsys):
-    results = recipe.main(settings_of(recipe, parquet_scenes, tmp_path, "--methods", "decoders", "polyhistor_lite"))
+def assert_same_weights(first, second):
+    first, second = (load_file(run / "polyhistor_lite/last/adapter_model.safetensors") for run in (first, second))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
+
+
+def test_trains_scores_saves_and_draws(recipe, settings_of, tmp_path, capsys):
+    results = recipe.main(settings_of(tmp_path, "--methods", "decoders", "polyhistor_lite"))
     assert [result["method"] for result in results] == ["decoders", "polyhistor_lite"]
     assert results[0]["parameters"]["encoder"] == 0
     assert all(set(result["scores"]) == {"semseg", "human_parts", "saliency", "normals"} for result in results)
@@ -53,56 +59,120 @@ def test_trains_scores_saves_and_draws(recipe, parquet_scenes, tmp_path, capsys)
     assert (folder / "predictions.png").stat().st_size > 10_000
     assert {path.name for path in (folder / "best").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".new", ".old")]
-    assert "change against" not in capsys.readouterr().err
-
-
-def test_resumed_run_ends_like_one_that_was_not_stopped(recipe, parquet_scenes, tmp_path):
-    whole = settings_of(recipe, parquet_scenes, tmp_path / "whole")
-    recipe.train("polyhistor_lite", whole)
-    cut = settings_of(recipe, parquet_scenes, tmp_path / "cut", "--resume", "True")
-    save, calls = recipe.save, []
-
-    class StopError(Exception):
-        pass
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        calls.append(1)
-        if len(calls) == 1:
-            raise StopError
-
-    recipe.save = save_and_stop
-    with pytest.raises(StopError):
-        recipe.train("polyhistor_lite", cut)
-    recipe.train("polyhistor_lite", cut)
-    last = "polyhistor_lite/last/adapter_model.safetensors"
-    weights = [load_file(tmp_path / run / last) for run in ("whole", "cut")]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0)
-
-
-def test_settings_come_from_yaml_and_arguments_win(recipe, tmp_path):
-    file = tmp_path / "settings.yaml"
-    file.write_text("steps: 7\nimage_size: 96\n")
-    settings = recipe.parse_settings([str(file), "--steps", "9"], "")
-    assert (settings.steps, settings.image_size, settings.learning_rate) == (9, 96, 1e-4)
-    for config in (RECIPES / "configs").glob("*.yaml"):
-        recipe.parse_settings([str(config)], "")
+    printed = capsys.readouterr().out
+    assert "normals mErr down" in printed and "polyhistor_lite" in printed
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("colour: red", r"unknown settings \['colour'\]; known are"),
-        ("methods: [lora2]", r"`methods` must be among \['decoders', 'full'"),
-        ("tasks: [depth]", r"Unknown tasks \['depth'\]"),
-        ("batch_size: 0", "`batch_size` must be at least 1, got 0"),
-        ("epochs: 0", "Nothing to train"),
-        ("optimizer: lion", "`optimizer` must be among"),
-    ],
+    ("name", "call", "resumed_at"),
+    [("save", 1, 3), ("log_losses", 5, 3), ("log_losses", 2, None), ("draw_predictions", 1, 6)],
+    ids=["after a save", "between evaluations", "before the first evaluation", "before the results"],
 )
-def test_bad_settings_say_what_is_allowed(recipe, tmp_path, text, message):
-    file = tmp_path / "settings.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        recipe.parse_settings([str(file)], "")
+def test_resumed_run_ends_like_one_that_was_not_stopped(
+    recipe, settings_of, tmp_path, capsys, monkeypatch, name, call, resumed_at
+):
+    recipe.train("polyhistor_lite", settings_of(tmp_path / "whole"))
+    cut = settings_of(tmp_path / "cut", "--resume", "True", "--log_every", "1")
+    train_and_stop(recipe, monkeypatch, cut, name, call)
+    capsys.readouterr()
+    results = recipe.train("polyhistor_lite", cut)
+    expected = f"resumed at step {resumed_at} of 6" if resumed_at else "no state to resume from, so the run starts"
+    assert expected in capsys.readouterr().out
+    assert [entry["step"] for entry in results["history"]] == [3, 6]
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resumes_with_gradient_accumulation_in_mid_epoch(recipe, settings_of, tmp_path, monkeypatch):
+    accumulate = ("--gradient_accumulation", "2", "--eval_every", "2", "--steps", "4", "--max_grad_norm", "1")
+    recipe.train("polyhistor_lite", settings_of(tmp_path / "whole", *accumulate))
+    cut = settings_of(tmp_path / "cut", *accumulate, "--resume", "True")
+    train_and_stop(recipe, monkeypatch, cut, "save", 1)
+    recipe.train("polyhistor_lite", cut)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_finished_run_is_not_repeated_and_other_settings_are_refused(recipe, settings_of, tmp_path, monkeypatch):
+    short = ("--steps", "2", "--eval_every", "2")
+    results = recipe.train("decoders", settings_of(tmp_path, *short))
+    monkeypatch.setattr(recipe, "build", lambda *_: pytest.fail("trained again"))
+    assert recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--log_every", "5")) == results
+    with pytest.raises(
+        ValueError, match=r"other settings: learning_rate was 0\.0002 and is 0\.001; seed was 0 and is 1"
+    ):
+        recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--learning_rate", "1e-3", "--seed", "1"))
+    (tmp_path / "decoders" / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"settings\.json was made with other settings: batch_size was 2 and is 3"):
+        recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--batch_size", "3"))
+
+
+def test_state_of_a_crash_between_two_names_is_put_back(recipe, settings_of, load_recipe, tmp_path):
+    checkpoints, folder = load_recipe("checkpoints"), tmp_path / "decoders"
+    recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
+    for name in ("state", "best"):
+        os.replace(folder / name, folder / f"{name}.old")
+    (folder / "results.json").unlink()
+    settings = settings_of(tmp_path, "--steps", "2", "--eval_every", "2", "--resume")
+    assert checkpoints.open_folder(recipe.Accelerator(), folder, settings) is None
+    assert (folder / "state" / "settings.json").is_file() and (folder / "best" / "config.json").is_file()
+
+
+def test_run_that_starts_anew_drops_the_state_of_the_one_before(recipe, settings_of, tmp_path, monkeypatch):
+    recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
+    monkeypatch.setattr(recipe, "build", lambda *_: (_ for _ in ()).throw(StopError))
+    with pytest.raises(StopError):
+        recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
+    assert not (tmp_path / "decoders" / "state").exists()
+    assert not (tmp_path / "decoders" / "results.json").exists()
+
+
+def scores_of(semseg, error):
+    return {"semseg": {"mIoU": semseg}, "normals": {"mErr": error}}
+
+
+def test_best_counts_finite_scores_first_and_then_sums_them(load_recipe):
+    merit = load_recipe("checkpoints").merit
+    assert merit(scores_of(50.0, 20.0)) == (2, 30.0)
+    assert merit(scores_of(50.0, 20.0)) < merit(scores_of(50.0, 19.0)) < merit(scores_of(52.0, 19.0))
+    assert merit(scores_of(50.0, math.nan)) < merit(scores_of(51.0, math.nan)) < merit(scores_of(1.0, 80.0))
+    assert merit(scores_of(math.nan, math.inf)) == (0, 0)
+
+
+def test_first_evaluation_is_best_whatever_its_scores(recipe, settings_of, tmp_path, monkeypatch):
+    scores = iter([scores_of(math.nan, math.nan), scores_of(5.0, math.nan), scores_of(4.0, math.nan)])
+    monkeypatch.setattr(recipe, "evaluate_tasks", lambda *_: next(scores))
+    written, original = [], recipe.save
+
+    def save(accelerator, model, folder, progress, settings):
+        original(accelerator, model, folder, progress, settings)
+        written.append((progress.best, (folder / "best").stat().st_ino))
+
+    monkeypatch.setattr(recipe, "save", save)
+    monkeypatch.setattr(recipe, "finish", lambda *_: {})
+    recipe.train("decoders", settings_of(tmp_path, "--steps", "3", "--eval_every", "1"))
+    (_, first), (_, second), (_, third) = written
+    assert [best for best, _ in written] == [(0, 0), (1, 5.0), (1, 5.0)]
+    assert first != second == third
+
+
+def test_losses_are_averaged_over_batches_and_logged_now_and_then(recipe, settings_of, tmp_path, monkeypatch):
+    entries, lengths, original = {}, [], recipe.log_losses
+    monkeypatch.setattr(
+        recipe.Accelerator, "log", lambda self, values, step=None: entries.setdefault(step, {}).update(values)
+    )
+
+    def log_losses(run, losses):
+        lengths.append(len(losses))
+        expected = torch.stack(losses).mean(dim=0)
+        original(run, losses)
+        got = [entries[run.progress.step][f"loss/{task}"] for task in run.settings.tasks]
+        torch.testing.assert_close(torch.tensor(got), expected)
+
+    monkeypatch.setattr(recipe, "log_losses", log_losses)
+    recipe.train("decoders", settings_of(tmp_path, "--gradient_accumulation", "2", "--steps", "4", "--log_every", "2"))
+    # An epoch has 5 batches and so 3 steps; the mean starts anew with an epoch.
+    assert lengths == [4, 2]
+
+
+def test_workers_persist_over_whole_epochs(recipe, settings_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe.Accelerator, "skip_first_batches", lambda *_: pytest.fail("made another loader"))
+    recipe.train("decoders", settings_of(tmp_path, "--steps", "10", "--eval_every", "10", "--batch_size", "5"))

@@ -1,0 +1,39 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The data of train_pascal.py: prepared once, then transformed and batched."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from settings import Settings
+from torch.utils.data import DataLoader
+
+from peft_polyhistor.data import JointTransform, collate, load_dense_dataset
+from peft_polyhistor.data.synthetic import synthetic_scenes
+
+
+def load_data(settings: Settings, accelerator: Accelerator) -> dict[str, Dataset]:
+    """The splits `train` and `val`, untransformed."""
+    load = synthetic_scenes if settings.data == "scenes" else partial(load_dense_dataset, settings.data)
+    # Other sources, parquet files here or on the Hub, come prepared.
+    is_prepared_here = settings.data == "scenes" or (Path(settings.data).expanduser() / "ImageSets").is_dir()
+    workers = settings.preparation_workers if is_prepared_here and settings.preparation_workers > 1 else None
+    with accelerator.local_main_process_first():  # the others find the prepared data in the cache
+        return {split: load(settings.tasks, split, num_proc=workers) for split in ("train", "val")}
+
+
+def make_loader(data: Dataset, transform: JointTransform, settings: Settings) -> DataLoader:
+    return DataLoader(
+        data.with_transform(transform),
+        batch_size=settings.batch_size,
+        shuffle=transform.train,
+        drop_last=transform.train,
+        collate_fn=collate,
+        num_workers=settings.workers,
+        persistent_workers=settings.workers > 0,
+        # Of its own: a loader that starts anew after a resume must not draw from the generator of the dropout.
+        generator=torch.Generator().manual_seed(settings.seed),
+    )

@@ -1,0 +1,44 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes as modules, and data that is small enough for a few steps."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from peft_polyhistor.data.synthetic import synthetic_scenes
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def load_recipe(monkeypatch):
+    """`load_recipe(name)`: a recipe as a module, found next to its siblings as a script finds them."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    yield importlib.import_module
+    for path in RECIPES.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture(scope="session")
+def parquet_scenes(tmp_path_factory):
+    """A folder of parquet files: 10 scenes to train on, 3 to validate."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for split, count in (("train", 10), ("val", 3)):
+        data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
+        data.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def small_run(parquet_scenes):
+    """`small_run(output_dir, *more)`: arguments of six steps on the small scenes, scored after the third and sixth."""
+
+    def arguments(output_dir, *more):
+        text = f"--data {parquet_scenes} --image_size 64 --decoder_width 8 --batch_size 2 --workers 0 --steps 6"
+        return [*text.split(), "--eval_every", "3", "--output_dir", str(output_dir), *more]
+
+    return arguments
