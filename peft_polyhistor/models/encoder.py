@@ -190,11 +190,10 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         OSError: There is no such folder or Hub repository.
         TypeError, ValueError: As in `view_encoder`.
     """
-    is_ours = (ASSETS / name / "config.json").is_file()
-    if not is_ours and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        embedded = sorted(folder.parent.name for folder in ASSETS.glob("*/config.json"))
-        raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {embedded}.")
-    source = str(ASSETS / name) if is_ours else name
+    embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
+    if name not in embedded and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {list(embedded)}.")
+    source = str(embedded.get(name, name))
     config = AutoConfig.from_pretrained(source, **kwargs)
     if config.model_type == "swin":
         # In the class it was saved from, so that no weight is left over.
@@ -211,5 +210,5 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         encoder = view_encoder(backbone_class.from_pretrained(source, out_features=stages, **kwargs))
     # What PEFT records as the base model, and looks for on the Hub: the embedded encoder is not there.
-    encoder.config.name_or_path = "" if is_ours else name
+    encoder.config.name_or_path = "" if name in embedded else name
     return encoder
