@@ -10,7 +10,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule,
 from torch import nn
 
 from ..config import BottleneckConfig
-from ..models.encoder import Block, StageEncoder, find_blocks
+from ..models.blocks import Block, find_blocks
+from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
 from .routing import Adapter, TaskAdapters
 from .site import AdapterSite, ParallelSite, ResidualSite, SerialSite, Site, refuse_merge

@@ -1,52 +1,18 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One view of a hierarchical vision transformer: its blocks, and the four maps of its stages."""
+"""One view of a hierarchical vision transformer: the four maps of its stages."""
 
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, SwinModel
 from transformers.backbone_utils import BackboneMixin
-
-
-class Sublayer(NamedTuple):
-    """Half a transformer block: h + module(norm(h)), by paths in the model."""
-
-    module: str  # its output is added to the residual stream
-    norm: str  # its input is the residual stream
-
-
-class Block(NamedTuple):
-    """A transformer block of a known family."""
-
-    width: int  # channels
-    attention: Sublayer
-    feed_forward: Sublayer
-
-
-# By the class of the block, for each sublayer: the attribute whose output is added to the residual stream, and the
-# norm in front. Attention works on windows; what is added is the output of `drop_path`, back in the order of tokens.
-BLOCK_FAMILIES = {"SwinLayer": (("drop_path", "layernorm_before"), ("mlp", "layernorm_after"))}
-
-
-def find_blocks(model: nn.Module) -> list[Block]:
-    """The transformer blocks of known families in `model`, in order; empty if there is none."""
-    blocks = []
-    for name, module in model.named_modules():
-        if type(module).__name__ in BLOCK_FAMILIES:
-            prefix = f"{name}." if name else ""
-            attention, feed_forward = BLOCK_FAMILIES[type(module).__name__]
-            width = getattr(module, feed_forward[1]).normalized_shape[0]
-            blocks.append(
-                Block(width, *(Sublayer(prefix + part, prefix + norm) for part, norm in (attention, feed_forward)))
-            )
-    return blocks
 
 
 class StageEncoder(nn.Module):

@@ -21,12 +21,9 @@ from transformers import (
 
 from peft_polyhistor.models.encoder import (
     BackboneStages,
-    Block,
     StageEncoder,
-    Sublayer,
     SwinStages,
     build_encoder,
-    find_blocks,
     load_encoder,
     view_encoder,
 )
@@ -155,15 +152,6 @@ def test_an_encoder_without_four_stages_is_an_error(make_swin):
         view_encoder(make_swin(depths=[2, 2, 2], num_heads=[1, 2, 2], out_features=["stage3"]))
     with pytest.raises(ValueError, match=r"four stages; PvtV2Backbone yields 2 \(widths \[16, 32\]\).*`out_features`"):
         view_encoder(make_pvt(out_features=["stage2", "stage4"]))
-
-
-def test_blocks_of_swin_are_found_in_order(make_swin):
-    blocks = find_blocks(make_swin(SwinBackbone))
-    path = "swin.encoder.layers.1.blocks.1"
-    attention = Sublayer(f"{path}.drop_path", f"{path}.layernorm_before")
-    assert blocks[3] == Block(16, attention, Sublayer(f"{path}.mlp", f"{path}.layernorm_after"))
-    assert [block.width for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
-    assert find_blocks(make_pvt()) == []
 
 
 @torch.no_grad()
