@@ -6,11 +6,16 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 them.
 """
 
-from .methods.adapter import AdapterConfig, LowRankAdapterConfig
+from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
+from .methods.bitfit import BitFitConfig, RelativeBiasConfig
 from .methods.compacter import CompacterConfig, PhmConfig
+from .methods.decoders import DecodersConfig
 from .methods.hyperformer import HyperformerConfig
+from .methods.lora import MultiTaskLoraConfig
 from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
-from .models.encoder import StageEncoder, load_encoder
+from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
+from .methods.vpt import VptConfig
+from .models.encoder import StageEncoder, load_encoder, view_encoder
 from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
@@ -21,20 +26,29 @@ __all__ = [
     "METHODS",
     "TASKS",
     "AdapterConfig",
+    "BitFitConfig",
     "CompacterConfig",
+    "DecodersConfig",
     "HyperformerConfig",
     "LowRankAdapterConfig",
     "MultiTaskDenseConfig",
     "MultiTaskDenseModel",
     "MultiTaskDenseOutput",
+    "MultiTaskLoraConfig",
     "PhmConfig",
     "PolyhistorConfig",
     "PolyhistorLiteConfig",
+    "RelativeBiasConfig",
+    "SharedAdapterConfig",
     "StageEncoder",
     "Task",
+    "VmtAdapterConfig",
+    "VmtAdapterLiteConfig",
+    "VptConfig",
     "__version__",
     "get_tasks",
     "load_encoder",
     "register_task",
     "relative_change",
+    "view_encoder",
 ]

@@ -40,6 +40,8 @@ class MultiTaskConfig(PeftConfig):
     """
 
     method: ClassVar[str]  # the PEFT type, set by each method's config
+    shares_pass: ClassVar[bool] = False  # one pass of the encoder serves all tasks
+    dropout: ClassVar[float] = 0.0  # a field where a method has one
 
     tasks: Sequence[str] = field(
         default=PASCAL_TASKS, metadata={"help": "Names of the tasks, in the order of their embeddings."}
@@ -78,6 +80,10 @@ class MultiTaskConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
         if self.layers_to_transform is not None:
             self._check_layers()
+
+    @abstractmethod
+    def make_generator(self, sites: "list[Site]") -> nn.Module:
+        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
 
     def _check_layers(self) -> None:
         if not isinstance(self.layers_to_transform, list):
@@ -126,10 +132,6 @@ class BottleneckConfig(MultiTaskConfig):
             raise ValueError(f"`placement` must be one of {list(PLACEMENTS)}, got {self.placement!r}.")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be a probability in [0, 1), got {self.dropout!r}.")
-
-    @abstractmethod
-    def make_generator(self, sites: "list[Site]") -> nn.Module:
-        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
 
     def bottleneck_of(self, width: int) -> int:
         """Bottleneck of a layer of this width, in channels.

@@ -16,11 +16,12 @@ from peft_polyhistor import (
     PolyhistorConfig,
     PolyhistorLiteConfig,
 )
+from peft_polyhistor.adapter.bottleneck import ParallelSite
 from peft_polyhistor.adapter.site import Site
 
 
 TASKS = ["a", "b", "c"]
-SITES = [Site("x", 12, block=0), Site("y", 12, block=0), Site("z", 24, block=1)]
+SITES = [Site("x", ParallelSite, 12, 0), Site("y", ParallelSite, 12, 0), Site("z", ParallelSite, 24, 1)]
 CHOSEN = torch.tensor([2, 0])
 BOTH = ["attention", "feed_forward"]
 

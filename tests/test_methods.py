@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -19,42 +20,100 @@ from transformers import SwinBackbone, SwinForImageClassification, SwinModel
 
 from peft_polyhistor import (
     AdapterConfig,
+    BitFitConfig,
     CompacterConfig,
+    DecodersConfig,
     HyperformerConfig,
     LowRankAdapterConfig,
     MultiTaskDenseModel,
+    MultiTaskLoraConfig,
     PhmConfig,
     PolyhistorConfig,
     PolyhistorLiteConfig,
+    RelativeBiasConfig,
+    SharedAdapterConfig,
+    StageEncoder,
+    VmtAdapterConfig,
+    VmtAdapterLiteConfig,
+    VptConfig,
+    view_encoder,
 )
 
 
+@dataclass
+class Row:
+    """A method under test; `bases` are the classes it works on."""
+
+    name: str
+    config_class: type
+    kwargs: dict = field(default_factory=dict)
+    bases: tuple = (SwinModel, MultiTaskDenseModel)
+    starts_frozen: bool = True
+    tasks_agree: bool = False  # on the maps of the encoder
+    adds_up: bool = True  # a second active adapter at its start changes nothing
+
+
 BOTH = {"sublayers": ["attention", "feed_forward"], "reduction_factor": 2}
+STAGES_NEEDED = (StageEncoder, MultiTaskDenseModel)
 METHODS_UNDER_TEST = [
-    ("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
-    ("polyhistor_lite", PolyhistorLiteConfig, {}),
-    ("adapter", AdapterConfig, {}),
-    ("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}),
-    ("phm", PhmConfig, {"reduction_factor": 2}),
-    ("compacter++", CompacterConfig, {}),
-    ("compacter", CompacterConfig, BOTH),
-    ("hyperformer", HyperformerConfig, BOTH),
+    Row("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
+    Row("polyhistor_lite", PolyhistorLiteConfig),
+    Row("adapter", AdapterConfig),
+    Row("shared_adapter", SharedAdapterConfig, tasks_agree=True),
+    Row("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}),
+    Row("phm", PhmConfig, {"reduction_factor": 2}),
+    Row("compacter++", CompacterConfig),
+    Row("compacter", CompacterConfig, BOTH),
+    Row("hyperformer", HyperformerConfig, BOTH),
+    Row("bitfit", BitFitConfig),
+    Row("relative_bias", RelativeBiasConfig),
+    Row("vpt_shallow", VptConfig, {"deep": False, "prompts": 5}, starts_frozen=False),
+    Row("vpt_deep", VptConfig, {"prompts": 5}, starts_frozen=False),
+    Row("lora", MultiTaskLoraConfig),
+    Row("vmt_adapter", VmtAdapterConfig, bases=STAGES_NEEDED),
+    Row("vmt_adapter_lite", VmtAdapterLiteConfig, bases=STAGES_NEEDED),
+    Row("decoders", DecodersConfig, bases=(MultiTaskDenseModel,), tasks_agree=True),
 ]
-BASES = [SwinModel, MultiTaskDenseModel]
 TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
 BLOCKS = [f"encoder.layers.{stage}.blocks.{block}.mlp" for stage in range(4) for block in range(2)]
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64; logits at full resolution are float32
 
 
+def rows(condition):
+    """The test runs on the rows that fulfil the condition."""
+    return pytest.mark.rows(condition)
+
+
 # For what the tuner does, whatever the method.
-for_two_methods = pytest.mark.parametrize("make_config", METHODS_UNDER_TEST[:2], indirect=True, ids=lambda row: row[0])
+for_two_methods = rows(lambda row: row.name in ("polyhistor", "polyhistor_lite"))
 
 
-@pytest.fixture(params=METHODS_UNDER_TEST, ids=lambda row: row[0])
-def make_config(request):
+def pytest_generate_tests(metafunc):
+    """Runs a test on every row of the table that its marks and its base models allow."""
+    if "row" not in metafunc.fixturenames:
+        return
+    conditions = [mark.args[0] for mark in metafunc.definition.iter_markers("rows")]
+    chosen = [row for row in METHODS_UNDER_TEST if all(condition(row) for condition in conditions)]
+    if "make_base" in metafunc.fixturenames:
+        pairs = [(row, base) for row in chosen for base in row.bases]
+        ids = [f"{row.name}-{base.__name__}" for row, base in pairs]
+        metafunc.parametrize(("row", "make_base"), pairs, indirect=True, ids=ids)
+        return
+    names = metafunc.fixturenames
+    needed = MultiTaskDenseModel if "make_dense" in names and "make_swin" not in names else SwinModel
+    chosen = [row for row in chosen if needed in row.bases]
+    metafunc.parametrize("row", chosen, indirect=True, ids=[row.name for row in chosen])
+
+
+@pytest.fixture
+def row(request):
+    return request.param
+
+
+@pytest.fixture
+def make_config(row):
     """`make_config(**changes)`: settings of the method under test, for the tasks above."""
-    _, config_class, kwargs = request.param
-    return lambda **changes: config_class(**{"tasks": TASKS, **kwargs, **changes})
+    return lambda **changes: row.config_class(**{"tasks": TASKS, **row.kwargs, **changes})
 
 
 @pytest.fixture
@@ -63,10 +122,11 @@ def adapt(make_config):
     return lambda model, **changes: get_peft_model(model, make_config(**changes)).eval()
 
 
-@pytest.fixture(params=BASES, ids=lambda base: base.__name__)
+@pytest.fixture
 def make_base(request, make_swin, make_dense):
     """`make_base()`: the same frozen model at every call, for each class a method must work on."""
-    return make_dense if request.param is MultiTaskDenseModel else lambda: make_swin(request.param)
+    make = {SwinModel: make_swin, MultiTaskDenseModel: make_dense, StageEncoder: lambda: view_encoder(make_swin())}
+    return make[request.param]
 
 
 @pytest.fixture
@@ -129,6 +189,7 @@ def without_gradient(model):
 # The start, and what trains
 
 
+@rows(lambda row: row.starts_frozen)
 @torch.no_grad()
 def test_starts_as_the_frozen_model_bit_for_bit(adapt, make_base, pixels):
     model = adapt(make_base())
@@ -162,12 +223,12 @@ def test_only_the_method_and_the_decoders_train(adapt, make_base, pixels):
 
 
 @torch.no_grad()
-def test_tasks_differ_once_trained(adapt, make_base, pixels, perturb):
+def test_tasks_differ_once_trained(row, adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
     encoder = model.base_model.model.encoder if hasattr(model, "decoders") else model
     outputs = encoder(pixels, tasks=TASKS)
     for first, second in itertools.combinations(TASKS, 2):
-        assert differ(outputs[first], outputs[second])
+        assert differ(outputs[first], outputs[second]) != row.tasks_agree
 
 
 def test_gradient_reaches_every_parameter(adapt, make_base, pixels, perturb):
@@ -249,7 +310,7 @@ def test_an_adapter_of_a_dense_model_loads_onto_its_bare_encoder(adapt, make_den
 def test_an_adapter_of_other_settings_does_not_load(adapt, make_swin, tmp_path):
     adapt(make_swin()).save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        PeftModel.from_pretrained(make_swin(embed_dim=16), tmp_path)
+        PeftModel.from_pretrained(make_swin(embed_dim=16, window_size=2), tmp_path)
 
 
 @pytest.mark.parametrize("tasks", [TASKS[:2], [*TASKS[:2], "saliency"]], ids=str)
@@ -284,6 +345,7 @@ def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
     check_equal(logits, plain.decoders.heads["normals"](maps))
 
 
+@rows(lambda row: row.starts_frozen)
 @torch.no_grad()
 def test_a_dense_model_may_have_fewer_decoders_than_the_adapter_has_tasks(adapt, make_dense, pixels):
     model, pixels = adapt(make_dense(TASKS[:2])).double(), pixels.double()
@@ -421,6 +483,7 @@ def test_a_dense_model_changes_its_decoders_with_the_adapter(adapt, make_config,
     check_equal(model(pixels), expected)
 
 
+@rows(lambda row: row.starts_frozen)
 @torch.no_grad()
 def test_adapters_active_together_add_up(adapt, make_config, make_swin, pixels, perturb):
     model = perturb(adapt(make_swin()))
@@ -434,6 +497,7 @@ def test_adapters_active_together_add_up(adapt, make_config, make_swin, pixels, 
         model(pixels, task="semseg")
 
 
+@rows(lambda row: row.starts_frozen and not row.tasks_agree)
 @torch.no_grad()
 def test_adapters_of_one_model_may_differ_in_tasks_and_sites(adapt, make_config, make_swin, pixels, perturb):
     model = adapt(make_swin())
@@ -450,9 +514,10 @@ def test_adapters_of_one_model_may_differ_in_tasks_and_sites(adapt, make_config,
     assert differ(model(pixels, task="depth"), make_swin()(pixels))
 
 
+@for_two_methods
 def test_adapters_of_one_model_share_a_placement(adapt, make_config, make_swin):
     model = adapt(make_swin())
-    with pytest.raises(ValueError, match=r"placed as ResidualSite.*'serial' asks for SerialSite.*share a placement"):
+    with pytest.raises(ValueError, match=r"placed as ResidualSite.*ask for SerialSite.*share a placement"):
         model.add_adapter("second", make_config(placement="serial"))
 
 
@@ -513,6 +578,7 @@ def test_a_layer_called_outside_of_a_pass_is_an_error(adapt, make_swin, pixels):
         layer(torch.randn(1, 9, 8), (3, 3))
 
 
+@rows(lambda row: not row.tasks_agree)
 def test_a_scalar_cannot_be_split_by_task(adapt, make_swin, pixels):
     model = adapt(make_swin(SwinForImageClassification))
     labels = torch.tensor([0, 1])
@@ -524,7 +590,7 @@ def test_a_scalar_cannot_be_split_by_task(adapt, make_swin, pixels):
 # Copies, precision, memory
 
 
-def test_copies_are_equal_and_independent(adapt, make_base, pixels, perturb):
+def test_copies_are_equal_and_independent(row, adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
     loss_of(predict(model, pixels, "semseg")).backward()
     expected = predict(model, pixels, "semseg")
@@ -533,7 +599,7 @@ def test_copies_are_equal_and_independent(adapt, make_base, pixels, perturb):
     assert differ(predict(model, pixels, "semseg"), expected)
     model.unload()
     check_equal(predict(other, pixels, "semseg"), expected)
-    assert hooks_of_ours(other)
+    assert bool(hooks_of_ours(other)) == (row.config_class is not DecodersConfig)
     assert [hook.__name__ for hook in hooks_of_ours(other.unload())] in ([], ["refuse_tasks"])
 
 
@@ -546,11 +612,12 @@ def test_pickles(adapt, make_swin, pixels, perturb):
 
 
 @torch.no_grad()
-def test_a_base_of_half_precision_keeps_it(adapt, make_swin, pixels, perturb):
+def test_a_base_of_half_precision_keeps_it(row, adapt, make_swin, pixels, perturb):
     pixels = pixels.bfloat16()
     model = adapt(make_swin().bfloat16())
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}  # as PEFT casts
-    check_equal(model(pixels, task="semseg"), make_swin().bfloat16()(pixels))
+    if row.starts_frozen:
+        check_equal(model(pixels, task="semseg"), make_swin().bfloat16()(pixels))
     perturb(model)
     for output in model(pixels, tasks=TASKS).values():
         assert {tensor.dtype for tensor in tensors_of(output).values()} == {torch.bfloat16}
@@ -566,6 +633,12 @@ def test_autocast_trains(adapt, make_base, pixels, perturb):
     assert without_gradient(model) == []
 
 
+def enable_checkpointing(model):
+    """Of a StageEncoder, which has no such switch, as part of a dense model."""
+    dense = MultiTaskDenseModel.from_encoder(model, TASKS) if isinstance(model, StageEncoder) else model
+    dense.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
     """Also when another pass, with another task and size, comes between forward and backward."""
     plain = perturb(adapt(make_base())).train()
@@ -573,7 +646,7 @@ def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
         if isinstance(module, nn.Dropout2d):
             module.p = 0
     checkpointed = copy.deepcopy(plain)
-    checkpointed.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(checkpointed.base_model.model)
     for model in (plain, checkpointed):
         outputs = [predict(model, pixels, task) for task in TASKS[:2]]
         predict(model, pixels[:, :, :, :96], "normals")

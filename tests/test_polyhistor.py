@@ -10,8 +10,9 @@ from peft import get_peft_model
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
+from peft_polyhistor.adapter.bottleneck import BottleneckWeights, ParallelSite, apply_bottleneck
 from peft_polyhistor.adapter.factors import Hypernetworks, kronecker_sum, kronecker_sum_of_vectors
-from peft_polyhistor.adapter.site import BottleneckWeights, Site, apply_bottleneck
+from peft_polyhistor.adapter.site import Site
 
 
 RAW, HIDDEN = 512, 128  # sizes of the embeddings and of the projector, from the paper's counts
@@ -72,7 +73,7 @@ def starting_at_one(weights):
 
 
 def sites_of(*widths):
-    return [Site(f"site{i}", width, block=i) for i, width in enumerate(widths)]
+    return [Site(f"site{i}", ParallelSite, width, i) for i, width in enumerate(widths)]
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bottleneck import BottleneckWeights
 from .factors import kronecker_sum
-from .site import BottleneckWeights
 
 
 class DenseMatrix(nn.Module):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tasks a forward pass serves, and the weights its sites use for them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from ..models.encoder import StageEncoder
 from .batches import repeat_batch, split_batch
 
 
 class Route(NamedTuple):
-    """What the sites need to know of the forward pass they are in."""
+    """What the sites need to know of the forward pass they are in, and what they leave for its end."""
 
     tasks: tuple[str, ...]
     weights: dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
+    is_shared: bool  # the pass serves all tasks at once; otherwise the batch is laid out task by task
+    features: dict[int, Tensor]  # by stage `(tasks, batch, tokens, channels)`, added to the maps of a shared pass
 
 
 @dataclass
@@ -41,16 +43,18 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
 
     Args:
         container: Name of the dictionary that holds one generator per adapter; PEFT finds parameters by it.
+        shares_pass: One pass of the encoder serves all tasks.
     """
 
-    def __init__(self, container: str):
+    def __init__(self, container: str, shares_pass: bool):
         super().__init__()
+        self.shares_pass = shares_pass
         setattr(self, container, nn.ModuleDict())
         self.adapter_layer_names = (container,)
         self.in_features = self.out_features = None
         self.info: dict[str, Adapter] = {}
         self.route: Route | None = None
-        self._splits: int | None = None
+        self._named_one = False  # by `task=`: the output is that of one task, and no dictionary
         self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
         self._hooks: list = []
 
@@ -109,30 +113,34 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         if not self.active_adapters or not self.info:  # all deleted: the frozen encoder on its own
             if not isinstance(module, StageEncoder):
                 refuse_tasks(module, args, kwargs)
-            self.route = Route((), {})
+            self.route = Route((), {}, True, {})
             return args, kwargs
         kwargs = dict(kwargs)
         asked = {name: kwargs.pop(name) for name in ("task", "tasks") if kwargs.get(name) is not None}
         kwargs = {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
         tasks = self._resolve(**asked)
-        self._splits = len(tasks) if "tasks" in asked else None
+        self._named_one = "tasks" not in asked
         if self.disable_adapters:
             # The frozen encoder does not know tasks: one pass serves all.
-            self.route = Route(tasks, {})
+            self.route = Route(tasks, {}, True, {})
             return args, kwargs
-        self.route = Route(tasks, self._generate(tasks))
+        self.route = Route(tasks, self._generate(tasks), self.shares_pass, {})
         bind_checkpoints(module, self)
-        return repeat_batch(args, len(tasks)), repeat_batch(kwargs, len(tasks))
+        times = 1 if self.shares_pass else len(tasks)
+        return repeat_batch(args, times), repeat_batch(kwargs, times)
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook, called after an error too: ends the route and hands each task its part of the output."""
         route, self.route = self.route, None
-        splits, self._splits = self._splits, None
-        if route is None or splits is None or output is None:
+        if route is None or not route.tasks or output is None:
             return output
-        if self.disable_adapters:
-            return dict.fromkeys(route.tasks, output)
-        return dict(zip(route.tasks, split_batch(output, splits), strict=True))
+        if route.is_shared:
+            parts = [add_features(output, route.features, i) for i in range(len(route.tasks))]
+        elif self._named_one:
+            return output
+        else:
+            parts = split_batch(output, len(route.tasks))
+        return parts[0] if self._named_one else dict(zip(route.tasks, parts, strict=True))
 
     def _resolve(self, task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
         shared = [self.info[name].tasks for name in self.active_adapters if name in self.info]
@@ -182,6 +190,24 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             yield
         finally:
             self.route = before
+
+
+def add_features(maps: Any, features: Mapping[int, Tensor], task: int) -> Any:
+    """The output of a shared pass for one task: itself, or where the task has features the stage maps plus those.
+
+    Args:
+        maps: Output of the encoder; stage maps `(batch, channels, height, width)` where there are features.
+        features: By stage `(tasks, batch, tokens, channels)`; tokens in front of those of the map are left out.
+        task: Index of the task in the features.
+    """
+    if not features:
+        return maps
+    of_task = list(maps)
+    for stage, of_tasks in features.items():
+        height, width = maps[stage].shape[-2:]
+        tokens = of_tasks[task][:, -height * width :]
+        of_task[stage] = maps[stage] + tokens.mT.unflatten(-1, (height, width)).to(maps[stage].dtype)
+    return type(maps)(of_task)
 
 
 class BoundCheckpoint:

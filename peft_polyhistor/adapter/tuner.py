@@ -1,53 +1,70 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Puts adapters into a model: the PEFT tuner of every bottleneck method."""
+"""Puts adapters into a model: what the PEFT tuners of all methods share."""
 
-from dataclasses import replace
+from abc import abstractmethod
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_target_module_exists
 from torch import nn
 
-from ..config import BottleneckConfig
+from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
 from .routing import Adapter, TaskAdapters
-from .site import AdapterSite, ParallelSite, ResidualSite, SerialSite, Site, refuse_merge
+from .site import AdapterSite, Site, base_of, refuse_merge
 
 
 class AdapterTuner(BaseTuner):
-    """Injects the sites of a bottleneck method and the one `TaskAdapters` that serves them.
+    """Injects the sites of a method and the one `TaskAdapters` that serves them.
 
-    A method subclasses it only to set the `prefix` of its parameters, by which PEFT tells methods apart.
+    A family of methods says where its adapters sit (`known_sites`, `site_at`); a method sets the `prefix` of its
+    parameters, by which PEFT tells methods apart.
     """
 
     prefix: ClassVar[str]
     tuner_layer_cls = BaseTunerLayer
     target_module_mapping: ClassVar[dict] = {}
 
-    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict) -> BottleneckConfig:
+    @abstractmethod
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: MultiTaskConfig) -> list[Site]:
+        """Every site of an encoder of a known family, whose blocks are given."""
+
+    @abstractmethod
+    def site_at(self, module: nn.Module, name: str, index: int, config: MultiTaskConfig) -> Site:
+        """The site at a module that `target_modules` names and that is none of the known ones.
+
+        Args:
+            module: The module.
+            name: Its path in the model.
+            index: Of the block it counts as, which is one of its own.
+            config: The method's settings.
+
+        Raises:
+            ValueError: It is no place for an adapter of the method.
+        """
+
+    def _prepare_adapter_config(self, peft_config: MultiTaskConfig, model_config: dict) -> MultiTaskConfig:
         return peft_config  # `target_modules=None` stays: it means every block of whatever encoder this is
 
-    def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: MultiTaskConfig, model: nn.Module) -> None:
         # All that can be wrong is found here, before the model is touched.
-        self._sites = {site.name: site for site in choose_sites(model, peft_config)}
+        self._sites = {site.name: site for site in self._choose_sites(model, peft_config)}
         self._check_fit(model, peft_config)
         if isinstance(model, MultiTaskDenseModel):
-            check_decoders(model, peft_config)
-            if not peft_config.inference_mode:  # else a saved adapter, which may come without decoders
-                peft_config.modules_to_save = sorted({"decoders", *(peft_config.modules_to_save or [])})
+            train_decoders(model, peft_config)
 
-    def _check_target_module_exists(self, peft_config: BottleneckConfig, key: str) -> bool | _ExcludedModule:
+    def _check_target_module_exists(self, peft_config: MultiTaskConfig, key: str) -> bool | _ExcludedModule:
         if key in self._sites:
             return True
-        excluded = replace(peft_config, target_modules=[], layers_to_transform=None)
-        return check_target_module_exists(excluded, key)
+        return check_target_module_exists(aimed_at(peft_config, []), key)
 
     def _create_and_replace(
         self,
-        peft_config: BottleneckConfig,
+        peft_config: MultiTaskConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -58,15 +75,51 @@ class AdapterTuner(BaseTuner):
         adapters = getattr(self.model, SHARED, None)
         if adapters is None or adapter_name not in adapters.generators:
             adapters = self._add_generator(peft_config, adapter_name)
-        site = self._sites[current_key]
         if not isinstance(target, AdapterSite):
-            wrapped = site_class_of(site, peft_config.placement)(target, site, adapters)
+            site = self._sites[current_key]
+            wrapped = site.layer(target, site, adapters)
             setattr(parent, target_name, wrapped)
-            if isinstance(wrapped, ResidualSite):
-                norm = self.model.get_submodule(site.norm)
-                wrapped.residual_hook = norm.register_forward_pre_hook(wrapped.read_residual)
+            wrapped.attach(self.model)
 
-    def _check_fit(self, model: nn.Module, config: BottleneckConfig) -> None:
+    def _choose_sites(self, model: nn.Module, config: MultiTaskConfig) -> list[Site]:
+        """The sites `config` asks for, in the order of the model.
+
+        Raises:
+            ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or a named module
+                is no place for an adapter.
+        """
+        blocks = find_blocks(model)
+        known = {site.name: site for site in self.known_sites(model, blocks, config)}
+        if config.target_modules is None:
+            check_blocks(model, config, blocks)
+            layers = config.layers_to_transform
+            names = [name for name, site in known.items() if layers is None or site.block in layers]
+            # By name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
+            config = aimed_at(config, names)
+        names = [
+            name
+            for name, _ in model.named_modules()
+            if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
+        ]
+        nested = [name for name in names if name.startswith(tuple(f"{outer}." for outer in names))]
+        if nested:
+            raise ValueError(
+                f"`target_modules` matches {nested} inside other matches of {names}. Name one of the two."
+            )
+        if not names:
+            raise ValueError(
+                f"No module matches target_modules={config.target_modules} with exclude_modules="
+                f"{config.exclude_modules}. Known of {type(model).__name__}: {list(known) or 'none'}."
+            )
+        return [
+            known.get(name) or self._site_named(model, name, len(blocks) + i, config) for i, name in enumerate(names)
+        ]
+
+    def _site_named(self, model: nn.Module, name: str, index: int, config: MultiTaskConfig) -> Site:
+        # It may be wrapped for an adapter that is there already; a misfit is found later.
+        return self.site_at(base_of(model.get_submodule(name)), name, index, config)
+
+    def _check_fit(self, model: nn.Module, config: MultiTaskConfig) -> None:
         """Raises ValueError where the adapters that `model` carries already do not go together with new ones."""
         adapters = getattr(model, SHARED, None)
         if adapters is not None and self.prefix + GENERATORS not in adapters.adapter_layer_names:
@@ -75,21 +128,21 @@ class AdapterTuner(BaseTuner):
                 "model carries adapters of one method. Call `unload()` first, or adapt another copy of the model."
             )
         for site in self._sites.values():
-            module, wanted = model.get_submodule(site.name), site_class_of(site, config.placement)
-            if isinstance(module, AdapterSite) and type(module) is not wanted:
+            module = model.get_submodule(site.name)
+            if isinstance(module, AdapterSite) and type(module) is not site.layer:
                 raise ValueError(
-                    f"'{site.name}' already carries adapters placed as {type(module).__name__}, and placement="
-                    f"'{config.placement}' asks for {wanted.__name__}. Adapters of one model share a placement."
+                    f"'{site.name}' already carries adapters placed as {type(module).__name__}, and the new ones ask "
+                    f"for {site.layer.__name__}. Adapters of one model share a placement."
                 )
 
-    def _add_generator(self, config: BottleneckConfig, adapter_name: str) -> TaskAdapters:
+    def _add_generator(self, config: MultiTaskConfig, adapter_name: str) -> TaskAdapters:
         sites = list(self._sites.values())
         generator = config.make_generator(sites)
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(parameter.device, parameter.dtype)
         if not hasattr(self.model, SHARED):
-            self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS))
+            self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS, config.shares_pass))
             getattr(self.model, SHARED).attach(routed_module(self.model))
         adapters = getattr(self.model, SHARED)
         adapters.add(adapter_name, generator, Adapter(config.tasks, [site.name for site in sites], config.dropout))
@@ -111,8 +164,8 @@ class AdapterTuner(BaseTuner):
         if merge:
             refuse_merge()
         for module in self.model.modules():
-            if isinstance(module, ResidualSite):
-                module.residual_hook.remove()
+            if isinstance(module, AdapterSite):
+                module.detach()
         if hasattr(self.model, SHARED):  # else unloaded before
             getattr(self.model, SHARED).detach()
             delattr(self.model, SHARED)
@@ -125,98 +178,49 @@ SHARED = "task_adapters"
 GENERATORS = "generators"
 
 
+def aimed_at(config: MultiTaskConfig, names: list[str]) -> MultiTaskConfig:
+    """A config for PEFT's matching of module names; its own checks do not apply to it."""
+    config = copy(config)
+    config.target_modules, config.layers_to_transform = names, None
+    return config
+
+
 def routed_module(model: nn.Module) -> nn.Module:
     """The module whose calls name tasks: the encoder of a dense model, else the model itself."""
     return next((module for module in model.modules() if isinstance(module, StageEncoder)), model)
 
 
-def check_decoders(model: MultiTaskDenseModel, config: BottleneckConfig) -> None:
-    """Raises ValueError where the model has a decoder for a task that the adapter does not know."""
+def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
+    """Makes the decoders part of the adapter.
+
+    Raises:
+        ValueError: The model has a decoder for a task that the adapter does not know.
+    """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
         raise ValueError(
             f"The adapter is for the tasks {config.tasks}, and the model has decoders for {model.config.tasks}: there "
             f"is no adapter for {missing}. Build the model with tasks of the adapter, or train an adapter for these."
         )
+    if not config.inference_mode:  # else a saved adapter, which may come without decoders
+        config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
 
 
-def site_class_of(site: Site, placement: str) -> type[AdapterSite]:
-    """What an adapter at `site` reads under `placement`."""
-    if placement == "serial":
-        return SerialSite
-    return ParallelSite if site.norm is None else ResidualSite
-
-
-def choose_sites(model: nn.Module, config: BottleneckConfig) -> list[Site]:
-    """The sites `config` asks for, in the order of the model.
-
-    Raises:
-        ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or a named module is no
-            place for an adapter.
-    """
-    blocks = find_blocks(model)
-    if config.target_modules is None:
-        blocks = _choose_blocks(model, config, blocks)
-        names = [getattr(block, sublayer).module for block in blocks for sublayer in config.sublayers]
-        # The blocks by name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
-        config = replace(config, target_modules=names, layers_to_transform=None)
-    known = {
-        part.module: Site(part.module, block.width, index, part.norm)
-        for index, block in enumerate(blocks)
-        for part in (block.attention, block.feed_forward)
-    }
-    names = [
-        name
-        for name, _ in model.named_modules()
-        if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
-    ]
-    if not names:
-        raise ValueError(
-            f"No module matches target_modules={config.target_modules} with exclude_modules={config.exclude_modules}. "
-            f"Known blocks of {type(model).__name__}: {[block.feed_forward.module for block in blocks] or 'none'}."
-        )
-    return [
-        # A module of no known block counts as a block of its own.
-        known.get(name) or Site(name, width_of(model.get_submodule(name), name), len(blocks) + i)
-        for i, name in enumerate(names)
-    ]
-
-
-def _choose_blocks(model: nn.Module, config: BottleneckConfig, blocks: list[Block]) -> list[Block]:
+def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: list[Block]) -> None:
+    """Raises ValueError where `target_modules=None` or `layers_to_transform` finds no blocks to count."""
     if not blocks:
         raise ValueError(
             f"{type(model).__name__} has no blocks of a known encoder family, so it is not known where adapters go. "
             "Name the modules in `target_modules`, e.g. the feed-forward modules of its blocks."
         )
-    if config.layers_to_transform is None:
-        return blocks
-    if max(config.layers_to_transform) >= len(blocks):
+    if config.layers_to_transform is not None and max(config.layers_to_transform) >= len(blocks):
         raise ValueError(
             f"`layers_to_transform` {config.layers_to_transform} reaches beyond the {len(blocks)} blocks of "
             f"{type(model).__name__}: indices run from 0 to {len(blocks) - 1}."
         )
-    return [blocks[i] for i in sorted(set(config.layers_to_transform))]
 
 
 def _is_inside_adapter(model: nn.Module, name: str) -> bool:
     parents = name.split(".")[:-1]
     paths = (".".join(parents[: i + 1]) for i in range(len(parents)))
     return any(isinstance(model.get_submodule(path), BaseTunerLayer) for path in paths)
-
-
-def width_of(module: nn.Module, name: str) -> int:
-    """Channels that `module` reads and writes on its last axis, from the linear layers it begins and ends with.
-
-    Raises:
-        ValueError: There are none, or they differ.
-    """
-    if isinstance(module, AdapterSite):
-        return module.site.width
-    linears = [layer for layer in module.modules() if hasattr(layer, "in_features")]
-    if not linears or linears[0].in_features != linears[-1].out_features:
-        found = f"{linears[0].in_features} to {linears[-1].out_features}" if linears else "no linear layer"
-        raise ValueError(
-            f"'{name}' ({type(module).__name__}, {found}) cannot carry an adapter, which reads and adds the same "
-            "number of channels on the last axis. Name modules like a feed-forward block or a square linear layer."
-        )
-    return linears[0].in_features

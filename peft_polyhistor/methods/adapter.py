@@ -1,21 +1,23 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter and Low-rank Adapter: one set of weights per task (baselines of Polyhistor, arXiv:2210.03265, Table 1).
+"""Adapter, Shared Adapter and Low-rank Adapter: one set of weights per task, or one for all.
 
-The adapter is that of Houlsby et al. (arXiv:1902.00751), in the place and with the norm that Polyhistor gives all
-bottleneck methods.
+Baselines of Polyhistor (arXiv:2210.03265, Table 1). The adapter is that of Houlsby et al. (arXiv:1902.00751), in the
+place and with the norm that Polyhistor gives all bottleneck methods.
 """
 
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
+from ..adapter.parameters import ParameterAdditions, ParameterPlace, parameter_places
 from ..adapter.site import Site
-from ..adapter.tuner import AdapterTuner
 from ..config import BottleneckConfig, check_positive
+from ..models.blocks import Block
 from ..registry import register
 
 
@@ -35,6 +37,50 @@ class AdapterConfig(BottleneckConfig):
             TaskWeights(len(self.tasks), site.width, self.bottleneck_of(site.width), DenseMatrix, self.init_weights)
             for site in sites
         )
+
+
+@dataclass
+class SharedAdapterConfig(AdapterConfig):
+    """Settings of Shared Adapter: one adapter for all tasks, and the encoder's LayerNorms train.
+
+    The tasks share one pass of the encoder and its outputs; they differ in their decoders alone.
+
+    Parameters, per site of width d and bottleneck n: 2 d n + n + 3 d; and 2 d per LayerNorm of the encoder.
+    """
+
+    method: ClassVar[str] = "MTL_SHARED_ADAPTER"
+    shares_pass: ClassVar[bool] = True
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        norms = [site for site in sites if isinstance(site, ParameterPlace)]
+        adapted = [site for site in sites if not isinstance(site, ParameterPlace)]
+        weights = (
+            TaskWeights(1, site.width, self.bottleneck_of(site.width), DenseMatrix, self.init_weights)
+            for site in adapted
+        )
+        return SharedAdapter(Sites(weights), ParameterAdditions(1, norms), [site in norms for site in sites])
+
+
+class SharedAdapter(nn.Module):
+    """The one set of weights of every site.
+
+    Args:
+        adapters: Weights of the bottleneck sites.
+        norms: Additions to the LayerNorms.
+        is_norm: Of each site, in order, which of the two it takes.
+    """
+
+    def __init__(self, adapters: Sites, norms: ParameterAdditions, is_norm: list[bool]):
+        super().__init__()
+        self.adapters = adapters
+        self.norms = norms
+        self.is_norm = is_norm
+
+    def forward(self, tasks: Tensor) -> list[BottleneckWeights | dict[str, Tensor]]:
+        """Indices `(tasks,)`, which make no difference, to the weights of every site, with an axis of one set."""
+        the_set = tasks.new_zeros(1)
+        adapters, norms = iter(self.adapters(the_set)), iter(self.norms(the_set))
+        return [next(norms if is_norm else adapters) for is_norm in self.is_norm]
 
 
 @dataclass
@@ -69,17 +115,31 @@ class LowRankAdapterConfig(BottleneckConfig):
         return TaskWeights(len(self.tasks), site.width, bottleneck, make_matrix, self.init_weights)
 
 
-class AdapterModel(AdapterTuner):
+class AdapterModel(BottleneckTuner):
     """PEFT tuner of Adapter."""
 
     prefix = "mtl_adapter_"
 
 
-class LowRankAdapterModel(AdapterTuner):
+class SharedAdapterModel(BottleneckTuner):
+    """PEFT tuner of Shared Adapter."""
+
+    prefix = "mtl_shared_adapter_"
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: SharedAdapterConfig) -> list[Site]:
+        adapted = super().known_sites(model, blocks, config)
+        if not blocks or config.target_modules is not None:
+            return adapted
+        norms = parameter_places(model, blocks, lambda name, owner: isinstance(owner, nn.LayerNorm))
+        return adapted + norms
+
+
+class LowRankAdapterModel(BottleneckTuner):
     """PEFT tuner of Low-rank Adapter."""
 
     prefix = "mtl_low_rank_adapter_"
 
 
 register(AdapterConfig.method, AdapterConfig, AdapterModel)
+register(SharedAdapterConfig.method, SharedAdapterConfig, SharedAdapterModel)
 register(LowRankAdapterConfig.method, LowRankAdapterConfig, LowRankAdapterModel)

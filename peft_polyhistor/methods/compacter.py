@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
-from ..adapter.site import BottleneckWeights, Site
-from ..adapter.tuner import AdapterTuner
+from ..adapter.site import Site
 from ..config import BottleneckConfig, check_positive
 from ..registry import register
 
@@ -103,13 +103,13 @@ class Compacter(nn.Module):
         return self.sites(tasks, self.rule[tasks])
 
 
-class PhmModel(AdapterTuner):
+class PhmModel(BottleneckTuner):
     """PEFT tuner of PHM layer."""
 
     prefix = "mtl_phm_"
 
 
-class CompacterModel(AdapterTuner):
+class CompacterModel(BottleneckTuner):
     """PEFT tuner of Compacter++ and Compacter."""
 
     prefix = "mtl_compacter_"

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.factors import Hypernetworks, Projector
-from ..adapter.site import BottleneckWeights, Site
-from ..adapter.tuner import AdapterTuner
+from ..adapter.site import Site
 from ..config import BottleneckConfig, check_positive
 from ..registry import register
 from .polyhistor import HIDDEN, INIT_STD, RAW_EMBEDDING, around_one
@@ -101,7 +101,7 @@ class Hyperformer(nn.Module):
         ]
 
 
-class HyperformerModel(AdapterTuner):
+class HyperformerModel(BottleneckTuner):
     """PEFT tuner of Hyperformer."""
 
     prefix = "hyperformer_"

@@ -18,9 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.factors import Hypernetworks, Projector, kronecker_sum, kronecker_sum_of_vectors
-from ..adapter.site import BottleneckWeights, Site
-from ..adapter.tuner import AdapterTuner
+from ..adapter.site import Site
 from ..config import BottleneckConfig, check_positive
 from ..registry import register
 
@@ -245,13 +245,13 @@ def around_one(weights: BottleneckWeights) -> BottleneckWeights:
     return weights._replace(norm_weight=1 + weights.norm_weight)
 
 
-class PolyhistorModel(AdapterTuner):
+class PolyhistorModel(BottleneckTuner):
     """PEFT tuner of Polyhistor."""
 
     prefix = "polyhistor_"
 
 
-class PolyhistorLiteModel(AdapterTuner):
+class PolyhistorLiteModel(BottleneckTuner):
     """PEFT tuner of Polyhistor-Lite."""
 
     prefix = "polyhistor_lite_"

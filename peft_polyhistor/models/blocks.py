@@ -3,6 +3,7 @@
 """The transformer blocks of the known encoder families, by the roles of their parts."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from torch import nn
@@ -18,6 +19,7 @@ class Sublayer(NamedTuple):
 class Block(NamedTuple):
     """A transformer block of a known family, its parts by paths in the model."""
 
+    name: str
     width: int  # channels
     attention: Sublayer
     feed_forward: Sublayer
@@ -59,7 +61,8 @@ def find_blocks(model: nn.Module) -> list[Block]:
             prefix = f"{name}." if name else ""
             blocks.append(
                 Block(
-                    width=module.get_submodule(family.feed_forward[1]).normalized_shape[0],
+                    name=name,
+                    width=len(module.get_submodule(family.feed_forward[1]).weight),
                     attention=Sublayer(*(prefix + part for part in family.attention)),
                     feed_forward=Sublayer(*(prefix + part for part in family.feed_forward)),
                     self_attention=prefix + family.self_attention,
@@ -67,3 +70,16 @@ def find_blocks(model: nn.Module) -> list[Block]:
                 )
             )
     return blocks
+
+
+def encoder_modules(model: nn.Module, blocks: list[Block]) -> list[tuple[str, nn.Module]]:
+    """The named modules of the encoder that the stage maps pass through: all from its start to its last block.
+
+    A final norm, a pooler or a classifier behind the stages is left out.
+    """
+    paths = zip(*(block.name.split(".") for block in blocks), strict=False)
+    common = takewhile(lambda parts: len(set(parts)) == 1, paths)
+    inside = "".join(f"{parts[0]}." for parts in common)
+    names = [name for name, _ in model.named_modules()]
+    last = max(index for index, name in enumerate(names) if f"{name}.".startswith(inside))
+    return list(model.named_modules())[: last + 1]

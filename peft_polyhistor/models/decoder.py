@@ -54,15 +54,34 @@ class Decoders(nn.Module):
 
     Args:
         channels: Output channels by task.
-        The others are those of `DenseDecoder`.
+        widths, width, dropout, norms: Those of `DenseDecoder`.
+        shared_norms: One norm per stage map for all tasks, in place of one per task.
     """
 
-    def __init__(self, channels: Mapping[str, int], widths: Sequence[int], width: int, dropout: float, norms: bool):
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        widths: Sequence[int],
+        width: int,
+        dropout: float,
+        norms: bool,
+        shared_norms: bool = False,
+    ):
         super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths) if norms and shared_norms else None
+        own_norms = norms and not shared_norms
         self.heads = nn.ModuleDict(
-            {task: DenseDecoder(widths, out, width, dropout, norms) for task, out in channels.items()}
+            {task: DenseDecoder(widths, out, width, dropout, own_norms) for task, out in channels.items()}
         )
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Stage maps by task to logits by task, each at stride 4."""
+        if self.norms is not None:
+            # Tasks that share a pass share its maps, which are normed once.
+            distinct = {id(task_maps): task_maps for task_maps in maps.values()}
+            normed = {key: self._norm(task_maps) for key, task_maps in distinct.items()}
+            maps = {task: normed[id(task_maps)] for task, task_maps in maps.items()}
         return {task: self.heads[task](task_maps) for task, task_maps in maps.items()}
+
+    def _norm(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(self.norms, maps, strict=True)]

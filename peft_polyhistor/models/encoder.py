@@ -29,6 +29,7 @@ class StageEncoder(nn.Module):
     widths: list[int]
     strides: list[int]
     needs_norm: bool
+    base_model_prefix = ""  # PEFT asks every module for it that has a config of transformers
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         """`(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""

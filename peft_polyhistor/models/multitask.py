@@ -25,6 +25,8 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         tasks: Names of the tasks, rows of `TASKS`.
         decoder_width: Channels inside the decoders.
         decoder_dropout: Probability of zeroing a channel in front of the classifier.
+        shared_norms: One norm per stage map for all decoders, where the encoder wants norms: the paper's choice for
+            methods whose tasks share one pass of the encoder. Otherwise every decoder has its own.
         loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
     """
 
@@ -36,6 +38,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         tasks: Sequence[str] = ("semseg", "human_parts", "saliency", "normals"),
         decoder_width: int = 256,
         decoder_dropout: float = 0.1,
+        shared_norms: bool = False,
         loss_weights: Mapping[str, float] | None = None,
         **kwargs: Any,
     ):
@@ -45,6 +48,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.tasks = list(tasks)
         self.decoder_width = decoder_width
         self.decoder_dropout = decoder_dropout
+        self.shared_norms = shared_norms
         self.loss_weights = dict(loss_weights or {})
         super().__init__(**kwargs)
 
@@ -99,7 +103,12 @@ class MultiTaskDenseModel(PreTrainedModel):
                 module._is_hf_initialized = True  # transformers would draw its weights anew
         self.encoder = encoder
         self.decoders = Decoders(
-            channels, encoder.widths, config.decoder_width, config.decoder_dropout, encoder.needs_norm
+            channels,
+            encoder.widths,
+            config.decoder_width,
+            config.decoder_dropout,
+            encoder.needs_norm,
+            config.shared_norms,
         )
         self.post_init()
 

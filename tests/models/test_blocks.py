@@ -12,6 +12,7 @@ def test_blocks_of_swin_are_found_in_order(make_swin):
     blocks = find_blocks(make_swin(SwinBackbone))
     path = "swin.encoder.layers.1.blocks.1"
     assert blocks[3] == Block(
+        name=path,
         width=16,
         attention=Sublayer(f"{path}.drop_path", f"{path}.layernorm_before"),
         feed_forward=Sublayer(f"{path}.mlp", f"{path}.layernorm_after"),

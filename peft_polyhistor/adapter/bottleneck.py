@@ -1,0 +1,155 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The bottleneck adapter: what it weighs and computes, what it reads, and where it sits."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import SUBLAYERS, BottleneckConfig
+from ..models.blocks import Block, Sublayer
+from .site import AdapterSite, Site
+from .tuner import AdapterTuner
+
+
+class BottleneckWeights(NamedTuple):
+    """Weights of one site for several tasks, each with a leading axis of tasks."""
+
+    down: Tensor  # (tasks, bottleneck, width)
+    down_bias: Tensor  # (tasks, bottleneck)
+    up: Tensor  # (tasks, width, bottleneck)
+    up_bias: Tensor  # (tasks, width)
+    norm_weight: Tensor  # (tasks, width)
+    norm_bias: Tensor  # (tasks, width)
+
+
+def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0) -> Tensor:
+    """up(gelu(down(norm(x)))) with the weights of every task at once.
+
+    Args:
+        x: `(tasks * batch, ..., width)`, all pictures of the first task first.
+        w: Weights of those tasks.
+        dropout: Probability of zeroing a bottleneck activation.
+
+    Returns:
+        A tensor of the shape and dtype of `x`.
+    """
+    return from_bottleneck(to_bottleneck(x, w, dropout), w).view_as(x).to(x.dtype)
+
+
+def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float) -> Tensor:
+    """gelu(down(norm(x))); `(tasks * batch, ..., width)` to `(tasks, tokens, bottleneck)`."""
+    tasks, _, width = w.down.shape
+    tokens = x.to(w.down.dtype).reshape(tasks, -1, width)
+    # The norm's weight and bias are folded into the projection: one pass less over the tokens.
+    down = w.down * w.norm_weight[:, None]
+    down_bias = torch.baddbmm(w.down_bias[:, None], w.norm_bias[:, None], w.down.mT)
+    hidden = F.gelu(torch.baddbmm(down_bias, F.layer_norm(tokens, (width,)), down.mT))
+    return F.dropout(hidden, dropout) if dropout else hidden
+
+
+def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
+    """up(hidden); `(tasks, tokens, bottleneck)` to `(tasks, tokens, width)`."""
+    return torch.baddbmm(w.up_bias[:, None], hidden, w.up.mT)
+
+
+class BottleneckSite(AdapterSite):
+    """Adds the active adapters to the module's output; the subclasses settle what they read. See `PLACEMENTS`."""
+
+    def adapt(self, x: Tensor, output: Tensor) -> Tensor:
+        """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
+        for weights, dropout in self.active_weights():
+            output = output + apply_bottleneck(x, weights, dropout).to(output.dtype)
+        return output
+
+
+class ParallelSite(BottleneckSite):
+    """Adapter(x) added to base_layer(x), both reading the module's own input."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        output = self.base_layer(x, *args, **kwargs)
+        return output if self.disable_adapters else self.adapt(x, output)
+
+
+class SerialSite(BottleneckSite):
+    """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        output = self.base_layer(*args, **kwargs)
+        return output if self.disable_adapters else self.adapt(output, output)
+
+
+@dataclass(frozen=True)
+class ResidualPlace(Site):
+    """The place of a `ResidualSite`.
+
+    Args:
+        norm: Path of the norm whose input is the residual stream in front of the sublayer.
+    """
+
+    norm: str
+
+
+class ResidualSite(BottleneckSite):
+    """The paper's placement: h + MLP(norm(h)) + Adapter(h), h being the residual stream in front of the norm.
+
+    h never reaches the wrapped module, so `read_residual` takes it as the input of the block's norm; the norm and the
+    module run one after the other within a block, in a recomputed forward pass too.
+    """
+
+    def attach(self, model: nn.Module) -> None:
+        self._hook = model.get_submodule(self.site.norm).register_forward_pre_hook(self.read_residual)
+
+    def detach(self) -> None:
+        self._hook.remove()
+
+    def read_residual(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the block's norm."""
+        self._residual = args[0]
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        residual = self.__dict__.pop("_residual")  # not kept: it would outlive the step
+        output = self.base_layer(x, *args, **kwargs)
+        return output if self.disable_adapters else self.adapt(residual, output)
+
+
+class BottleneckTuner(AdapterTuner):
+    """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
+
+    residual_layer: type[ResidualSite] = ResidualSite
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
+        sublayers = config.sublayers if config.target_modules is None else SUBLAYERS
+        return [
+            self._site_in(getattr(block, sublayer), block.width, index, config)
+            for index, block in enumerate(blocks)
+            for sublayer in sublayers
+        ]
+
+    def _site_in(self, sublayer: Sublayer, width: int, index: int, config: BottleneckConfig) -> Site:
+        if config.placement == "serial":
+            return Site(sublayer.module, SerialSite, width, index)
+        return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.norm)
+
+    def site_at(self, module: nn.Module, name: str, index: int, config: BottleneckConfig) -> Site:
+        layer = SerialSite if config.placement == "serial" else ParallelSite
+        return Site(name, layer, width_of(module, name), index)
+
+
+def width_of(module: nn.Module, name: str) -> int:
+    """Channels that `module` reads and writes on its last axis, from the linear layers it begins and ends with.
+
+    Raises:
+        ValueError: There are none, or they differ.
+    """
+    linears = [layer for layer in module.modules() if hasattr(layer, "in_features")]
+    if not linears or linears[0].in_features != linears[-1].out_features:
+        found = f"{linears[0].in_features} to {linears[-1].out_features}" if linears else "no linear layer"
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}, {found}) cannot carry an adapter, which reads and adds the same "
+            "number of channels on the last axis. Name modules like a feed-forward block or a square linear layer."
+        )
+    return linears[0].in_features

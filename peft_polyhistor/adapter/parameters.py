@@ -1,0 +1,151 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the encoder itself that train, per task or once for all: how a module runs with its own of each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..models.blocks import Block, encoder_modules
+from .site import AdapterSite, Site, base_of
+
+
+@dataclass(frozen=True)
+class ParameterPlace(Site):
+    """The place of a `ParameterSite`.
+
+    Args:
+        shapes: Shape of each parameter of the module that trains, by name in the module.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+
+class ParameterSite(AdapterSite):
+    """Runs the module once per task, with what the active adapters add to some of its parameters.
+
+    Weights of a site are a dictionary of additions `(tasks, *shape)` by parameter. Kept apart from the frozen
+    parameters, they start at zero, add up over adapters, and several tasks share one frozen module.
+    """
+
+    def forward(self, *args, **kwargs) -> Any:
+        additions = [] if self.disable_adapters else [weights for weights, _ in self.active_weights()]
+        if not additions:
+            return self.base_layer(*args, **kwargs)
+        tasks = len(next(iter(additions[0].values())))
+        outputs = [
+            functional_call(self.base_layer, self._parameters_of(additions, task), *call)
+            for task, call in enumerate(split_call(args, kwargs, tasks))
+        ]
+        return join_outputs(outputs)
+
+    def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
+        parameters = {name: self.base_layer.get_parameter(name) for addition in additions for name in addition}
+        for addition in additions:
+            for name, values in addition.items():
+                parameters[name] = parameters[name] + values[task].to(parameters[name].dtype)
+        return parameters
+
+
+def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
+    size = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    def part_of(value: Any, index: int) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) == size:
+            return value.chunk(parts)[index]
+        return value
+
+    for index in range(parts):
+        yield (
+            tuple(part_of(value, index) for value in args),
+            {name: part_of(value, index) for name, value in kwargs.items()},
+        )
+
+
+def join_outputs(outputs: list[Any]) -> Any:
+    """Outputs of each task, tensors or tuples of them, as one batch."""
+    if len(outputs) == 1 or outputs[0] is None:
+        return outputs[0]
+    if isinstance(outputs[0], tuple):
+        return tuple(join_outputs(list(items)) for items in zip(*outputs, strict=True))
+    return torch.cat(outputs)
+
+
+class ParameterAdditions(nn.ModuleList):
+    """Generator of the additions of every site, zero at the start; the same ones for all tasks where they are shared.
+
+    Args:
+        sets: Number of sets of additions: one per task, or one for all.
+        places: Where they go.
+        std: Of the start, for tests.
+
+    Parameters: sets * sum of the sizes of the places' parameters.
+    """
+
+    def __init__(self, sets: int, places: list[ParameterPlace], std: float = 0.0):
+        super().__init__(
+            nn.ParameterList(nn.Parameter(std * torch.randn(sets, *shape)) for shape in place.shapes.values())
+            for place in places
+        )
+        self.names = [list(place.shapes) for place in places]
+
+    def forward(self, tasks: Tensor) -> list[dict[str, Tensor]]:
+        """Indices `(tasks,)` to the additions of every site by parameter, each `(tasks, *shape)`."""
+        return [
+            {name: values[tasks] for name, values in zip(names, parameters, strict=True)}
+            for names, parameters in zip(self.names, self, strict=True)
+        ]
+
+
+def parameter_places(
+    model: nn.Module, blocks: list[Block], trains: Callable[[str, nn.Module], bool]
+) -> list[ParameterPlace]:
+    """The places of an encoder that have parameters which train, in the order of the model.
+
+    Attention is one place with all that is in it, since a position table is called without a batch; everywhere else a
+    place is the module that owns the parameters.
+
+    Args:
+        model: The model.
+        blocks: Of its encoder.
+        trains: Whether a parameter trains, by its own name and its owner.
+    """
+    attentions = [block.self_attention for block in blocks]
+    modules = encoder_modules(model, blocks)
+    wrapped = [name for name, module in modules if isinstance(module, AdapterSite)]
+    inside = tuple(f"{name}." for name in (*attentions, *wrapped))
+    places = []
+    for name, module in modules:
+        if name.startswith(inside):
+            continue
+        shapes = parameter_shapes(base_of(module), trains, recurse=name in attentions)
+        if shapes:
+            places.append(ParameterPlace(name, ParameterSite, last_axis(shapes), block_of(name, blocks), shapes))
+    return places
+
+
+def parameter_shapes(
+    module: nn.Module, trains: Callable[[str, nn.Module], bool], recurse: bool
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of `module` that train, by name in it; with `recurse` those of its submodules too."""
+    owners = module.named_modules() if recurse else [("", module)]
+    return {
+        f"{path}.{name}" if path else name: tuple(parameter.shape)
+        for path, owner in owners
+        for name, parameter in owner.named_parameters(recurse=False)
+        if trains(name, owner)
+    }
+
+
+def last_axis(shapes: dict[str, tuple[int, ...]]) -> int:
+    return next(iter(shapes.values()))[-1]
+
+
+def block_of(name: str, blocks: list[Block]) -> int | None:
+    """Index of the block that a module is part of; `None` outside of all."""
+    return next((index for index, block in enumerate(blocks) if name.startswith(f"{block.name}.")), None)

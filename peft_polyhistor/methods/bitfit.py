@@ -1,0 +1,104 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""BitFit (arXiv:2106.10199) and relative bias: parameters of the encoder itself, one set per task.
+
+As measured in Polyhistor (arXiv:2210.03265, Table 1). What trains is what is added to the frozen parameter, from zero.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from ..adapter.parameters import (
+    ParameterAdditions,
+    ParameterPlace,
+    ParameterSite,
+    last_axis,
+    parameter_places,
+    parameter_shapes,
+)
+from ..adapter.site import Site
+from ..adapter.tuner import AdapterTuner
+from ..config import MultiTaskConfig
+from ..models.blocks import Block
+from ..registry import register
+
+
+POSITION_TABLES = ("relative_position_bias_table",)  # of Swin, in transformers and timm
+RANDOM_STD = 0.1  # of the start with init_weights=False
+
+
+@dataclass
+class ParameterConfig(MultiTaskConfig):
+    """Settings of the methods that train parameters of the encoder itself, one set per task.
+
+    A module that `target_modules` names must be called with the batch on the first axis of its first tensor.
+    """
+
+    trains: ClassVar[tuple[str, ...]]  # own names of the parameters
+
+    def make_generator(self, sites: list[ParameterPlace]) -> nn.Module:
+        return ParameterAdditions(len(self.tasks), sites, 0.0 if self.init_weights else RANDOM_STD)
+
+
+@dataclass
+class BitFitConfig(ParameterConfig):
+    """Settings of BitFit: every bias of the encoder, and its tables of relative positions.
+
+    Parameters, per task: the number of those of the encoder, norms, patch embedding and patch merging included.
+    """
+
+    method: ClassVar[str] = "MTL_BITFIT"
+    trains: ClassVar[tuple[str, ...]] = ("bias", *POSITION_TABLES)
+
+
+@dataclass
+class RelativeBiasConfig(ParameterConfig):
+    """Settings of relative bias: the tables of relative positions of windowed attention.
+
+    Parameters, per task and block with window w and h heads: (2 w - 1)^2 h.
+    """
+
+    method: ClassVar[str] = "MTL_RELATIVE_BIAS"
+    trains: ClassVar[tuple[str, ...]] = POSITION_TABLES
+
+
+class ParameterTuner(AdapterTuner):
+    """PEFT tuner of BitFit and relative bias."""
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[Site]:
+        if not blocks:
+            return []
+        sites = parameter_places(model, blocks, lambda name, owner: name in config.trains)
+        if not sites and config.target_modules is None:
+            raise ValueError(
+                f"{type(model).__name__} has no parameter called {' or '.join(config.trains)}, which is what "
+                f"{config.method} trains. Choose another method, or another encoder, e.g. Swin."
+            )
+        return sites
+
+    def site_at(self, module: nn.Module, name: str, index: int, config: ParameterConfig) -> Site:
+        shapes = parameter_shapes(module, lambda own, owner: own in config.trains, recurse=True)
+        if not shapes:
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) has no parameter called {' or '.join(config.trains)}, which is "
+                f"what {config.method} trains. Name modules that have one."
+            )
+        return ParameterPlace(name, ParameterSite, last_axis(shapes), index, shapes)
+
+
+class BitFitModel(ParameterTuner):
+    """PEFT tuner of BitFit."""
+
+    prefix = "mtl_bitfit_"
+
+
+class RelativeBiasModel(ParameterTuner):
+    """PEFT tuner of relative bias."""
+
+    prefix = "mtl_relative_bias_"
+
+
+register(BitFitConfig.method, BitFitConfig, BitFitModel)
+register(RelativeBiasConfig.method, RelativeBiasConfig, RelativeBiasModel)

@@ -1,0 +1,68 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning decoders: the encoder stays as it is, and the decoders of a dense model train."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import nn
+
+from ..adapter.site import Site
+from ..adapter.tuner import AdapterTuner
+from ..config import MultiTaskConfig
+from ..models.blocks import Block
+from ..models.multitask import MultiTaskDenseModel
+from ..registry import register
+
+
+@dataclass
+class DecodersConfig(MultiTaskConfig):
+    """Settings of fine-tuning decoders: no adapters, so that the decoders are all that trains and is saved.
+
+    Parameters: none in the encoder.
+    """
+
+    method: ClassVar[str] = "MTL_DECODERS"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("target_modules", "exclude_modules", "layers_to_transform"):
+            if getattr(self, name) not in (None, DUMMY_TARGET_MODULES):
+                raise ValueError(
+                    f"{self.method} adapts no module, got `{name}` {getattr(self, name)!r}. Leave it out."
+                )
+        self.target_modules = DUMMY_TARGET_MODULES  # PEFT's word for none
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        return nn.Module()  # never asked for: there are no sites
+
+
+class DecodersModel(AdapterTuner):
+    """PEFT tuner of fine-tuning decoders."""
+
+    prefix = "mtl_decoders_"
+
+    def _choose_sites(self, model: nn.Module, config: DecodersConfig) -> list[Site]:
+        if not isinstance(model, MultiTaskDenseModel):
+            raise ValueError(
+                f"{config.method} trains the decoders of a MultiTaskDenseModel, got {type(model).__name__}, which has "
+                "none. Build one with `MultiTaskDenseModel.from_encoder`."
+            )
+        return []
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        active = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        # PEFT reads off its layers which adapter is active afterwards, and there are none.
+        if active or self.peft_config:
+            self.set_adapter(active or list(self.peft_config)[:1])
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: DecodersConfig) -> list[Site]:
+        return []
+
+    def site_at(self, module: nn.Module, name: str, index: int, config: DecodersConfig) -> Site:
+        raise ValueError(f"{config.method} adapts no module, got '{name}'.")
+
+
+register(DecodersConfig.method, DecodersConfig, DecodersModel)

@@ -1,0 +1,203 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""VMT-Adapter and VMT-Adapter-Lite (arXiv:2312.08733, AAAI 2024): one pass of the encoder serves all tasks.
+
+Note:
+    This is our reading. Known of the paper: an adapter shared by all tasks in parallel to the feed-forward block,
+    whose output goes on through the encoder; a small knowledge extraction module per task whose features go to that
+    task's decoder alone; a -Lite whose projections down and up share their parameters; and 1.0 % and 0.36 % of the
+    parameters of four single-task encoders (Swin-T: 1.10 M and 0.40 M). Read into it: the module is a scale and a
+    shift of the bottleneck, from which the same projection makes the task's features; those of a stage's blocks are
+    added to the stage's map; in -Lite up is the transpose of down, its rows scaled by a learned gate from zero.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter.bottleneck import (
+    BottleneckTuner,
+    BottleneckWeights,
+    ResidualPlace,
+    ResidualSite,
+    from_bottleneck,
+    to_bottleneck,
+)
+from ..adapter.matrices import DenseMatrix, Sites, TaskWeights
+from ..adapter.site import Site
+from ..adapter.tuner import routed_module
+from ..config import BottleneckConfig
+from ..models.blocks import Block
+from ..models.encoder import StageEncoder
+from ..registry import register
+
+
+SHARINGS = ("none", "transpose")
+
+
+@dataclass
+class VmtAdapterConfig(BottleneckConfig):
+    """Settings of VMT-Adapter.
+
+    Args:
+        sharing: What down and up share: `"none"`, or `"transpose"` for up = gate * down^T.
+
+    Parameters, per site of width d and bottleneck n, with T tasks: 2 d n + n + 3 d + 2 n T; with shared projections
+    d n + 2 n + 3 d + 2 n T.
+    """
+
+    method: ClassVar[str] = "VMT_ADAPTER"
+    shares_pass: ClassVar[bool] = True
+
+    reduction_factor: int = field(default=4, metadata={"help": "Width of a layer over its bottleneck."})
+    sharing: str = field(default="none", metadata={"help": "What down and up share: 'none' or 'transpose'."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sharing not in SHARINGS:
+            raise ValueError(f"`sharing` must be one of {list(SHARINGS)}, got {self.sharing!r}.")
+        if self.placement != "parallel":
+            raise ValueError(f"`placement` of {self.method} must be 'parallel', got {self.placement!r}.")
+        if self.target_modules is not None:
+            raise ValueError(
+                f"{self.method} adds the features of a task to the stage maps of a known encoder and takes no "
+                f"`target_modules`, got {self.target_modules!r}. Use `layers_to_transform` or `exclude_modules`."
+            )
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        return Sites(
+            KnowledgeExtraction(
+                len(self.tasks), site.width, self.bottleneck_of(site.width), self.sharing, self.init_weights
+            )
+            for site in sites
+        )
+
+
+@dataclass
+class VmtAdapterLiteConfig(VmtAdapterConfig):
+    """Settings of VMT-Adapter-Lite, which shares the projections; the bottleneck is the nearest to 0.36 %."""
+
+    method: ClassVar[str] = "VMT_ADAPTER_LITE"
+
+    reduction_factor: int = field(default=6, metadata={"help": "Width of a layer over its bottleneck."})
+    sharing: str = field(default="transpose", metadata={"help": "What down and up share: 'none' or 'transpose'."})
+
+
+class KnowledgeWeights(NamedTuple):
+    """Weights of one site: the adapter of all tasks, and what makes the features of each."""
+
+    adapter: BottleneckWeights  # of one set
+    scale: Tensor  # (tasks, bottleneck)
+    shift: Tensor  # (tasks, bottleneck)
+
+
+class TiedWeights(nn.Module):
+    """The adapter weights of one site for all tasks, up being the transpose of down with its rows scaled by a gate.
+
+    Args:
+        width, bottleneck: Of the adapter, in channels.
+        identity: Start with an adapter output of exactly zero, by a gate of zero.
+
+    Parameters: width * bottleneck + 2 bottleneck + 3 width.
+    """
+
+    def __init__(self, width: int, bottleneck: int, identity: bool = True):
+        super().__init__()
+        self.down = DenseMatrix(1, bottleneck, width)
+        self.gate = nn.Parameter(torch.zeros(1, bottleneck) if identity else torch.randn(1, bottleneck))
+        self.down_bias = nn.Parameter(torch.zeros(1, bottleneck))
+        self.up_bias = nn.Parameter(torch.zeros(1, width))
+        self.norm_weight = nn.Parameter(torch.ones(1, width))
+        self.norm_bias = nn.Parameter(torch.zeros(1, width))
+
+    def forward(self, sets: Tensor) -> BottleneckWeights:
+        """Index `(1,)` of the one set to its weights."""
+        down = self.down(sets)
+        up = (self.gate[..., None] * down).mT
+        return BottleneckWeights(down, self.down_bias, up, self.up_bias, self.norm_weight, self.norm_bias)
+
+
+class KnowledgeExtraction(nn.Module):
+    """The adapter of one site and the knowledge extraction of every task.
+
+    Args:
+        tasks: Number of tasks.
+        width, bottleneck: Of the adapter, in channels.
+        sharing: What down and up share.
+        identity: Start with outputs of exactly zero.
+    """
+
+    def __init__(self, tasks: int, width: int, bottleneck: int, sharing: str, identity: bool = True):
+        super().__init__()
+        if sharing == "transpose":
+            self.adapter = TiedWeights(width, bottleneck, identity)
+        else:
+            self.adapter = TaskWeights(1, width, bottleneck, DenseMatrix, identity)
+        self.scale = nn.Parameter(torch.ones(tasks, bottleneck))
+        self.shift = nn.Parameter(torch.zeros(tasks, bottleneck))
+
+    def forward(self, tasks: Tensor) -> KnowledgeWeights:
+        """Indices `(tasks,)` to weights."""
+        return KnowledgeWeights(self.adapter(tasks.new_zeros(1)), self.scale[tasks], self.shift[tasks])
+
+
+@dataclass(frozen=True)
+class KnowledgePlace(ResidualPlace):
+    """The place of a `KnowledgeSite`.
+
+    Args:
+        stage: Index of its stage.
+    """
+
+    stage: int
+
+
+class KnowledgeSite(ResidualSite):
+    """Adds the adapter to the sublayer's output, and leaves the features of every task for the maps of its stage."""
+
+    def adapt(self, x: Tensor, output: Tensor) -> Tensor:
+        """`output` plus the adapter of `x`, both `(batch, tokens, width)`."""
+        for w, dropout in self.active_weights():
+            hidden = to_bottleneck(x, w.adapter, dropout)  # (1, tokens of the batch, bottleneck)
+            output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
+            of_tasks = hidden * w.scale[:, None] + w.shift[:, None]
+            self.leave_features(F.linear(of_tasks, w.adapter.up[0], w.adapter.up_bias[0]).unflatten(1, x.shape[:-1]))
+        return output
+
+    def leave_features(self, features: Tensor) -> None:
+        """Adds `(tasks, batch, tokens, width)` to what other blocks of the stage left."""
+        [adapters] = self._adapters
+        stages = adapters.route.features
+        stages[self.site.stage] = stages[self.site.stage] + features if self.site.stage in stages else features
+
+
+class VmtAdapterModel(BottleneckTuner):
+    """PEFT tuner of VMT-Adapter."""
+
+    prefix = "vmt_adapter_"
+    residual_layer = KnowledgeSite
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: VmtAdapterConfig) -> list[Site]:
+        if not isinstance(routed_module(model), StageEncoder):
+            raise ValueError(
+                f"{config.method} makes features for decoders, and {type(model).__name__} yields no stage maps for "
+                "them. Adapt a MultiTaskDenseModel, or the StageEncoder that `view_encoder` makes of an encoder."
+            )
+        widths = list(dict.fromkeys(block.width for block in blocks))  # a stage is the blocks of a width
+        return [
+            KnowledgePlace(**vars(site), stage=widths.index(site.width))
+            for site in super().known_sites(model, blocks, config)
+        ]
+
+
+class VmtAdapterLiteModel(VmtAdapterModel):
+    """PEFT tuner of VMT-Adapter-Lite."""
+
+    prefix = "vmt_adapter_lite_"
+
+
+register(VmtAdapterConfig.method, VmtAdapterConfig, VmtAdapterModel)
+register(VmtAdapterLiteConfig.method, VmtAdapterLiteConfig, VmtAdapterLiteModel)

@@ -1,0 +1,178 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Visual prompt tuning (VPT, arXiv:2203.12119) of windowed attention, as measured in Polyhistor (arXiv:2210.03265).
+
+Prompts are further tokens of every window: its tokens attend to them, with no position bias, and what the prompts
+themselves become is dropped after attention. So a prompt acts through its key and its value alone, and those are
+computed once per task and not once per window.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter.site import AdapterSite, Site, base_of
+from ..adapter.tuner import AdapterTuner
+from ..config import MultiTaskConfig, check_positive
+from ..models.blocks import Block
+from ..registry import register
+
+
+PATCH = 3 * 4 * 4  # inputs of a patch, which VPT counts in the range of the start (arXiv:2203.12119, official code)
+
+
+@dataclass
+class VptConfig(MultiTaskConfig):
+    """Settings of VPT.
+
+    Args:
+        prompts: Number of prompts, per task and layer.
+        deep: Prompts in every layer (VPT-deep); otherwise in the first alone (VPT-shallow).
+        init_weights: Without effect. Attention gives weight to every token, so that no prompt leaves the encoder as it
+            was: VPT does not start as the frozen encoder.
+
+    Parameters, per task and layer of width d with p prompts: p d.
+    """
+
+    method: ClassVar[str] = "MTL_VPT"
+
+    prompts: int = field(default=50, metadata={"help": "Number of prompts, per task and layer."})
+    deep: bool = field(default=True, metadata={"help": "Prompts in every layer; otherwise in the first alone."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("prompts", self.prompts)
+        if not isinstance(self.deep, bool):
+            raise TypeError(f"`deep` must be true or false, got {self.deep!r}.")
+
+    def make_generator(self, sites: list[Site]) -> nn.Module:
+        return Prompts(len(self.tasks), self.prompts, [site.width for site in sites])
+
+
+class Prompts(nn.Module):
+    """The prompts of every layer.
+
+    Args:
+        tasks: Number of tasks.
+        prompts: Per task and layer.
+        widths: Channels of each layer.
+    """
+
+    def __init__(self, tasks: int, prompts: int, widths: list[int]):
+        super().__init__()
+        self.layers = nn.ParameterList()
+        for width in widths:
+            bound = math.sqrt(6 / (PATCH + width))
+            self.layers.append(nn.Parameter(torch.empty(tasks, prompts, width).uniform_(-bound, bound)))
+
+    def forward(self, tasks: Tensor) -> list[Tensor]:
+        """Indices `(tasks,)` to the prompts of every layer, `(tasks, prompts, width)`."""
+        return [prompts[tasks] for prompts in self.layers]
+
+
+class PromptSite(AdapterSite):
+    """Runs windowed attention with further tokens in every window."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> Any:
+        prompts = [] if self.disable_adapters else [prompts for prompts, _ in self.active_weights()]
+        if not prompts:
+            return self.base_layer(x, mask, **kwargs)
+        attend = ATTENTION_FAMILIES[type(self.base_layer).__name__]
+        return attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
+
+
+def attend_in_windows(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, prompts: int, dropout: float
+) -> Tensor:
+    """Attention of windows whose last keys are prompts.
+
+    Args:
+        query: `(windows, heads, tokens, channels)`.
+        key, value: `(windows, heads, tokens + prompts, channels)`.
+        bias: Of positions, `(1, heads, tokens, tokens)`.
+        mask: Of shifted windows, added to the bias, `(windows of a picture, tokens, tokens)`.
+        prompts: Number of prompts.
+        dropout: Probability of zeroing a weight of attention.
+
+    Returns:
+        `(windows, tokens, heads * channels)`.
+    """
+    if mask is not None:
+        bias = bias + mask.repeat(len(query) // len(mask), 1, 1)[:, None]
+    bias = F.pad(bias, (0, prompts)).to(query.dtype)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return output.transpose(1, 2).flatten(2)
+
+
+def with_prompts(x: Tensor, prompts: Tensor) -> Tensor:
+    """The tokens of each window and behind them the prompts of its task.
+
+    Args:
+        x: `(tasks * batch * windows, tokens, width)`.
+        prompts: `(tasks, prompts, width)`.
+    """
+    of_windows = prompts.repeat_interleave(len(x) // len(prompts), dim=0)
+    return torch.cat([x, of_windows], dim=1)
+
+
+def to_heads(x: Tensor, heads: int) -> Tensor:
+    """`(windows, tokens, width)` to `(windows, heads, tokens, width / heads)`."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend_transformers(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
+    """`SwinAttention` of transformers; weights of attention are not returned."""
+    heads = attention.num_attention_heads
+    key, value = (
+        to_heads(with_prompts(project(x), project(prompts)), heads) for project in (attention.k_proj, attention.v_proj)
+    )
+    dropout = attention.attention_dropout if attention.training else 0.0
+    bias = attention.relative_position_bias()
+    query = to_heads(attention.q_proj(x), heads)
+    return attention.o_proj(attend_in_windows(query, key, value, bias, mask, prompts.shape[1], dropout)), None
+
+
+def attend_timm(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
+    """`WindowAttention` of timm's Swin."""
+    heads = attention.num_heads
+    query, key, value = attention.qkv(x).chunk(3, dim=-1)
+    _, prompt_key, prompt_value = attention.qkv(prompts).chunk(3, dim=-1)
+    key, value = (to_heads(with_prompts(*pair), heads) for pair in ((key, prompt_key), (value, prompt_value)))
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    bias = attention._get_rel_pos_bias()
+    output = attend_in_windows(to_heads(query, heads), key, value, bias, mask, prompts.shape[1], dropout)
+    return attention.proj_drop(attention.proj(output))
+
+
+# By the class of the attention. Both scale scores by 1 / sqrt(channels of a head), as torch does.
+ATTENTION_FAMILIES = {"SwinAttention": attend_transformers, "WindowAttention": attend_timm}
+
+
+class VptModel(AdapterTuner):
+    """PEFT tuner of VPT."""
+
+    prefix = "mtl_vpt_"
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: VptConfig) -> list[Site]:
+        return [
+            self._site_of(base_of(model.get_submodule(block.self_attention)), block.self_attention, block.width, index)
+            for index, block in enumerate(blocks if config.deep else blocks[:1])
+        ]
+
+    def site_at(self, module: nn.Module, name: str, index: int, config: VptConfig) -> Site:
+        return self._site_of(module, name, 0, index)
+
+    def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
+        if type(module).__name__ not in ATTENTION_FAMILIES or not width:
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
+                "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."
+            )
+        return Site(name, PromptSite, width, index)
+
+
+register(VptConfig.method, VptConfig, VptModel)
