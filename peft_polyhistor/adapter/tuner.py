@@ -4,6 +4,7 @@
 
 from abc import abstractmethod
 from copy import copy
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -101,11 +102,11 @@ class AdapterTuner(BaseTuner):
             for name, _ in model.named_modules()
             if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
         ]
-        nested = [name for name in names if name.startswith(tuple(f"{outer}." for outer in names))]
-        if nested:
-            raise ValueError(
-                f"`target_modules` matches {nested} inside other matches of {names}. Name one of the two."
-            )
+        for outer, name in pairwise(names):  # in the order of the model, so inner ones follow
+            if name.startswith(f"{outer}."):
+                raise ValueError(
+                    f"`target_modules` matches '{name}' inside '{outer}', a match too. Name one of the two."
+                )
         if not names:
             raise ValueError(
                 f"No module matches target_modules={config.target_modules} with exclude_modules="
