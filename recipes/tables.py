@@ -3,7 +3,7 @@
 """The table of results: one row per method, as aligned text for a terminal or Markdown for a file."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from peft_polyhistor import TASKS, relative_change
 from peft_polyhistor.evaluation import headline
@@ -46,15 +46,20 @@ def _change(scores: list[dict[str, float]], references: list[dict[str, float]]) 
 
 
 def to_text(rows: list[list[str]]) -> str:
-    """Columns aligned with spaces, names to the left and figures to the right."""
+    return f"{align(rows)}\n{NOTE}"
+
+
+def align(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
+    """Columns aligned with spaces: those of names, by index, to the left, and figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-    return "\n".join([*lines, NOTE])
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def to_markdown(rows: list[list[str]]) -> str:
