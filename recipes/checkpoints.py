@@ -24,6 +24,7 @@ from torch import nn
 
 from peft_polyhistor import TASKS
 from peft_polyhistor.evaluation import headline
+from peft_polyhistor.per_task import PerTaskEncoder, save_per_task
 
 
 # A run may go on with other values of these: they change what is around it, not what it learns.
@@ -78,9 +79,13 @@ def save(accelerator: Accelerator, model: nn.Module, folder: Path, progress: Pro
 
 
 def _save_weights(model: nn.Module, folder: Path) -> None:
-    """Adapter and decoders of an adapted model, else the whole model."""
-    # There is no vocabulary to look up on the Hub.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+    """Adapters and decoders of an adapted model, else the whole model."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)  # there is no vocabulary to look up on the Hub
+    elif isinstance(model.encoder, PerTaskEncoder):
+        save_per_task(model, folder)
+    else:
+        model.save_pretrained(folder)
 
 
 def _save_state(accelerator: Accelerator, settings: Settings, folder: Path) -> None:

@@ -1,53 +1,113 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains methods with several seeds, everything else equal, and prints mean and range.
+"""Trains methods with several seeds, everything else equal, and prints mean and range beside the paper's figures.
 
-    accelerate launch recipes/compare_methods.py CONFIG --methods decoders polyhistor_lite full --seeds 0 1
+    accelerate launch recipes/compare_methods.py CONFIG --methods single_task decoders polyhistor_lite --seeds 0 1
+    accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
 
 Takes the settings of train_pascal.py. Every run resumes, and finished runs are not repeated, so the command can be
-given again after an interruption, or with more methods or seeds. Writes comparison.json and comparison.md.
+given again after an interruption, or with more methods or seeds. Changes are against single-task full fine-tuning
+where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
+them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed; the rate of the
+decoders stays. Writes comparison.json, comparison.md and comparison.png (change against parameters).
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from dataclasses import replace
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
 from checkpoints import write_json
+from learning_rates import choose_rate, fix_decoder_rate, score_grid
+from methods import method_config
+from paper import PaperRow, find_row
+from plot import Point, draw_plot
 from settings import Settings, parse_settings
-from tables import make_rows, to_markdown, to_text
+from tables import REFERENCES, align, change_of, make_note, make_rows, reference_of, to_markdown
 from train_pascal import train
 
+from peft_polyhistor import METHODS
 
-def run_all(settings: Settings, seeds: list[int]) -> dict[str, list[dict]]:
-    """Results by method, one per seed; trains what is missing.
+
+def parse_arguments(argv: list[str]) -> tuple[Namespace, Settings]:
+    # No abbreviations: --learning_rate is a setting of its own.
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[])
+    parser.add_argument("--grid_holdout", type=float, default=0.1)
+    own, others = parser.parse_known_args(argv)
+    if len(set(own.seeds)) < len(own.seeds) or min(own.seeds) < 0:
+        raise ValueError(f"`seeds` must be 0 or more, each once, got {own.seeds}.")
+    return own, parse_settings(others, __doc__)
+
+
+def run_all(settings: Settings, seeds: list[int], rates: dict[str, float]) -> dict[str, list[dict]]:
+    """Results by method, one per seed; trains what is missing, each method with its own rate where it has one.
 
     Raises:
-        ValueError: A seed is below 0 or given twice, or a run was made with other settings.
+        ValueError: A run was made with other settings.
     """
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"`seeds` must be 0 or more, each once, got {seeds}.")
-    results = {method: [] for method in settings.methods}
+    results: dict[str, list[dict]] = {method: [] for method in settings.methods}
     for seed in seeds:
-        run = replace(settings, seed=seed, output_dir=str(Path(settings.output_dir) / f"seed{seed}"), resume=True)
+        folder = str(Path(settings.output_dir) / f"seed{seed}")
         for method in settings.methods:
+            rate = rates.get(method, settings.learning_rate)
+            run = replace(settings, seed=seed, learning_rate=rate, output_dir=folder, resume=True)
             results[method].append(train(method, run))
     return results
 
 
-def main(argv: list[str]) -> dict[str, list[dict]]:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, add_help=False)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    own, others = parser.parse_known_args(argv)
-    settings = parse_settings(others, __doc__)
-    results = run_all(settings, own.seeds)
+def find_papers(settings: Settings) -> dict[str, PaperRow | None]:
+    """By method, the row of the paper with the same settings of the method."""
+    return {
+        method: find_row(method, method_config(method, settings) if method in METHODS else None)
+        for method in settings.methods
+    }
+
+
+def summarise(results: dict, grid: dict, papers: dict[str, PaperRow | None]) -> dict:
+    """What comparison.json holds: by method its changes, its learning rate and grid, the paper's row and its runs."""
+    methods = {
+        method: {
+            "learning_rate": None if method == "decoders" else runs[0]["settings"]["learning_rate"],
+            "grid": {f"{rate:g}": scores for rate, scores in grid.get(method, {}).items()},
+            "changes": change_of(results, method),
+            "paper": papers[method] and asdict(papers[method]),
+            "runs": runs,
+        }
+        for method, runs in results.items()
+    }
+    return {"reference": reference_of(results), "methods": methods}
+
+
+def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, PaperRow | None]) -> None:
+    rows, note = make_rows(results, papers), make_note(results, papers)
+    write_json(folder / "comparison.json", summary)
+    (folder / "comparison.md").write_text(to_markdown(rows, note), encoding="utf-8")
+    points = {
+        method: Point(results[method][0]["parameters"]["encoder"], content["changes"])
+        for method, content in summary["methods"].items()
+        if content["changes"]
+    }
+    if points:
+        draw_plot(points, REFERENCES[summary["reference"]]).save(folder / "comparison.png")
+    print(align(rows), note, sep="\n")
+    print(f"comparison.json, .md and .png are in {folder}.")
+
+
+def main(argv: list[str]) -> dict:
+    own, settings = parse_arguments(argv)
+    grid = {}
+    if own.learning_rates:
+        settings = fix_decoder_rate(settings)
+        grid = score_grid(replace(settings, seed=own.seeds[0]), own.learning_rates, own.grid_holdout)
+    results = run_all(settings, own.seeds, {method: choose_rate(scores) for method, scores in grid.items()})
+    papers = find_papers(settings)
+    summary = summarise(results, grid, papers)
     if PartialState().is_main_process:
-        rows, folder = make_rows(results), Path(settings.output_dir)
-        write_json(folder / "comparison.json", results)
-        (folder / "comparison.md").write_text(to_markdown(rows), encoding="utf-8")
-        print(to_text(rows))
-    return results
+        write_all(Path(settings.output_dir), results, summary, papers)
+    return summary
 
 
 if __name__ == "__main__":

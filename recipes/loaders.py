@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of train_pascal.py: prepared once, then transformed and batched."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,23 @@ from peft_polyhistor.data import JointTransform, collate, load_dense_dataset
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
-def load_data(settings: Settings, accelerator: Accelerator) -> dict[str, Dataset]:
-    """The splits `train` and `val`, untransformed."""
+def load_data(settings: Settings, tasks: Sequence[str], accelerator: Accelerator) -> dict[str, Dataset]:
+    """The splits `train` and `val`, untransformed, with the labels of `tasks`.
+
+    With `holdout`, `val` is a part of the training pictures, the same for every method and seed, and `train` the rest.
+    """
     load = synthetic_scenes if settings.data == "scenes" else partial(load_dense_dataset, settings.data)
     # Other sources, parquet files here or on the Hub, come prepared.
     is_prepared_here = settings.data == "scenes" or (Path(settings.data).expanduser() / "ImageSets").is_dir()
     workers = settings.preparation_workers if is_prepared_here and settings.preparation_workers > 1 else None
     with accelerator.local_main_process_first():  # the others find the prepared data in the cache
-        return {split: load(settings.tasks, split, num_proc=workers) for split in ("train", "val")}
+        # All tasks of the settings, so that a run on one of them prepares nothing of its own.
+        splits = ("train",) if settings.holdout else ("train", "val")
+        data = {split: load(settings.tasks, split, num_proc=workers) for split in splits}
+        if settings.holdout:
+            parts = data["train"].train_test_split(settings.holdout, seed=0)
+            data = {"train": parts["train"], "val": parts["test"]}
+    return {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
 
 
 def make_loader(data: Dataset, transform: JointTransform, settings: Settings) -> DataLoader:

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
+
 
 FILE = Path(__file__).with_name("paper_tables.csv")
 PARTS = ("encoder", "all")
@@ -83,3 +85,19 @@ def read_rows() -> tuple[PaperRow, ...]:
         )
         for record in records
     )
+
+
+def find_row(method: str, config: PeftConfig | None) -> PaperRow | None:
+    """The row of a method in the paper's main setting, Swin-T of ImageNet-1k, if there is one with these settings.
+
+    Args:
+        method: Our name.
+        config: Settings of an adapter method.
+    """
+    for row in read_rows():
+        name, settings = row.as_ours()
+        if (name, row.backbone, row.pretraining) != (method, "Swin-T", "ImageNet-1k"):
+            continue
+        if config is None or config == type(config)(tasks=config.tasks, **settings):
+            return row
+    return None

@@ -2,20 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of train_pascal.py, from a YAML file and arguments, checked before anything is loaded."""
 
-import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate.tracking import get_available_trackers
+from methods import CONFIGS, NAMES, method_config
 from optimization import OPTIMIZERS, SCHEDULES
-from peft import PeftConfig
 from transformers import HfArgumentParser
+from yaml_values import convert, read_pairs
 
-from peft_polyhistor import METHODS, TASKS, get_tasks
+from peft_polyhistor import TASKS, get_tasks
 
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
@@ -24,7 +23,7 @@ AT_LEAST = {
     "image_size": 32,  # the coarsest stride of the encoders
     **dict.fromkeys(("decoder_width", "batch_size", "gradient_accumulation", "preparation_workers", "log_every"), 1),
     **dict.fromkeys(("epochs", "steps", "warmup_steps", "eval_every", "workers", "seed"), 0),
-    **dict.fromkeys(("decoder_dropout", "decoder_learning_rate", "weight_decay", "max_grad_norm"), 0),
+    **dict.fromkeys(("decoder_dropout", "decoder_learning_rate", "weight_decay", "max_grad_norm", "holdout"), 0),
 }
 
 
@@ -46,7 +45,7 @@ class Settings:
         "scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub dataset"
     )
     encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers")
-    methods: list[str] = option(["polyhistor_lite"], f"'decoders', 'full' (fine-tuning) or any of {list(METHODS)}")
+    methods: list[str] = option(["polyhistor_lite"], f"any of {NAMES}")
     method_settings: list[str] = option(
         [], "fields of the methods' configs: name=value for every method of the run, method.name=value for one"
     )
@@ -70,6 +69,7 @@ class Settings:
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
     workers: int = option(4, "processes that load pictures")
     preparation_workers: int = option(2, "processes that prepare the data before the first run on it")
+    holdout: float = option(0.0, "part of the training pictures to score instead of the val split; 0: that split")
     seed: int = option(0, "of weights, order and augmentation")
     eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch")
     log_every: int = option(10, "optimiser steps between entries of the tracker")
@@ -82,7 +82,7 @@ class Settings:
             if not getattr(self, name):
                 raise ValueError(f"`{name}` is empty; give --{name} {hint}.")
         get_tasks(self.tasks)
-        _require("methods", self.methods, ["decoders", "full", *METHODS])
+        _require("methods", self.methods, NAMES)
         _require("optimizer", [self.optimizer], list(OPTIMIZERS))
         _require("schedule", [self.schedule], SCHEDULES)
         _require("mixed_precision", [self.mixed_precision], PRECISIONS)
@@ -91,7 +91,7 @@ class Settings:
         self._check_numbers()
         loss_weights(self)
         for method in self.methods:
-            if method in METHODS:
+            if method in CONFIGS:
                 method_config(method, self)
 
     def _check_numbers(self) -> None:
@@ -103,8 +103,9 @@ class Settings:
                 raise ValueError(f"`{name}` must be at least {AT_LEAST[name]}, got {value}.")
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
-        if self.decoder_dropout >= 1:
-            raise ValueError(f"`decoder_dropout` must be below 1, got {self.decoder_dropout}.")
+        for name in ("decoder_dropout", "holdout"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"`{name}` must be below 1, got {getattr(self, name)}.")
         if self.steps == 0 and self.epochs == 0:
             raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
 
@@ -132,36 +133,6 @@ def loss_weights(settings: Settings) -> dict[str, float]:
                 f"above 0, got {task}={weight}."
             )
     return weights
-
-
-def method_config(method: str, settings: Settings) -> PeftConfig:
-    """Config of an adapter method, from the items of `method_settings` for all methods and those for it.
-
-    Raises:
-        ValueError: A field or a value does not suit the method, or an item is for a method that does not exist.
-    """
-    of_all, of_one = {}, {}
-    for name, value in read_pairs("method_settings", settings.method_settings).items():
-        owner, dot, field_name = name.rpartition(".")
-        if dot and owner not in METHODS:
-            raise ValueError(
-                f"`method_settings`: '{name}' is for '{owner}'; methods with settings are {list(METHODS)}."
-            )
-        if owner in ("", method):
-            (of_one if owner else of_all)[field_name] = value
-    values = of_all | of_one
-    config_class = METHODS[method]
-    known = {field.name for field in fields(config_class)} - {field.name for field in fields(PeftConfig)} - {"tasks"}
-    wrong = sorted(set(values) - known)
-    if wrong:
-        raise ValueError(
-            f"`method_settings`: method '{method}' has no field {wrong}; it has {sorted(known)}. For a field of one "
-            f"method only write e.g. {method}.{min(known)}=VALUE."
-        )
-    try:
-        return config_class(tasks=settings.tasks, **values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`method_settings` of method '{method}', {values}: {error}") from error
 
 
 def parse_settings(argv: list[str], description: str) -> Settings:
@@ -192,50 +163,6 @@ def _read_file(file: Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{file}: unknown settings {unknown}; known are {list(types)}.")
     try:
-        return {name: _convert(name, value, types[name]) for name, value in values.items()}
+        return {name: convert(name, value, types[name]) for name, value in values.items()}
     except TypeError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def _convert(name: str, value: Any, wanted: Any) -> Any:
-    """What YAML read, as the type of its field; TypeError if it is something else."""
-    if name == "mixed_precision" and value is False:  # so YAML reads a bare `no`
-        return "no"
-    if wanted == list[str]:
-        if isinstance(value, dict) and name in ("method_settings", "loss_weights"):
-            value = [f"{key}={json.dumps(item, default=str)}" for key, item in value.items()]
-        value = [value] if isinstance(value, str) else value
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
-    elif wanted is float:
-        value = _number(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif type(value) is wanted:
-        return value
-    kinds = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    raise TypeError(f"`{name}` must be {kinds.get(wanted, 'a list of texts')}, got {value!r}.")
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4, which has no point, as text."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return float(value)
-    return value
-
-
-def read_pairs(name: str, items: list[str]) -> dict[str, Any]:
-    """`["rank=4"]` to `{"rank": 4}`; values are read as YAML."""
-    pairs = {}
-    for item in items:
-        key, sign, text = item.partition("=")
-        try:
-            pairs[key] = _number(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ValueError(
-                f"`{name}`: the value of {item!r} is no YAML. Write e.g. name=4 or name=[a,b]."
-            ) from error
-        if not key or not sign:
-            raise ValueError(f"`{name}` must be items of the form name=value, got {items}.")
-    return pairs

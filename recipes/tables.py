@@ -5,31 +5,65 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from paper import PaperRow
+
 from peft_polyhistor import TASKS, relative_change
 from peft_polyhistor.evaluation import headline
 
 
+Results = Mapping[
+    str, Sequence[dict]
+]  # by method, the results of its runs: one per seed, in one order for all methods
+# What changes are measured against, the first that is among the methods, and how it is called.
+REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
 NOTE = """\
-encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
-change: mean relative change of the scores against decoders only with the same seed, percent."""
+encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range). rate: learning rate of
+what is not a decoder. change: mean relative change of the scores, percent, against {reference} with the same seed."""
+PAPER_NOTE = """\
+in the paper: the row of the same method and settings in Polyhistor, arXiv:2210.03265, there with Swin-T on
+PASCAL-Context, and the change over its four tasks against single-task full fine-tuning."""
 
 
-def make_rows(results: Mapping[str, Sequence[dict]]) -> list[list[str]]:
+def reference_of(results: Results) -> str | None:
+    """The method that changes are measured against; None where none of them was trained."""
+    return next((method for method in REFERENCES if method in results), None)
+
+
+def change_of(results: Results, method: str) -> list[float] | None:
+    """Changes of a method's runs, percent; None where a score allows none, or there is nothing to compare with."""
+    references = [headline(run["scores"]) for run in results.get(reference_of(results), [])]
+    figures = [figure for reference in references for figure in reference.values()]
+    if not figures or not all(math.isfinite(figure) and figure for figure in figures):
+        return None
+    scores = [headline(run["scores"]) for run in results[method]]
+    return [relative_change(*pair) for pair in zip(scores, references, strict=True)]
+
+
+def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> list[list[str]]:
     """Rows of a table, the first one its header.
 
     Args:
-        results: By method, the results of its runs, one per seed and in the same order for all methods.
+        results: What was measured.
+        papers: By method the paper's figures, for a row of their own below; None where the paper has none.
     """
     tasks = list(next(iter(results.values()))[0]["scores"])
     titles = [f"{task} {TASKS[task].score} {'up' if TASKS[task].higher_is_better else 'down'}" for task in tasks]
-    rows = [["method", "encoder", "all", *titles, "change"]]
-    references = [headline(run["scores"]) for run in results.get("decoders", [])]
+    rows = [["method", "rate", "encoder", "all", *titles, "change"]]
     for method, runs in results.items():
         scores = [headline(run["scores"]) for run in runs]
+        rate = "-" if method == "decoders" else f"{runs[0]['settings']['learning_rate']:g}"
         sizes = [f"{runs[0]['parameters'][part]:,}" for part in ("encoder", "all")]
         cells = [_mean_and_range([score[task] for score in scores]) for task in tasks]
-        rows.append([method, *sizes, *cells, _change(scores, references)])
+        changes = change_of(results, method)
+        rows.append([method, rate, *sizes, *cells, _mean_and_range(changes, "+") if changes else "-"])
+        if papers and papers.get(method):
+            rows.append(_paper_cells(papers[method], tasks))
     return rows
+
+
+def _paper_cells(row: PaperRow, tasks: list[str]) -> list[str]:
+    sizes = [f"{size} M" if size else "-" for size in row.parameters.values()]
+    return ["  in the paper", "-", *sizes, *(row.scores.get(task, "-") for task in tasks), f"{float(row.change):+.2f}"]
 
 
 def _mean_and_range(values: list[float], sign: str = "") -> str:
@@ -37,16 +71,12 @@ def _mean_and_range(values: list[float], sign: str = "") -> str:
     return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})" if len(values) > 1 else mean
 
 
-def _change(scores: list[dict[str, float]], references: list[dict[str, float]]) -> str:
-    """A dash where there is nothing to compare with: no run, or a score of 0 or NaN."""
-    figures = [figure for reference in references for figure in reference.values()]
-    if not figures or not all(math.isfinite(figure) and figure for figure in figures):
-        return "-"
-    return _mean_and_range([relative_change(*pair) for pair in zip(scores, references, strict=True)], sign="+")
-
-
-def to_text(rows: list[list[str]]) -> str:
-    return f"{align(rows)}\n{NOTE}"
+def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
+    """What the columns mean, for below the table."""
+    note = NOTE.format(
+        reference=REFERENCES.get(reference_of(results), "nothing: neither of its references was trained")
+    )
+    return f"{note}\n{PAPER_NOTE}" if papers and any(papers.values()) else note
 
 
 def align(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
@@ -62,6 +92,6 @@ def align(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
     return "\n".join(lines)
 
 
-def to_markdown(rows: list[list[str]]) -> str:
+def to_markdown(rows: list[list[str]], note: str) -> str:
     lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", NOTE, ""])
+    return "\n".join([*(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines), "", note, ""])

@@ -20,37 +20,18 @@ from accelerate.utils import set_seed
 from checkpoints import Progress, open_folder, resume, save, write_json
 from datasets import Dataset
 from loaders import load_data, make_loader
+from methods import build_model, tasks_of
 from optimization import count_steps, make_optimizer
-from peft import get_peft_model
-from settings import Settings, loss_weights, method_config, parse_settings
-from tables import make_rows, to_text
+from settings import Settings, loss_weights, parse_settings
+from tables import align, make_note, make_rows
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor import METHODS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.data import JointTransform, collate
 from peft_polyhistor.evaluation import count_trainable, evaluate_tasks, headline
 from peft_polyhistor.pictures import draw_grid
-
-
-def build_model(method: str, settings: Settings) -> nn.Module:
-    """The dense model, with what `method` trains trainable and nothing else."""
-    model = MultiTaskDenseModel.from_encoder(
-        load_encoder(settings.encoder),
-        settings.tasks,
-        decoder_width=settings.decoder_width,
-        decoder_dropout=settings.decoder_dropout,
-        loss_weights=loss_weights(settings),
-    )
-    if method == "decoders":
-        model.encoder.requires_grad_(False)
-    elif method in METHODS:
-        model = get_peft_model(model, method_config(method, settings))
-    if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model
 
 
 @dataclass
@@ -59,6 +40,7 @@ class Run:
 
     method: str
     settings: Settings
+    tasks: list[str]
     accelerator: Accelerator
     model: nn.Module
     parameters: dict[str, int]
@@ -73,20 +55,25 @@ class Run:
 
 def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
     set_seed(settings.seed)
-    data = load_data(settings, accelerator)
+    tasks = tasks_of(method, settings)
+    data = load_data(settings, tasks, accelerator)
     transforms = {split: JointTransform(settings.image_size, split == "train", settings.seed) for split in data}
     loaders = [make_loader(data[split], transforms[split], settings) for split in data]
-    model = build_model(method, settings)
+    model = build_model(method, settings, loss_weights(settings))
     parameters = count_trainable(model)
     model, optimizer, *loaders = accelerator.prepare(model, make_optimizer(model, settings), *loaders)
     loaders = dict(zip(data, loaders, strict=True))
     steps = count_steps(loaders["train"], settings)
     scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, steps[1])
-    return Run(method, settings, accelerator, model, parameters, optimizer, scheduler, transforms, loaders, *steps)
+    return Run(
+        method, settings, tasks, accelerator, model, parameters, optimizer, scheduler, transforms, loaders, *steps
+    )
 
 
 def train(method: str, settings: Settings) -> dict:
     """Trains one method and returns its results, which results.json in its folder repeats."""
+    if method == "single_task":
+        return train_single_tasks(settings)
     folder = Path(settings.output_dir) / method
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -111,6 +98,21 @@ def train(method: str, settings: Settings) -> dict:
     return finish(run, folder)
 
 
+def train_single_tasks(settings: Settings) -> dict:
+    """Trains a model for each task, with the steps of any other run, and returns them as one: parameters summed."""
+    runs = {task: train(f"single_task/{task}", settings) for task in settings.tasks}
+    results = {
+        "method": "single_task",
+        "parameters": {part: sum(run["parameters"][part] for run in runs.values()) for part in ("encoder", "all")},
+        "scores": {task: run["scores"][task] for task, run in runs.items()},
+        "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
+        "settings": asdict(settings),
+    }
+    if PartialState().is_main_process:
+        write_json(Path(settings.output_dir) / "single_task" / "results.json", results)
+    return results
+
+
 def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
     """The rest of an epoch, which is all of it but after a resume, with the evaluations that fall into it."""
     settings, accelerator, progress, loader = run.settings, run.accelerator, run.progress, run.loaders["train"]
@@ -128,7 +130,7 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
                 accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
-        losses.append(torch.stack([output.losses[task].detach() for task in settings.tasks]))
+        losses.append(torch.stack([output.losses[task].detach() for task in run.tasks]))
         if not accelerator.sync_gradients:
             continue
         run.scheduler.step()
@@ -145,13 +147,13 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
 def log_losses(run: Run, losses: list[torch.Tensor]) -> None:
     """Logs their means over batches and processes, and empties the list."""
     means = run.accelerator.reduce(torch.stack(losses).mean(dim=0), "mean").tolist()
-    entries = {f"loss/{task}": mean for task, mean in zip(run.settings.tasks, means, strict=True)}
+    entries = {f"loss/{task}": mean for task, mean in zip(run.tasks, means, strict=True)}
     run.accelerator.log(entries | {"learning_rate": run.scheduler.get_last_lr()[0]}, run.progress.step)
     losses.clear()
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    scores = evaluate_tasks(run.model, run.loaders["val"], run.settings.tasks, run.accelerator)
+    scores = evaluate_tasks(run.model, run.loaders["val"], run.tasks, run.accelerator)
     run.accelerator.log({f"score/{task}": score for task, score in headline(scores).items()}, run.progress.step)
     run.progress.add(scores)
     save(run.accelerator, run.model, folder, run.progress, run.settings)
@@ -188,7 +190,8 @@ def draw_predictions(model: nn.Module, data: Dataset, pictures: int = 6):
 def main(settings: Settings) -> list[dict]:
     results = [train(method, settings) for method in settings.methods]
     if PartialState().is_main_process:
-        print(to_text(make_rows({result["method"]: [result] for result in results})))
+        runs = {result["method"]: [result] for result in results}
+        print(align(make_rows(runs)), make_note(runs), sep="\n")
         print(f"Checkpoints, results and pictures are in {settings.output_dir}.")
     return results
 

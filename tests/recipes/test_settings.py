@@ -63,6 +63,12 @@ def test_method_settings_are_for_all_methods_or_for_one(recipe, parse):
     assert [config.dropout for config in configs] == [0.1, 0.1]
 
 
+def test_methods_of_peft_take_settings_too(recipe, parse):
+    settings = parse("methods: [peft_lora, peft_ia3]\nmethod_settings: [peft_lora.r=3, 'target_modules=[q_proj]']")
+    configs = [recipe.method_config(method, settings) for method in settings.methods]
+    assert configs[0].r == 3 and all(config.target_modules == {"q_proj"} for config in configs)
+
+
 def test_loss_weights(recipe, parse):
     assert recipe.loss_weights(parse("tasks: [semseg]\nloss_weights: [uniform]")) == {"semseg": 1.0}
     assert recipe.loss_weights(parse("loss_weights: semseg=1e-1")) == {"semseg": 0.1}
@@ -106,12 +112,15 @@ def test_every_schedule_needs_nothing_but_steps(load_recipe):
         ("learning_rate: .nan", "`learning_rate` must be finite, got nan"),
         ("epochs: .inf", "`epochs` must be finite, got inf"),
         ("epochs: 0", "Nothing to train"),
+        ("holdout: 1", "`holdout` must be below 1, got 1"),
+        ("holdout: -0.1", "`holdout` must be at least 0, got -0.1"),
         ('data: ""', "`data` is empty; give --data FOLDER"),
         ("loss_weights: [semseg]", "`loss_weights` must be items of the form name=value"),
         ("loss_weights: [depth=1]", "got depth=1"),
         ("loss_weights: [semseg=0]", "a weight above 0, got semseg=0"),
         ("method_settings: [ranks=4]", r"'polyhistor_lite' has no field \['ranks'\]; it has \[.*'rank'"),
         ("method_settings: [polyhistr.rank=4]", "is for 'polyhistr'; methods with settings are"),
+        ("methods: peft_lora\nmethod_settings: [ranks=4]", r"'peft_lora' has no field \['ranks'\]; it has \[.*'r'"),
         ("method_settings: [rank=0]", "of method 'polyhistor_lite', .*`rank` must be an integer of at least 1"),
         ("method_settings: ['rank=[']", "the value of 'rank=\\[' is no YAML"),
     ],

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peft_polyhistor.evaluation import count_trainable
+from peft_polyhistor.per_task import load_per_task
+
 
 @pytest.fixture
 def recipe(load_recipe):
@@ -176,3 +179,51 @@ def test_losses_are_averaged_over_batches_and_logged_now_and_then(recipe, settin
 def test_workers_persist_over_whole_epochs(recipe, settings_of, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.Accelerator, "skip_first_batches", lambda *_: pytest.fail("made another loader"))
     recipe.train("decoders", settings_of(tmp_path, "--steps", "10", "--eval_every", "10", "--batch_size", "5"))
+
+
+def test_single_task_trains_a_model_per_task_and_makes_one_row(recipe, settings_of, tmp_path, monkeypatch):
+    short = ("--steps", "1", "--eval_every", "1", "--tasks", "semseg", "normals", "--loss_weights", "normals=2")
+    results = recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True"))
+    assert list(results["scores"]) == ["semseg", "normals"]
+    folders = {task: tmp_path / "single_task" / task for task in results["scores"]}
+    runs = {task: json.loads((folder / "results.json").read_text()) for task, folder in folders.items()}
+    for task, run in runs.items():
+        assert run["scores"] == {task: results["scores"][task]} and run["history"][-1]["step"] == 1
+        assert json.loads((folders[task] / "last" / "config.json").read_text())["tasks"] == [task]
+    encoder = runs["semseg"]["parameters"]["encoder"]
+    assert results["parameters"]["encoder"] == 2 * encoder > 0
+    assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
+    assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == results
+
+    monkeypatch.setattr(recipe, "build", lambda *_: pytest.fail("trained again"))
+    assert recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True")) == results
+
+
+def test_methods_of_peft_train_an_adapter_per_task(recipe, settings_of, load_recipe, tmp_path):
+    short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora", "--tasks", "semseg", "normals")
+    settings = settings_of(tmp_path, *short, "--method_settings", "r=2")
+    results = recipe.train("peft_lora", settings)
+    assert [entry["step"] for entry in results["history"]] == [1, 2]
+    model = load_recipe("methods").build_model("decoders", settings, {})
+    load_per_task(model, tmp_path / "peft_lora" / "last", is_trainable=True)
+    assert count_trainable(model) == results["parameters"]
+    trained = [p for name, p in model.encoder.named_parameters() if "lora_B" in name]
+    assert all(parameter.any() for parameter in trained)
+
+
+def test_every_method_of_peft_builds(load_recipe):
+    methods, settings = load_recipe("methods"), load_recipe("settings").Settings(decoder_width=8, tasks=["normals"])
+    for method in methods.PEFT_METHODS:
+        assert count_trainable(methods.build_model(method, settings, {}))["encoder"] > 0, method
+
+
+def test_held_out_pictures_are_of_the_training_split_and_the_same_for_every_seed(load_recipe, settings_of, tmp_path):
+    load, accelerator = load_recipe("loaders").load_data, load_recipe("train_pascal").Accelerator()
+    plain = load(settings_of(tmp_path), ["normals"], accelerator)
+    assert plain["train"].column_names == ["image_id", "image", "normals"]
+    parts = [
+        load(settings_of(tmp_path, "--holdout", "0.3", "--seed", seed), ["semseg"], accelerator) for seed in ("0", "1")
+    ]
+    train, val = (set(parts[0][split]["image_id"]) for split in ("train", "val"))
+    assert len(val) == 3 and not train & val and train | val == set(plain["train"]["image_id"])
+    assert parts[1]["val"]["image_id"] == parts[0]["val"]["image_id"]

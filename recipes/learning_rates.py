@@ -1,0 +1,75 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rate of each method of a comparison, chosen from one grid on a held-out part of the training pictures.
+
+The grid is over the rate of what is not a decoder. The decoders are the same for every method, and their rate is held
+fixed, so `decoders` alone has nothing to choose.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from settings import Settings
+from train_pascal import train
+
+from peft_polyhistor import relative_change
+from peft_polyhistor.evaluation import headline
+
+
+Scores = dict[str, float]  # headline score by task
+
+
+def fix_decoder_rate(settings: Settings) -> Settings:
+    """The settings with the rate of the decoders spelt out, so that it does not follow the grid."""
+    return replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
+
+
+def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> dict[str, dict[float, Scores]]:
+    """Scores on the held-out part, by method and rate; trains what is missing, in `grid` in the output folder.
+
+    Raises:
+        ValueError: A rate is not above 0 or given twice, or the held-out part is none or all.
+    """
+    if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise ValueError(f"`learning_rates` must be above 0, each once, got {list(rates)}.")
+    if not 0 < holdout < 1:
+        raise ValueError(
+            f"`grid_holdout` must be a part of the training pictures, above 0 and below 1, got {holdout}."
+        )
+    grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method != "decoders"}
+    for rate in rates:
+        folder = Path(settings.output_dir) / "grid" / f"{rate:g}"
+        run = replace(settings, learning_rate=rate, holdout=holdout, output_dir=str(folder), resume=True)
+        for method, scores in grid.items():
+            scores[rate] = headline(train(method, run)["scores"])
+    return grid
+
+
+def choose_rate(grid: Mapping[float, Scores]) -> float:
+    """The rate with the highest mean relative change against the median score of each task over the grid.
+
+    So tasks weigh alike whatever the unit of their score, as in the comparison itself. A rate with a score that is not
+    finite, such as that of a diverged model, cannot win. A task without a finite score at any rate (no held-out
+    picture has a label), or with a median of 0, says nothing and is left out.
+
+    Raises:
+        ValueError: No rate is left, or no task.
+    """
+    tasks = [
+        task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
+    ]
+    finite = {rate: scores for rate, scores in grid.items() if all(math.isfinite(scores[task]) for task in tasks)}
+    medians = {task: median(scores[task] for scores in finite.values()) for task in tasks if finite}
+    medians = {task: score for task, score in medians.items() if score}
+    if not medians:
+        raise ValueError(
+            f"No learning rate can be chosen: the scores by rate are {dict(grid)}. Give lower --learning_rates, or "
+            "more --steps or --grid_holdout."
+        )
+    changes = {
+        rate: relative_change({task: scores[task] for task in medians}, medians) for rate, scores in finite.items()
+    }
+    return max(changes, key=changes.get)
