@@ -11,17 +11,17 @@ from peft_polyhistor import TASKS, relative_change
 from peft_polyhistor.evaluation import headline
 
 
-Results = Mapping[
-    str, Sequence[dict]
-]  # by method, the results of its runs: one per seed, in one order for all methods
+# By method, the results of its runs: one per seed, and in one order for all methods.
+Results = Mapping[str, Sequence[dict]]
 # What changes are measured against, the first that is among the methods, and how it is called.
 REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
 NOTE = """\
-encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range). rate: learning rate of
-what is not a decoder. change: mean relative change of the scores, percent, against {reference} with the same seed."""
+encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
+rate: learning rate of what is not a decoder. change: mean relative change of the scores, percent,
+against {reference}."""
 PAPER_NOTE = """\
-in the paper: the row of the same method and settings in Polyhistor, arXiv:2210.03265, there with Swin-T on
-PASCAL-Context, and the change over its four tasks against single-task full fine-tuning."""
+in the paper: the row with the same settings of the method in Polyhistor, arXiv:2210.03265, where the encoder
+is a Swin-T, the data PASCAL-Context, and the change over four tasks against single-task full fine-tuning."""
 
 
 def reference_of(results: Results) -> str | None:
@@ -73,8 +73,9 @@ def _mean_and_range(values: list[float], sign: str = "") -> str:
 
 def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
     """What the columns mean, for below the table."""
+    reference = REFERENCES.get(reference_of(results))
     note = NOTE.format(
-        reference=REFERENCES.get(reference_of(results), "nothing: neither of its references was trained")
+        reference=f"{reference} with the same seed" if reference else "nothing: no reference was trained"
     )
     return f"{note}\n{PAPER_NOTE}" if papers and any(papers.values()) else note
 

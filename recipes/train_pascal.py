@@ -82,8 +82,7 @@ def train(method: str, settings: Settings) -> dict:
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    finished = open_folder(accelerator, folder, settings)
-    if finished:
+    if finished := open_folder(accelerator, folder, settings):
         return finished
     run = build(method, settings, accelerator)
     accelerator.register_for_checkpointing(run.scheduler, run.progress)
@@ -191,8 +190,7 @@ def main(settings: Settings) -> list[dict]:
     results = [train(method, settings) for method in settings.methods]
     if PartialState().is_main_process:
         runs = {result["method"]: [result] for result in results}
-        print(align(make_rows(runs)), make_note(runs), sep="\n")
-        print(f"Checkpoints, results and pictures are in {settings.output_dir}.")
+        print(align(make_rows(runs)), make_note(runs), f"All of it is in {settings.output_dir}.", sep="\n")
     return results
 
 
