@@ -15,10 +15,12 @@ from copy import deepcopy
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from .adapter.routing import bind_checkpoints
+from .config import MultiTaskConfig
 from .models.blocks import find_blocks
 from .models.encoder import StageEncoder
 from .models.multitask import MultiTaskDenseModel
@@ -32,7 +34,7 @@ class PerTaskEncoder(StageEncoder):
 
     Attributes:
         adapted: The encoder as a `PeftModel`, whose adapters have the names of the tasks.
-        route: The task of the present pass.
+        route: The task of the present pass, which layers that are recomputed follow.
     """
 
     def __init__(self, encoder: StageEncoder, adapted: PeftModel):
@@ -92,9 +94,11 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
         config: Of PEFT. `target_modules=None` takes every linear layer in the blocks of a known encoder.
 
     Raises:
-        ValueError: The model is adapted already, or `target_modules` is None and the encoder is of no known family.
+        ValueError: The model is adapted already, the method targets no modules or is one for several tasks, or
+            `target_modules` is None and the encoder is of no known family.
     """
     encoder = _check_plain(model)
+    _check_config(config)
     config = deepcopy(config)
     if config.target_modules is None:
         _target_linear_layers(encoder, config)
@@ -154,12 +158,26 @@ def load_per_task(
 
 
 def _check_plain(model: MultiTaskDenseModel) -> StageEncoder:
-    if not isinstance(model, MultiTaskDenseModel) or isinstance(model.encoder, PerTaskEncoder):
+    is_adapted = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if is_adapted or not isinstance(model, MultiTaskDenseModel):
         raise ValueError(
             f"A MultiTaskDenseModel without adapters is needed, got a {type(model).__name__}"
-            f"{' with an adapter per task' if isinstance(model, MultiTaskDenseModel) else ''}. Build a fresh one."
+            f"{' with adapters' if is_adapted else ''}. Build a fresh one."
         )
     return model.encoder
+
+
+def _check_config(config: PeftConfig) -> None:
+    if isinstance(config, MultiTaskConfig):
+        raise ValueError(
+            f"{type(config).__name__} is a method for several tasks at once. Give it to `get_peft_model`; here a "
+            "config of PEFT is needed, such as LoraConfig."
+        )
+    if not hasattr(config, "target_modules"):
+        raise ValueError(
+            f"{type(config).__name__} has no `target_modules`. Give a config of a method that adapts linear layers, "
+            "such as LoraConfig."
+        )
 
 
 def _target_linear_layers(encoder: StageEncoder, config: PeftConfig) -> None:

@@ -12,6 +12,7 @@ them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) w
 decoders stays. Writes comparison.json, comparison.md and comparison.png (change against parameters).
 """
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, replace
@@ -88,7 +89,7 @@ def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, Pape
     points = {
         method: Point(results[method][0]["parameters"]["encoder"], content["changes"])
         for method, content in summary["methods"].items()
-        if content["changes"]
+        if content["changes"] and all(map(math.isfinite, content["changes"]))  # a diverged run has no place
     }
     if points:
         draw_plot(points, REFERENCES[summary["reference"]]).save(folder / "comparison.png")

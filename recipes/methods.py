@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from settings import Settings
 
 WITHOUT_ADAPTERS = ("decoders", "full", "single_task")
+# One encoder pass serves all tasks, so in the paper's counts one set of norms of the stage maps does too.
+SHARED_PASS = ("full", "mtl_shared_adapter", "vmt_adapter")
 PEFT_METHODS = {
     "peft_lora": LoraConfig,
     "peft_loha": LoHaConfig,

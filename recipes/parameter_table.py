@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from methods import SHARED_PASS, WITHOUT_ADAPTERS
 from paper import PARTS, PaperRow, read_rows
 from peft import get_peft_model
 from tables import align
@@ -31,8 +32,6 @@ ENCODERS = {
     ),
     "PVT-S": lambda: PvtModel(PvtConfig(depths=[3, 4, 6, 3])),
 }
-# One encoder pass serves all tasks, so one set of norms of the stage maps does too.
-SHARED_PASS = ("full", "mtl_shared_adapter", "vmt_adapter")
 
 
 class Slip(NamedTuple):
@@ -73,17 +72,21 @@ def explain(row: PaperRow) -> str | None:
 
 
 def count(row: PaperRow) -> dict[str, int] | None:
-    """Trainable parameters of a row by part, for the four tasks; None where this version lacks the method."""
+    """Trainable parameters of a row by part, for the four tasks; None where this version lacks method or encoder."""
     method, settings = row.as_ours()
     return _count(row.backbone, method, json.dumps(settings))
 
 
 @cache
 def _count(backbone: str, method: str, settings: str) -> dict[str, int] | None:
-    if method not in ("single_task", "decoders", "full", *METHODS):
+    if method not in (*WITHOUT_ADAPTERS, *METHODS):
         return None
     with torch.device("meta"):
-        model = MultiTaskDenseModel.from_encoder(view_encoder(ENCODERS[backbone]()), PASCAL_TASKS)
+        try:
+            encoder = view_encoder(ENCODERS[backbone]())
+        except TypeError:  # of a family that is not known
+            return None
+        model = MultiTaskDenseModel.from_encoder(encoder, PASCAL_TASKS)
         norms = 2 * sum(model.encoder.widths) if model.encoder.needs_norm else 0
         if method == "decoders":
             model.encoder.requires_grad_(False)
@@ -106,12 +109,8 @@ def to_millions(parameters: int) -> str:
 def make_line(row: PaperRow) -> list[str]:
     """Cells of a row: ours beside the paper's, and what is to be said about it."""
     name = [str(row.table), row.backbone, f"{row.method} {row.setting}".strip()]
-    try:
-        sizes = count(row)
-    except TypeError as error:  # an encoder whose stages are not known
-        sizes, verdict = None, f"not in this version: {str(error).split('.')[0]}"
-    else:
-        verdict = "not in this version" if sizes is None else judge(row, sizes)
+    sizes = count(row)
+    verdict = judge(row, sizes) if sizes else "not in this version"
     cells = []
     for part in PARTS:
         cells += [to_millions(sizes[part]) if sizes else "-", row.parameters[part] or "-"]

@@ -20,8 +20,8 @@ encoder, all: trainable parameters. up, down: the better direction. Several seed
 rate: learning rate of what is not a decoder. change: mean relative change of the scores, percent,
 against {reference}."""
 PAPER_NOTE = """\
-in the paper: the row with the same settings of the method in Polyhistor, arXiv:2210.03265, where the encoder
-is a Swin-T, the data PASCAL-Context, and the change over four tasks against single-task full fine-tuning."""
+the paper: Polyhistor, arXiv:2210.03265, the row with the same settings of the method; there with a Swin-T on
+PASCAL-Context, and the change over four tasks against single-task full fine-tuning."""
 
 
 def reference_of(results: Results) -> str | None:
@@ -63,7 +63,8 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
 
 def _paper_cells(row: PaperRow, tasks: list[str]) -> list[str]:
     sizes = [f"{size} M" if size else "-" for size in row.parameters.values()]
-    return ["  in the paper", "-", *sizes, *(row.scores.get(task, "-") for task in tasks), f"{float(row.change):+.2f}"]
+    scores = [row.scores.get(task, "-") for task in tasks]
+    return [f"  the paper, Table {row.table}", "-", *sizes, *scores, f"{float(row.change):+.2f}"]
 
 
 def _mean_and_range(values: list[float], sign: str = "") -> str:

@@ -12,11 +12,13 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftModel,
+    PromptTuningConfig,
     RandLoraConfig,
     VeraConfig,
 )
 from torch import nn
 
+from peft_polyhistor import PolyhistorConfig
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.per_task import adapt_per_task, load_per_task, save_per_task
 
@@ -151,10 +153,14 @@ def test_checkpointed_gradients_are_exact(make_dense, make_labels, pixels, pertu
 
 def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
     model = adapt_per_task(make_dense(), LoraConfig(r=2))
-    with pytest.raises(ValueError, match=r"got a MultiTaskDenseModel with an adapter per task\. Build a fresh one"):
+    with pytest.raises(ValueError, match=r"got a MultiTaskDenseModel with adapters\. Build a fresh one"):
         adapt_per_task(model, LoraConfig(r=2))
     with pytest.raises(ValueError, match=r"got a Linear\. Build a fresh one"):
         adapt_per_task(nn.Linear(2, 2), LoraConfig(r=2))
+    with pytest.raises(ValueError, match="PolyhistorConfig is a method for several tasks at once"):
+        adapt_per_task(make_dense(), PolyhistorConfig())
+    with pytest.raises(ValueError, match="PromptTuningConfig has no `target_modules`"):
+        adapt_per_task(make_dense(), PromptTuningConfig())
     with pytest.raises(ValueError, match=r"`tasks` must be a list of some of \['semseg', .* got \['depth'\]"):
         model.encoder(pixels, tasks=["depth"])
     with pytest.raises(ValueError, match="got None"):

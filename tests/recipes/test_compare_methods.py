@@ -27,7 +27,7 @@ def test_compares_once_and_refuses_other_settings(recipe, load_recipe, small_run
     error = [run["scores"]["normals"]["mErr"] for run in runs["decoders"]]
     cell = f"{sum(error) / 2:.2f} ({min(error):.2f} to {max(error):.2f})"
     assert cell in printed and f"| {cell} |" in table
-    assert "| in the paper | - | 0.41 M | 2.96 M | 70.24 | 59.12 | 64.75 | 17.40 | +1.74 |" in table
+    assert "| the paper, Table 1 | - | 0.41 M | 2.96 M | 70.24 | 59.12 | 64.75 | 17.40 | +1.74 |" in table
     assert json.loads((tmp_path / "comparison.json").read_text()) == summary
     assert Image.open(tmp_path / "comparison.png").size == (1200, 800)
 
@@ -166,6 +166,16 @@ def test_the_papers_row_is_of_the_same_settings(recipe, load_recipe, method, cha
     settings = load_recipe("settings").Settings(methods=[method], method_settings=changes)
     row = recipe.find_papers(settings)[method]
     assert (row and (row.table, row.method, row.setting)) == found
+
+
+def test_a_diverged_method_stays_in_the_table_and_out_of_the_plot(recipe, tmp_path, monkeypatch, capsys):
+    results = {"decoders": [run_of(10.0, 20.0)], "full": [run_of(math.nan, 20.0)]}
+    papers = dict.fromkeys(results)
+    drawn = []
+    monkeypatch.setattr(recipe, "draw_plot", lambda points, _: drawn.extend(points) or Image.new("L", (1, 1)))
+    recipe.write_all(tmp_path, results, recipe.summarise(results, {}, papers), papers)
+    assert drawn == ["decoders"]
+    assert "nan" in capsys.readouterr().out
 
 
 def test_names_in_the_plot_overlap_nothing(load_recipe, monkeypatch):
