@@ -3,7 +3,7 @@
 """The learning rate of each method of a comparison, chosen from one grid on a held-out part of the training pictures.
 
 The grid is over the rate of what is not a decoder. The decoders are the same for every method, and their rate is held
-fixed, so `decoders` alone has nothing to choose.
+fixed, so decoders alone have nothing to choose.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from methods import DECODERS_ONLY
 from settings import Settings
 from train_pascal import train
 
@@ -39,7 +40,7 @@ def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> di
         raise ValueError(
             f"`grid_holdout` must be a part of the training pictures, above 0 and below 1, got {holdout}."
         )
-    grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method != "decoders"}
+    grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method not in DECODERS_ONLY}
     for rate in rates:
         folder = Path(settings.output_dir) / "grid" / f"{rate:g}"
         run = replace(settings, learning_rate=rate, holdout=holdout, output_dir=str(folder), resume=True)

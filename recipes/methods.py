@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from settings import Settings
 
 WITHOUT_ADAPTERS = ("decoders", "full", "single_task")
-# One encoder pass serves all tasks, so in the paper's counts one set of norms of the stage maps does too.
-SHARED_PASS = ("full", "mtl_shared_adapter", "vmt_adapter")
+DECODERS_ONLY = ("decoders", "mtl_decoders")
 PEFT_METHODS = {
     "peft_lora": LoraConfig,
     "peft_loha": LoHaConfig,
@@ -57,6 +56,11 @@ def tasks_of(method: str, settings: "Settings") -> list[str]:
     return [task] if task else settings.tasks
 
 
+def shares_pass(method: str) -> bool:
+    """One pass of the encoder serves all tasks, and so does one set of norms of its maps, as in the paper's counts."""
+    return method == "full" or (method in METHODS and METHODS[method].shares_pass)
+
+
 def build_model(method: str, settings: "Settings", loss_weights: dict[str, float]) -> nn.Module:
     """The dense model, with what `method` trains trainable and nothing else."""
     model = MultiTaskDenseModel.from_encoder(
@@ -64,6 +68,7 @@ def build_model(method: str, settings: "Settings", loss_weights: dict[str, float
         tasks_of(method, settings),
         decoder_width=settings.decoder_width,
         decoder_dropout=settings.decoder_dropout,
+        shared_norms=shares_pass(method),
         loss_weights=loss_weights,
     )
     if method == "decoders":

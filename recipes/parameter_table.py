@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from methods import SHARED_PASS, WITHOUT_ADAPTERS
+from methods import WITHOUT_ADAPTERS, shares_pass
 from paper import PARTS, PaperRow, read_rows
 from peft import get_peft_model
 from tables import align
@@ -86,19 +86,16 @@ def _count(backbone: str, method: str, settings: str) -> dict[str, int] | None:
             encoder = view_encoder(ENCODERS[backbone]())
         except TypeError:  # of a family that is not known
             return None
-        model = MultiTaskDenseModel.from_encoder(encoder, PASCAL_TASKS)
-        norms = 2 * sum(model.encoder.widths) if model.encoder.needs_norm else 0
+        model = MultiTaskDenseModel.from_encoder(encoder, PASCAL_TASKS, shared_norms=shares_pass(method))
         if method == "decoders":
             model.encoder.requires_grad_(False)
         elif method in METHODS:
             model = get_peft_model(model, METHODS[method](tasks=PASCAL_TASKS, **json.loads(settings)))
     sizes = count_trainable(model)
-    decoders = sizes["all"] - sizes["encoder"]
     if method == "single_task":
-        sizes["encoder"] *= len(PASCAL_TASKS)
-    if method in SHARED_PASS:
-        decoders -= (len(PASCAL_TASKS) - 1) * norms
-    return {"encoder": sizes["encoder"], "all": sizes["encoder"] + decoders}
+        others = (len(PASCAL_TASKS) - 1) * sizes["encoder"]
+        return {part: size + others for part, size in sizes.items()}
+    return sizes
 
 
 def to_millions(parameters: int) -> str:

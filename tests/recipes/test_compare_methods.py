@@ -4,6 +4,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -176,6 +177,14 @@ def test_a_diverged_method_stays_in_the_table_and_out_of_the_plot(recipe, tmp_pa
     recipe.write_all(tmp_path, results, recipe.summarise(results, {}, papers), papers)
     assert drawn == ["decoders"]
     assert "nan" in capsys.readouterr().out
+
+
+def test_all_methods_of_the_config_for_table_1_have_their_row_in_it(recipe, load_recipe):
+    config = Path(recipe.__file__).parent / "configs" / "compare_pascal_swin_tiny.yaml"
+    settings = load_recipe("settings").parse_settings([str(config), "--data", "scenes"], "")
+    rows = recipe.find_papers(settings)
+    assert [method for method, row in rows.items() if row is None] == ["vmt_adapter", "peft_lora"]
+    assert {row.table for row in rows.values() if row} == {1}
 
 
 def test_names_in_the_plot_overlap_nothing(load_recipe, monkeypatch):
