@@ -8,13 +8,13 @@ them.
 
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig
-from .methods.compacter import CompacterConfig, PhmConfig
+from .methods.compacter import CompacterConfig, CompacterPlusPlusConfig, PhmConfig
 from .methods.decoders import DecodersConfig
 from .methods.hyperformer import HyperformerConfig
 from .methods.lora import MultiTaskLoraConfig
 from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
-from .methods.vpt import VptConfig
+from .methods.vpt import VptDeepConfig, VptShallowConfig
 from .models.encoder import StageEncoder, load_encoder, view_encoder
 from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
 from .registry import METHODS
@@ -28,6 +28,7 @@ __all__ = [
     "AdapterConfig",
     "BitFitConfig",
     "CompacterConfig",
+    "CompacterPlusPlusConfig",
     "DecodersConfig",
     "HyperformerConfig",
     "LowRankAdapterConfig",
@@ -44,7 +45,8 @@ __all__ = [
     "Task",
     "VmtAdapterConfig",
     "VmtAdapterLiteConfig",
-    "VptConfig",
+    "VptDeepConfig",
+    "VptShallowConfig",
     "__version__",
     "get_tasks",
     "load_encoder",

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
 
-# Config of each registered method, by its name in lower case.
+# Config of each registered method, by its name in lower case, less the prefix that keeps it apart from PEFT's own.
 METHODS: dict[str, type[PeftConfig]] = {}
 
 
@@ -32,7 +32,7 @@ def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTu
         register_peft_method(
             name=name.lower(), config_cls=config_class, model_cls=tuner_class, prefix=tuner_class.prefix
         )
-        METHODS[name.lower()] = config_class
+        METHODS[name.lower().removeprefix("mtl_")] = config_class
         return PeftType[name]
     owner = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name])
     if owner is None or _qualified_name(owner) != _qualified_name(config_class):

@@ -21,7 +21,7 @@ from pathlib import Path
 from accelerate import PartialState
 from checkpoints import write_json
 from learning_rates import choose_rate, fix_decoder_rate, score_grid
-from methods import DECODERS_ONLY, method_config
+from methods import method_config
 from paper import PaperRow, find_row
 from plot import Point, draw_plot
 from settings import Settings, parse_settings
@@ -71,7 +71,7 @@ def summarise(results: dict, grid: dict, papers: dict[str, PaperRow | None]) -> 
     """What comparison.json holds: by method its changes, its learning rate and grid, the paper's row and its runs."""
     methods = {
         method: {
-            "learning_rate": None if method in DECODERS_ONLY else runs[0]["settings"]["learning_rate"],
+            "learning_rate": None if method == "decoders" else runs[0]["settings"]["learning_rate"],
             "grid": {f"{rate:g}": scores for rate, scores in grid.get(method, {}).items()},
             "changes": change_of(results, method),
             "paper": papers[method] and asdict(papers[method]),

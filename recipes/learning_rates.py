@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from methods import DECODERS_ONLY
 from settings import Settings
 from train_pascal import train
 
@@ -40,7 +39,7 @@ def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> di
         raise ValueError(
             f"`grid_holdout` must be a part of the training pictures, above 0 and below 1, got {holdout}."
         )
-    grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method not in DECODERS_ONLY}
+    grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method != "decoders"}
     for rate in rates:
         folder = Path(settings.output_dir) / "grid" / f"{rate:g}"
         run = replace(settings, learning_rate=rate, holdout=holdout, output_dir=str(folder), resume=True)

@@ -34,8 +34,7 @@ from peft_polyhistor.per_task import adapt_per_task
 if TYPE_CHECKING:
     from settings import Settings
 
-WITHOUT_ADAPTERS = ("decoders", "full", "single_task")
-DECODERS_ONLY = ("decoders", "mtl_decoders")
+FULL_FINE_TUNING = ("full", "single_task")
 PEFT_METHODS = {
     "peft_lora": LoraConfig,
     "peft_loha": LoHaConfig,
@@ -47,7 +46,7 @@ PEFT_METHODS = {
     "peft_randlora": RandLoraConfig,
 }
 CONFIGS = {**METHODS, **PEFT_METHODS}
-NAMES = [*WITHOUT_ADAPTERS, *CONFIGS]
+NAMES = [*FULL_FINE_TUNING, *CONFIGS]
 
 
 def tasks_of(method: str, settings: "Settings") -> list[str]:
@@ -71,9 +70,7 @@ def build_model(method: str, settings: "Settings", loss_weights: dict[str, float
         shared_norms=shares_pass(method),
         loss_weights=loss_weights,
     )
-    if method == "decoders":
-        model.encoder.requires_grad_(False)
-    elif method in METHODS:
+    if method in METHODS:
         model = get_peft_model(model, method_config(method, settings))
     elif method in PEFT_METHODS:
         adapt_per_task(model, method_config(method, settings))

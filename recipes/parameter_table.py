@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from methods import WITHOUT_ADAPTERS, shares_pass
+from methods import FULL_FINE_TUNING, shares_pass
 from paper import PARTS, PaperRow, read_rows
 from peft import get_peft_model
 from tables import align
@@ -79,7 +79,7 @@ def count(row: PaperRow) -> dict[str, int] | None:
 
 @cache
 def _count(backbone: str, method: str, settings: str) -> dict[str, int] | None:
-    if method not in (*WITHOUT_ADAPTERS, *METHODS):
+    if method not in (*FULL_FINE_TUNING, *METHODS):
         return None
     with torch.device("meta"):
         try:
@@ -87,9 +87,7 @@ def _count(backbone: str, method: str, settings: str) -> dict[str, int] | None:
         except TypeError:  # of a family that is not known
             return None
         model = MultiTaskDenseModel.from_encoder(encoder, PASCAL_TASKS, shared_norms=shares_pass(method))
-        if method == "decoders":
-            model.encoder.requires_grad_(False)
-        elif method in METHODS:
+        if method in METHODS:
             model = get_peft_model(model, METHODS[method](tasks=PASCAL_TASKS, **json.loads(settings)))
     sizes = count_trainable(model)
     if method == "single_task":

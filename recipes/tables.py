@@ -5,7 +5,6 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from methods import DECODERS_ONLY
 from paper import PaperRow
 
 from peft_polyhistor import TASKS, relative_change
@@ -52,7 +51,7 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
     rows = [["method", "rate", "encoder", "all", *titles, "change"]]
     for method, runs in results.items():
         scores = [headline(run["scores"]) for run in runs]
-        rate = "-" if method in DECODERS_ONLY else f"{runs[0]['settings']['learning_rate']:g}"
+        rate = "-" if method == "decoders" else f"{runs[0]['settings']['learning_rate']:g}"
         sizes = [f"{runs[0]['parameters'][part]:,}" for part in ("encoder", "all")]
         cells = [_mean_and_range([score[task] for score in scores]) for task in tasks]
         changes = change_of(results, method)

@@ -20,7 +20,8 @@ from peft_polyhistor import (
     SharedAdapterConfig,
     VmtAdapterConfig,
     VmtAdapterLiteConfig,
-    VptConfig,
+    VptDeepConfig,
+    VptShallowConfig,
     view_encoder,
 )
 
@@ -102,7 +103,7 @@ def test_shared_adapter_trains_the_norms_and_adds_one_adapter(adapt, make_swin, 
 
 @torch.no_grad()
 def test_prompts_are_tokens_of_every_window_dropped_after_attention(adapt, pixels):
-    model, generator = adapt(VptConfig(tasks=NAMES, prompts=2))
+    model, generator = adapt(VptDeepConfig(tasks=NAMES, prompts=2))
     swin = model.base_model.model
     index, site = 1, swin.encoder.layers[0].blocks[1].attention  # whose windows are shifted
     calls = watch(site)
@@ -130,7 +131,7 @@ def test_prompts_are_tokens_of_every_window_dropped_after_attention(adapt, pixel
 
 @torch.no_grad()
 def test_shallow_prompts_are_in_the_first_layer(adapt):
-    model, generator = adapt(VptConfig(tasks=NAMES, deep=False))
+    model, generator = adapt(VptShallowConfig(tasks=NAMES))
     assert list(sites_of(model)) == ["encoder.layers.0.blocks.0.attention"]
     assert [tuple(prompts.shape) for prompts in generator.layers] == [(3, 50, 8)]
 
@@ -180,8 +181,8 @@ COUNTS = [
     (SharedAdapterConfig, {"reduction_factor": 4}, 1_115_856),
     (BitFitConfig, {}, 299_112),
     (RelativeBiasConfig, {}, 93_288),
-    (VptConfig, {"deep": False}, 19_200),
-    (VptConfig, {}, 883_200),
+    (VptShallowConfig, {}, 19_200),
+    (VptDeepConfig, {}, 883_200),
     (MultiTaskLoraConfig, {}, 317_952),
     (VmtAdapterConfig, {}, 1_101_456),
     (VmtAdapterLiteConfig, {}, 380_032),
@@ -208,8 +209,8 @@ BAD_SETTINGS = [
     (MultiTaskLoraConfig, {"rank": 0}, "`rank` must be an integer of at least 1, got 0"),
     (MultiTaskLoraConfig, {"scale": float("nan")}, "`scale` must be a finite number, got nan"),
     (MultiTaskLoraConfig, {"target_modules": ["layernorm_after"]}, "is no linear layer, which is what LoRA updates"),
-    (VptConfig, {"prompts": 0}, "`prompts` must be an integer of at least 1, got 0"),
-    (VptConfig, {"target_modules": ["mlp"]}, r"mlp' \(SwinMLP\) is no windowed attention that VPT knows"),
+    (VptDeepConfig, {"prompts": 0}, "`prompts` must be an integer of at least 1, got 0"),
+    (VptShallowConfig, {"target_modules": ["mlp"]}, r"mlp' \(SwinMLP\) is no windowed attention that VPT knows"),
     (BitFitConfig, {"target_modules": ["drop_path"]}, "has no parameter called bias or relative_position_bias_table"),
     (BitFitConfig, {"target_modules": ["mlp", "fc1"]}, "matches '.*fc1' inside '.*mlp', a match too"),
     (VmtAdapterConfig, {}, "makes features for decoders, and SwinModel yields no stage maps"),
@@ -225,11 +226,6 @@ BAD_SETTINGS = [
 def test_bad_settings_say_what_is_allowed(make_swin, config_class, kwargs, message):
     with pytest.raises(ValueError, match=message):
         get_peft_model(make_swin(), config_class(**kwargs))
-
-
-def test_vpt_takes_no_other_word_for_true():
-    with pytest.raises(TypeError, match="`deep` must be true or false, got 'no'"):
-        VptConfig(deep="no")
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers import SwinConfig, SwinModel
 from peft_polyhistor import (
     AdapterConfig,
     CompacterConfig,
+    CompacterPlusPlusConfig,
     HyperformerConfig,
     LowRankAdapterConfig,
     PhmConfig,
@@ -122,10 +123,10 @@ def test_bad_settings_say_what_is_allowed(config_class, kwargs, message):
 # Polyhistor, arXiv:2210.03265, Tables 1, 2, 5 and 6: millions of trainable parameters in the encoder, Swin-T, 4 tasks.
 PAPER = [
     (PhmConfig, {}, "0.59"),
-    (CompacterConfig, {"sublayers": BOTH}, "0.23"),
-    (CompacterConfig, {"sublayers": BOTH, "reduction_factor": 8}, "0.19"),
-    (CompacterConfig, {}, "0.11"),
-    (CompacterConfig, {"reduction_factor": 1}, "0.14"),
+    (CompacterConfig, {}, "0.23"),
+    (CompacterConfig, {"reduction_factor": 8}, "0.19"),
+    (CompacterPlusPlusConfig, {}, "0.11"),
+    (CompacterPlusPlusConfig, {"reduction_factor": 1}, "0.14"),
     (AdapterConfig, {"reduction_factor": 1}, "17.32"),
     (AdapterConfig, {}, "8.69"),
     (AdapterConfig, {"reduction_factor": 4}, "4.37"),

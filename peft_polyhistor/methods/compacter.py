@@ -9,6 +9,7 @@ The papers' letters and our names:
     B_i = s_i t_i   kernel, of rank one in Compacter
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
 from ..adapter.site import Site
-from ..config import BottleneckConfig, check_positive
+from ..config import SUBLAYERS, BottleneckConfig, check_positive
 from ..registry import register
 
 
@@ -69,15 +70,15 @@ class PhmConfig(KroneckerConfig):
 
 
 @dataclass
-class CompacterConfig(KroneckerConfig):
-    """Settings of Compacter++, and with `sublayers=["attention", "feed_forward"]` of Compacter.
+class CompacterPlusPlusConfig(KroneckerConfig):
+    """Settings of Compacter++, which leaves attention alone.
 
     Kernels have rank one, and the rules of a task are shared by all its weights (arXiv:2106.04647, Sec. 4).
 
     Parameters, per task: D^3, and for a site of width d and bottleneck n 2 (d + n) + n + 3 d.
     """
 
-    method: ClassVar[str] = "MTL_COMPACTER"
+    method: ClassVar[str] = "MTL_COMPACTER_PLUS_PLUS"
 
     reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
 
@@ -88,6 +89,17 @@ class CompacterConfig(KroneckerConfig):
             for site in sites
         )
         return Compacter(len(self.tasks), self.order, Sites(weights))
+
+
+@dataclass
+class CompacterConfig(CompacterPlusPlusConfig):
+    """Settings of Compacter: Compacter++ with adapters beside attention too."""
+
+    method: ClassVar[str] = "MTL_COMPACTER"
+
+    sublayers: Sequence[str] = field(
+        default=SUBLAYERS, metadata={"help": "Where adapters sit: 'feed_forward', 'attention' or both."}
+    )
 
 
 class Compacter(nn.Module):
@@ -109,11 +121,18 @@ class PhmModel(BottleneckTuner):
     prefix = "mtl_phm_"
 
 
+class CompacterPlusPlusModel(BottleneckTuner):
+    """PEFT tuner of Compacter++."""
+
+    prefix = "mtl_compacter_plus_plus_"
+
+
 class CompacterModel(BottleneckTuner):
-    """PEFT tuner of Compacter++ and Compacter."""
+    """PEFT tuner of Compacter."""
 
     prefix = "mtl_compacter_"
 
 
 register(PhmConfig.method, PhmConfig, PhmModel)
+register(CompacterPlusPlusConfig.method, CompacterPlusPlusConfig, CompacterPlusPlusModel)
 register(CompacterConfig.method, CompacterConfig, CompacterModel)

@@ -27,30 +27,38 @@ PATCH = 3 * 4 * 4  # inputs of a patch, which VPT counts in the range of the sta
 
 @dataclass
 class VptConfig(MultiTaskConfig):
-    """Settings of VPT.
+    """Settings of both forms of VPT.
 
     Args:
         prompts: Number of prompts, per task and layer.
-        deep: Prompts in every layer (VPT-deep); otherwise in the first alone (VPT-shallow).
         init_weights: Without effect. Attention gives weight to every token, so that no prompt leaves the encoder as it
             was: VPT does not start as the frozen encoder.
 
     Parameters, per task and layer of width d with p prompts: p d.
     """
 
-    method: ClassVar[str] = "MTL_VPT"
-
     prompts: int = field(default=50, metadata={"help": "Number of prompts, per task and layer."})
-    deep: bool = field(default=True, metadata={"help": "Prompts in every layer; otherwise in the first alone."})
 
     def __post_init__(self):
         super().__post_init__()
         check_positive("prompts", self.prompts)
-        if not isinstance(self.deep, bool):
-            raise TypeError(f"`deep` must be true or false, got {self.deep!r}.")
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
         return Prompts(len(self.tasks), self.prompts, [site.width for site in sites])
+
+
+@dataclass
+class VptShallowConfig(VptConfig):
+    """Settings of VPT-shallow: prompts in the first layer."""
+
+    method: ClassVar[str] = "MTL_VPT_SHALLOW"
+
+
+@dataclass
+class VptDeepConfig(VptConfig):
+    """Settings of VPT-deep: prompts in every layer."""
+
+    method: ClassVar[str] = "MTL_VPT_DEEP"
 
 
 class Prompts(nn.Module):
@@ -152,15 +160,15 @@ def attend_timm(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor |
 ATTENTION_FAMILIES = {"SwinAttention": attend_transformers, "WindowAttention": attend_timm}
 
 
-class VptModel(AdapterTuner):
-    """PEFT tuner of VPT."""
+class VptDeepModel(AdapterTuner):
+    """PEFT tuner of VPT-deep."""
 
-    prefix = "mtl_vpt_"
+    prefix = "mtl_vpt_deep_"
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: VptConfig) -> list[Site]:
         return [
             self._site_of(base_of(model.get_submodule(block.self_attention)), block.self_attention, block.width, index)
-            for index, block in enumerate(blocks if config.deep else blocks[:1])
+            for index, block in enumerate(blocks)
         ]
 
     def site_at(self, module: nn.Module, name: str, index: int, config: VptConfig) -> Site:
@@ -175,4 +183,14 @@ class VptModel(AdapterTuner):
         return Site(name, PromptSite, width, index)
 
 
-register(VptConfig.method, VptConfig, VptModel)
+class VptShallowModel(VptDeepModel):
+    """PEFT tuner of VPT-shallow."""
+
+    prefix = "mtl_vpt_shallow_"
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: VptConfig) -> list[Site]:
+        return super().known_sites(model, blocks[:1], config)
+
+
+register(VptDeepConfig.method, VptDeepConfig, VptDeepModel)
+register(VptShallowConfig.method, VptShallowConfig, VptShallowModel)

@@ -154,9 +154,9 @@ def test_table_has_no_change_against_scores_that_allow_none(load_recipe, referen
         ("single_task", [], (1, "Single-task Full Fine-tuning", "")),
         ("decoders", [], (1, "Fine-tuning Decoders", "")),
         ("full", [], (1, "Multi-task Full Fine-tuning", "")),
-        ("mtl_compacter", [], (1, "Compacter++", "")),
-        ("mtl_compacter", ["sublayers=[attention,feed_forward]"], (1, "Compacter", "")),
-        ("mtl_adapter", ["reduction_factor=4"], (6, "Adapter", "lambda=4")),
+        ("compacter_plus_plus", [], (1, "Compacter++", "")),
+        ("compacter", [], (1, "Compacter", "")),
+        ("adapter", ["reduction_factor=4"], (6, "Adapter", "lambda=4")),
         ("polyhistor", ["rank=1"], (5, "Polyhistor", "rank=1")),
         ("hyperformer", [], None),  # beside the feed-forward block alone, which the paper has not on Swin-T
         ("polyhistor_lite", ["placement=serial"], None),

@@ -88,7 +88,7 @@ def test_every_schedule_needs_nothing_but_steps(load_recipe):
         ("colour: red", r"settings.yaml: unknown settings \['colour'\]; known are"),
         ("- steps", r"settings.yaml must hold one `name: value` a line, got \['steps'\]"),
         ("steps: [", "settings.yaml is no YAML"),
-        ("methods: [lora2]", r"`methods` must be among \['decoders', 'full'"),
+        ("methods: [lora2]", r"`methods` must be among \['full', 'single_task'"),
         ("methods: [full, full]", "each once"),
         ("methods: {polyhistor: 1}", r"settings.yaml: `methods` must be a list of texts, got \{'polyhistor': 1\}"),
         ("tasks: [1]", "`tasks` must be a list of texts"),
