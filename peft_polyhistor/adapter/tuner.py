@@ -161,7 +161,7 @@ def choose_sites(model: nn.Module, config: BottleneckConfig) -> list[Site]:
         # The blocks by name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
         config = replace(config, target_modules=names, layers_to_transform=None)
     known = {
-        part.module: Site(part.module, block.width, index, part.norm)
+        part.module: Site(part.module, block.width, index, part.stream)
         for index, block in enumerate(blocks)
         for part in (block.attention, block.feed_forward)
     }
