@@ -147,6 +147,11 @@ def _class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
     """The class to load; for the families known by name the one it was saved from, so that no weight is left over."""
     if config.model_type in SAVED_TYPES:
         return getattr(transformers, (config.architectures or [""])[0], MODEL_MAPPING[type(config)])
+    if config.model_type == "timm_backbone":
+        raise TypeError(
+            f"'{name}' holds a TimmBackbone, which transformers does not load from a folder. Save the model as a "
+            "TimmWrapperModel, or put it into a dense model and save that."
+        )
     # Not AutoBackbone, which asks the Hub even for a folder.
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise TypeError(

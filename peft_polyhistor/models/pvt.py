@@ -20,6 +20,7 @@ class PvtStages(StageEncoder):
     The last stage computes with its class token, as in pretraining, and leaves it out of the map.
 
     Note:
+        The dense models of PVT's authors compute without the class token, unlike pretraining.
         `PvtModel` takes pictures of its config's size alone. Here the position embeddings of every stage are resized
         bilinearly to the grid of the picture, as PVT's authors do for dense tasks.
     """

@@ -22,6 +22,8 @@ class StageEncoder(nn.Module):
         needs_norm: The maps come out of the residual stream without a norm.
     """
 
+    base_model_prefix = ""  # transformers, asked by PEFT, reads it of any module that has a model of its own inside
+
     config: PreTrainedConfig
     widths: list[int]
     strides: list[int]

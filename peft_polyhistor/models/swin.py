@@ -19,7 +19,8 @@ class SwinStages(StageEncoder):
         `SwinModel` clamps window and shift for good after one small picture, and `SwinBackbone` shifts windows even
         where one window covers the map, as no pretrained Swin did. Here every pass fits the shift to its own map: none
         where the map is no larger than a window, and windows keep their size (smaller maps are padded). Where sides
-        of all maps exceed the window, or equal it, this is what SwinModel, timm and the original code compute.
+        of all maps exceed the window, or equal it, this is what SwinModel computes; where windows fill the maps, it is
+        what timm and the original code compute too (timm shifts a map before it pads it, transformers afterwards).
     """
 
     needs_norm = True
