@@ -12,6 +12,7 @@ from .methods.hyperformer import HyperformerConfig
 from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .models.encoder import StageEncoder, load_encoder
 from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
+from .models.original_swin import load_original_swin
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
 from .version import __version__
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "get_tasks",
     "load_encoder",
+    "load_original_swin",
     "register_task",
     "relative_change",
 ]
