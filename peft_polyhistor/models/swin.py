@@ -20,7 +20,7 @@ class SwinStages(StageEncoder):
         where one window covers the map, as no pretrained Swin did. Here every pass fits the shift to its own map: none
         where the map is no larger than a window, and windows keep their size (smaller maps are padded). Where sides
         of all maps exceed the window, or equal it, this is what SwinModel computes; where windows fill the maps, it is
-        what timm and the original code compute too (timm shifts a map before it pads it, transformers afterwards).
+        what timm and the original code compute too.
     """
 
     needs_norm = True

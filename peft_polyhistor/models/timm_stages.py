@@ -22,7 +22,8 @@ class TimmStages(StageEncoder):
     Note:
         timm's Swin and Swin V2 take pictures of one size, and settle by it which blocks shift their windows. Here they
         take any size, and every pass fits the shift to its own map, as in `SwinStages`; windows keep the size they
-        have in the model, and smaller maps are padded.
+        have in the model, and smaller maps are padded. timm pads a map behind the shift and transformers in front of
+        it: where windows do not fill the maps, the two differ near the edges.
     """
 
     def __init__(self, model: TimmWrapperPreTrainedModel | TimmBackbone):

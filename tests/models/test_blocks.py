@@ -3,9 +3,11 @@
 """Blocks are found by the roles of their parts."""
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import SwinBackbone
 
+from peft_polyhistor import AdapterConfig
 from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, Sublayer, find_blocks
 
 
@@ -61,6 +63,23 @@ def test_a_block_is_the_stream_and_what_its_sublayers_add(make_model):
             assert stream.shape[-1] == added.shape[-1] == block.width
             torch.testing.assert_close(stream.reshape(h.shape), h)
             h = h + added.reshape(h.shape)
+        torch.testing.assert_close(output, h)
+
+
+@torch.no_grad()
+def test_an_adapter_reads_the_stream_in_front_of_its_sublayer(make_model, monkeypatch):
+    """h + sublayer(h) + Adapter(h), also where the norm stands behind; the adapter here is an eighth of h."""
+    monkeypatch.setattr("peft_polyhistor.adapter.site.apply_bottleneck", lambda h, weights, dropout: h / 8)
+    model = make_model().double()
+    names = [name for name, module in model.named_modules() if is_block(module)]
+    blocks, calls = find_blocks(model), record(model)  # of the modules that the sites will wrap
+    config = AdapterConfig(tasks=["saliency"], sublayers=["attention", "feed_forward"])
+    get_peft_model(model, config).eval()(torch.randn(2, 3, 96, 96).double())
+    for name, block in zip(names, blocks, strict=True):
+        [(h, output)] = calls[name]
+        for sublayer in (block.attention, block.feed_forward):
+            [(_, added)] = calls[sublayer.module]
+            h = h + added.reshape(h.shape) + h / 8
         torch.testing.assert_close(output, h)
 
 

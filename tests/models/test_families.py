@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
+from transformers import ViTConfig, ViTModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig
 from peft_polyhistor.models.encoder import build_encoder, load_encoder, view_encoder
@@ -205,3 +206,19 @@ def test_recomputed_blocks_give_the_same_gradients(family, make_model, perturb):
         gradients.append([parameter.grad for parameter in adapters.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_an_encoder_nobody_foresaw_works_where_modules_are_named(perturb):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    vit, pixels = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).eval(), torch.randn(2, 3, 32, 32)
+    with pytest.raises(TypeError, match=r"ViTModel is no encoder of a known family.*StageEncoder, which defines"):
+        view_encoder(vit)
+    with pytest.raises(ValueError, match=r"ViTModel has no blocks of a known encoder family.*Name the modules"):
+        get_peft_model(vit, PolyhistorLiteConfig(tasks=TASKS))
+    expected = vit(pixels).last_hidden_state
+    config = PolyhistorLiteConfig(tasks=TASKS, target_modules=["mlp"], reduction_factor=2)
+    model = get_peft_model(vit, config)
+    assert torch.equal(model(pixels, task="saliency").last_hidden_state, expected)
+    perturb(model.base_model.model.task_adapters)
+    assert not torch.equal(model(pixels, task="saliency").last_hidden_state, expected)
