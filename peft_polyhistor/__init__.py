@@ -17,6 +17,7 @@ from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
 from .methods.vpt import VptDeepConfig, VptShallowConfig
 from .models.encoder import StageEncoder, load_encoder, view_encoder
 from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
+from .models.original_swin import load_original_swin
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
 from .version import __version__
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "get_tasks",
     "load_encoder",
+    "load_original_swin",
     "register_task",
     "relative_change",
     "view_encoder",

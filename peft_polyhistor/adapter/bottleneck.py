@@ -87,27 +87,27 @@ class ResidualPlace(Site):
     """The place of a `ResidualSite`.
 
     Args:
-        norm: Path of the norm whose input is the residual stream in front of the sublayer.
+        stream: Path of the module whose first argument is the residual stream in front of the sublayer.
     """
 
-    norm: str
+    stream: str
 
 
 class ResidualSite(BottleneckSite):
     """The paper's placement: h + MLP(norm(h)) + Adapter(h), h being the residual stream in front of the norm.
 
-    h never reaches the wrapped module, so `read_residual` takes it as the input of the block's norm; the norm and the
-    module run one after the other within a block, in a recomputed forward pass too.
+    h never reaches the wrapped module, so `read_residual` takes it as the input of the sublayer's first module, as a
+    rule its norm; the two run one after the other within a block, in a recomputed forward pass too.
     """
 
     def attach(self, model: nn.Module) -> None:
-        self._hook = model.get_submodule(self.site.norm).register_forward_pre_hook(self.read_residual)
+        self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.read_residual)
 
     def detach(self) -> None:
         self._hook.remove()
 
-    def read_residual(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of the block's norm."""
+    def read_residual(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the module that reads the residual stream."""
         self._residual = args[0]
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
@@ -132,7 +132,7 @@ class BottleneckTuner(AdapterTuner):
     def _site_in(self, sublayer: Sublayer, width: int, index: int, config: BottleneckConfig) -> Site:
         if config.placement == "serial":
             return Site(sublayer.module, SerialSite, width, index)
-        return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.norm)
+        return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.stream)
 
     def site_at(self, module: nn.Module, name: str, index: int, config: BottleneckConfig) -> Site:
         layer = SerialSite if config.placement == "serial" else ParallelSite

@@ -131,6 +131,12 @@ class SharedAdapterModel(BottleneckTuner):
         if not blocks or config.target_modules is not None:
             return adapted
         norms = parameter_places(model, blocks, lambda name, owner: isinstance(owner, nn.LayerNorm))
+        taken = {site.name for site in adapted} & {site.name for site in norms}
+        if taken:
+            raise ValueError(
+                f"{config.method} trains the norms of {type(model).__name__}, some of which carry adapters there: "
+                f"{sorted(taken)} cannot do both. Choose another method, e.g. MTL_ADAPTER."
+            )
         return adapted + norms
 
 

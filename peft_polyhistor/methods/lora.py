@@ -146,6 +146,12 @@ class MultiTaskLoraModel(AdapterTuner):
     prefix = "mtl_lora_"
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: MultiTaskLoraConfig) -> list[Site]:
+        without = [block.self_attention for block in blocks if not block.projections]
+        if without and config.target_modules is None:
+            raise ValueError(
+                f"In '{without[0]}' of {type(model).__name__} no layer is called to make queries, keys and values, so "
+                "there is nothing for LoRA to update. Name other linear layers in `target_modules`."
+            )
         return [
             self.site_at(base_of(model.get_submodule(name)), name, index, config)
             for index, block in enumerate(blocks)

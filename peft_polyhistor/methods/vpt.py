@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..adapter.site import AdapterSite, Site, base_of
 from ..adapter.tuner import AdapterTuner
 from ..config import MultiTaskConfig, check_positive
-from ..models.blocks import Block
+from ..models.blocks import Block, family_of
 from ..registry import register
 
 
@@ -89,7 +89,7 @@ class PromptSite(AdapterSite):
         prompts = [] if self.disable_adapters else [prompts for prompts, _ in self.active_weights()]
         if not prompts:
             return self.base_layer(x, mask, **kwargs)
-        attend = ATTENTION_FAMILIES[type(self.base_layer).__name__]
+        attend = ATTENTION_FAMILIES[family_of(self.base_layer)]
         return attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
 
 
@@ -156,8 +156,11 @@ def attend_timm(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor |
     return attention.proj_drop(attention.proj(output))
 
 
-# By the class of the attention. Both scale scores by 1 / sqrt(channels of a head), as torch does.
-ATTENTION_FAMILIES = {"SwinAttention": attend_transformers, "WindowAttention": attend_timm}
+# By module and class of the attention. Both scale scores by 1 / sqrt(channels of a head), as torch does.
+ATTENTION_FAMILIES = {
+    ("transformers.models.swin.modeling_swin", "SwinAttention"): attend_transformers,
+    ("timm.models.swin_transformer", "WindowAttention"): attend_timm,
+}
 
 
 class VptDeepModel(AdapterTuner):
@@ -175,7 +178,7 @@ class VptDeepModel(AdapterTuner):
         return self._site_of(module, name, 0, index)
 
     def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
-        if type(module).__name__ not in ATTENTION_FAMILIES or not width:
+        if family_of(module) not in ATTENTION_FAMILIES or not width:
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
                 "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."

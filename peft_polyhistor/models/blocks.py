@@ -10,10 +10,13 @@ from torch import nn
 
 
 class Sublayer(NamedTuple):
-    """Half a transformer block: h + module(norm(h)), by paths in the model."""
+    """Half a transformer block, h + sublayer(h), by paths in the model.
 
-    module: str  # its output is added to the residual stream
-    norm: str  # its input is the residual stream
+    The norm may stand in front of what is computed (Swin, PVT) or behind it (Swin V2).
+    """
+
+    module: str  # its output, a tensor, is added to the residual stream, in the order of tokens
+    stream: str  # its first argument is the residual stream h
 
 
 class Block(NamedTuple):
@@ -29,44 +32,94 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Attributes of a block that play the roles of `Block`.
+    """Attributes of a block that play the roles of `Block`; an empty one is the block itself.
 
-    Where attention works on windows, what is added to the residual stream is the output of `drop_path`, back in the
-    order of tokens.
+    Where attention works on windows, what is added to the residual stream comes behind it, back in the order of
+    tokens. A module that a block calls twice, as a shared `drop_path`, can play no role.
     """
 
     attention: tuple[str, str]
     feed_forward: tuple[str, str]
     self_attention: str
     projections: tuple[str, ...]
+    norm: str  # of the block's width
 
 
-# By the class of the block.
+# By module and class: the names of classes alone are not unique.
 BLOCK_FAMILIES = {
-    "SwinLayer": Family(
+    ("transformers.models.swin.modeling_swin", "SwinLayer"): Family(
         attention=("drop_path", "layernorm_before"),
         feed_forward=("mlp", "layernorm_after"),
         self_attention="attention",
         projections=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+        norm="layernorm_after",
+    ),
+    ("transformers.models.swinv2.modeling_swinv2", "Swinv2Layer"): Family(
+        attention=("layernorm_before", ""),
+        feed_forward=("layernorm_after", "intermediate"),
+        self_attention="attention",
+        projections=("attention.self.query", "attention.self.key", "attention.self.value"),
+        norm="layernorm_after",
+    ),
+    ("transformers.models.pvt.modeling_pvt", "PvtLayer"): Family(
+        attention=("attention.output", "layer_norm_1"),
+        feed_forward=("mlp", "layer_norm_2"),
+        self_attention="attention",
+        projections=("attention.self.query", "attention.self.key", "attention.self.value"),
+        norm="layer_norm_2",
+    ),
+    ("transformers.models.pvt_v2.modeling_pvt_v2", "PvtV2BlockLayer"): Family(
+        attention=("attention.proj_drop", "layer_norm_1"),
+        feed_forward=("mlp", "layer_norm_2"),
+        self_attention="attention",
+        projections=("attention.query", "attention.key", "attention.value"),
+        norm="layer_norm_2",
+    ),
+    ("timm.models.swin_transformer", "SwinTransformerBlock"): Family(
+        attention=("drop_path1", "norm1"),
+        feed_forward=("mlp", "norm2"),
+        self_attention="attn",
+        projections=("attn.qkv",),
+        norm="norm2",
+    ),
+    ("timm.models.swin_transformer_v2", "SwinTransformerV2Block"): Family(
+        attention=("norm1", ""),
+        feed_forward=("norm2", "mlp"),
+        self_attention="attn",
+        projections=(),  # none to adapt: attention reads the weight of its `qkv` and never calls it
+        norm="norm2",
+    ),
+    ("timm.models.pvt_v2", "Block"): Family(
+        attention=("attn", "norm1"),
+        feed_forward=("mlp", "norm2"),
+        self_attention="attn",
+        projections=("attn.q", "attn.kv"),
+        norm="norm2",
     ),
 }
+
+
+def family_of(module: nn.Module) -> tuple[str, str]:
+    """Python module and name of its class."""
+    return type(module).__module__, type(module).__name__
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """The transformer blocks of known families in `model`, in order; empty if there is none."""
     blocks = []
     for name, module in model.named_modules():
-        family = BLOCK_FAMILIES.get(type(module).__name__)
+        family = BLOCK_FAMILIES.get(family_of(module))
         if family is not None:
-            prefix = f"{name}." if name else ""
+            # The norm may carry an adapter by now, whose parameters start with those of the norm.
+            weight = next(module.get_submodule(family.norm).parameters())
             blocks.append(
                 Block(
                     name=name,
-                    width=len(module.get_submodule(family.feed_forward[1]).weight),
-                    attention=Sublayer(*(prefix + part for part in family.attention)),
-                    feed_forward=Sublayer(*(prefix + part for part in family.feed_forward)),
-                    self_attention=prefix + family.self_attention,
-                    projections=tuple(prefix + part for part in family.projections),
+                    width=weight.numel(),
+                    attention=Sublayer(*(_join(name, part) for part in family.attention)),
+                    feed_forward=Sublayer(*(_join(name, part) for part in family.feed_forward)),
+                    self_attention=_join(name, family.self_attention),
+                    projections=tuple(_join(name, part) for part in family.projections),
                 )
             )
     return blocks
@@ -83,3 +136,7 @@ def encoder_modules(model: nn.Module, blocks: list[Block]) -> list[tuple[str, nn
     names = [name for name, _ in model.named_modules()]
     last = max(index for index, name in enumerate(names) if f"{name}.".startswith(inside))
     return list(model.named_modules())[: last + 1]
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    ConvNextBackbone,
+    ConvNextConfig,
     PvtV2Backbone,
     PvtV2Config,
     ResNetBackbone,
     ResNetConfig,
     SwinBackbone,
+    SwinConfig,
     SwinForImageClassification,
+    SwinForMaskedImageModeling,
     SwinModel,
     ViTConfig,
     ViTModel,
@@ -126,6 +130,55 @@ def test_looking_at_a_backbone_does_not_change_it(training):
     view_encoder(backbone)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     assert all(module.training == training for module in backbone.modules())
+
+
+@torch.no_grad()
+def test_a_backbone_of_another_family():
+    sizes = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1]}
+    backbone, pixels = ConvNextBackbone(ConvNextConfig(**sizes, out_features=STAGES)).eval(), torch.randn(2, 3, 64, 96)
+    encoder = view_encoder(backbone)
+    assert type(encoder) is BackboneStages
+    check_maps(encoder(pixels), backbone(pixels).feature_maps)
+
+
+# Sizes
+
+
+def swin_parameters(width, depths, heads, window):
+    """Of the encoder without its final norm, layer by layer."""
+    total = (3 * 4 * 4 + 1) * width + 2 * width  # patches and their norm
+    for stage, (depth, head) in enumerate(zip(depths, heads, strict=True)):
+        c = width * 2**stage
+        block = 4 * (c + 1) * c + (c + 1) * 4 * c + (4 * c + 1) * c + 2 * 2 * c + (2 * window - 1) ** 2 * head
+        total += depth * block
+        if stage < 3:
+            total += 4 * c * 2 * c + 2 * 4 * c  # patch merging and its norm
+    return total
+
+
+@pytest.mark.parametrize("window", [7, 12])
+@pytest.mark.parametrize(("width", "depths", "heads"), [
+    (96, [2, 2, 6, 2], [3, 6, 12, 24]),
+    (96, [2, 2, 18, 2], [3, 6, 12, 24]),
+    (128, [2, 2, 18, 2], [4, 8, 16, 32]),
+    (192, [2, 2, 18, 2], [6, 12, 24, 48]),
+], ids=["tiny", "small", "base", "large"])  # fmt: skip
+def test_parameters_of_swin_of_every_size(width, depths, heads, window):
+    sizes = {"embed_dim": width, "depths": depths, "num_heads": heads, "window_size": window}
+    with torch.device("meta"):
+        encoder = build_encoder(SwinConfig(**sizes))
+    count = sum(p.numel() for p in encoder.parameters())
+    assert count == swin_parameters(width, depths, heads, window)
+    if (width, depths[2], window) == (96, 6, 7):
+        assert count == 27_517_818
+
+
+def test_the_mask_token_of_masked_pretraining_is_left_out(make_swin):
+    encoder = view_encoder(make_swin(SwinForMaskedImageModeling, encoder_stride=32))
+    assert encoder.state_dict().keys() == build_encoder(encoder.config).state_dict().keys()
+
+
+# Errors
 
 
 def test_a_stage_encoder_is_taken_as_it_is(make_swin):

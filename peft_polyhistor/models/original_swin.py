@@ -1,0 +1,117 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of Swin's authors, supervised or self-supervised by MoBY (arXiv:2105.04553), under their own keys."""
+
+import math
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import SwinConfig, SwinModel
+
+from .encoder import StageEncoder, view_encoder
+
+
+# From the keys of `SwinStages` to those of the authors.
+ORIGINAL_NAMES = {
+    r"^embeddings\.patch_embeddings\.projection": "patch_embed.proj",
+    r"^embeddings\.norm": "patch_embed.norm",
+    r"^encoder\.": "",
+    r"\.layernorm_before\.": ".norm1.",
+    r"\.layernorm_after\.": ".norm2.",
+    r"\.attention\.relative_position_bias\.": ".attn.",
+    r"\.attention\.o_proj\.": ".attn.proj.",
+    r"\.attention\.[qkv]_proj\.": ".attn.qkv.",
+}
+# Computed anew, or in no stage map: the final norm and the classifier.
+UNUSED = re.compile(r"(^|\.)(relative_position_index|attn_mask)$|^(norm|head)\.")
+
+
+def load_original_swin(path: str | Path) -> StageEncoder:
+    """The encoder of a Swin checkpoint in the layout of github.com/microsoft/Swin-Transformer.
+
+    Sizes are read off the tensors. Of a MoBY training checkpoint (github.com/SwinTransformer/Transformer-SSL) it takes
+    the online encoder (`encoder.`), as its authors do, and leaves out the momentum encoder, projectors and predictor.
+    Only tensors are read: no code in the file runs.
+
+    Args:
+        path: A `.safetensors` file, or what `torch.save` wrote: the tensors, or a dict that holds them as `"model"`.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It holds no such Swin; the message names the keys that are missing or left over.
+        pickle.UnpicklingError: It holds objects beyond tensors and settings.
+    """
+    tensors = _read(Path(path))
+    if not any(key.startswith("patch_embed.") for key in tensors):
+        raise ValueError(
+            f"'{path}' holds no Swin under the keys of its authors: there is no 'patch_embed.proj.weight' among "
+            f"{list(tensors)[:5]}... For a checkpoint of transformers or timm use load_encoder."
+        )
+    try:
+        config = _config_of(tensors)
+    except KeyError as error:
+        raise ValueError(f"'{path}' is no whole Swin: {error} is missing, which tells its sizes.") from error
+    encoder = view_encoder(SwinModel(config, add_pooling_layer=False))
+    names = {key: _original_name(key) for key in encoder.state_dict()}
+    missing = sorted(set(names.values()) - tensors.keys())
+    unexpected = sorted(key for key in tensors.keys() - set(names.values()) if not UNUSED.search(key))
+    if missing or unexpected:
+        raise ValueError(
+            f"'{path}' is no Swin as transformers computes it: missing keys {missing}, unexpected keys {unexpected}. "
+            "Absolute position embeddings and BatchNorm in front of the MLP are not supported."
+        )
+    encoder.load_state_dict({key: _tensor_of(key, tensors[name]) for key, name in names.items()})
+    return encoder
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        checkpoint = load_file(path)
+    else:
+        # Training checkpoints hold their settings as a CfgNode of yacs, which is a dict and read as one.
+        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = checkpoint.get("model", checkpoint)
+    online = {key.removeprefix("encoder."): value for key, value in checkpoint.items() if key.startswith("encoder.")}
+    return online or checkpoint
+
+
+def _config_of(tensors: dict[str, Tensor]) -> SwinConfig:
+    """Sizes of the model; KeyError names a tensor that is needed for them and not there."""
+    patches = tensors["patch_embed.proj.weight"]  # (width, channels, patch, patch)
+    depths = []
+    while f"layers.{len(depths)}.blocks.0.norm1.weight" in tensors:
+        blocks = re.compile(rf"layers\.{len(depths)}\.blocks\.\d+\.norm1\.weight")
+        depths.append(sum(bool(blocks.fullmatch(key)) for key in tensors))
+    tables = [tensors[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))]
+    if not tables or len({len(table) for table in tables}) > 1:
+        raise ValueError(
+            f"Stages with windows of one size are needed; the tables of relative positions have "
+            f"{[len(table) for table in tables]} rows. Take a checkpoint whose last map was no smaller than a window."
+        )
+    return SwinConfig(
+        patch_size=patches.shape[2],
+        num_channels=patches.shape[1],
+        embed_dim=patches.shape[0],
+        depths=depths,
+        num_heads=[table.shape[1] for table in tables],
+        window_size=(math.isqrt(len(tables[0])) + 1) // 2,  # (2 window - 1)^2 rows
+        mlp_ratio=len(tensors["layers.0.blocks.0.mlp.fc1.weight"]) / len(patches),
+        qkv_bias="layers.0.blocks.0.attn.qkv.bias" in tensors,
+    )
+
+
+def _original_name(key: str) -> str:
+    for pattern, name in ORIGINAL_NAMES.items():
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def _tensor_of(key: str, tensor: Tensor) -> Tensor:
+    """What the key of `SwinStages` holds: its third, where queries, keys and values are in one tensor."""
+    part = re.search(r"\.([qkv])_proj\.", key)
+    return tensor.chunk(3)["qkv".index(part[1])] if part else tensor

@@ -1,0 +1,56 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' PVT (arXiv:2102.12122) as an encoder of four stages."""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PvtModel
+
+from .stages import StageEncoder
+
+
+class PvtStages(StageEncoder):
+    """transformers' PVT, without the final norm, which the dense models of its authors do not have either.
+
+    The last stage computes with its class token, as in pretraining, and leaves it out of the map.
+
+    Note:
+        The dense models of PVT's authors compute without the class token, unlike pretraining.
+        `PvtModel` takes pictures of its config's size alone. Here the position embeddings of every stage are resized
+        bilinearly to the grid of the picture, as PVT's authors do for dense tasks.
+    """
+
+    needs_norm = False
+
+    def __init__(self, model: PvtModel):
+        super().__init__()
+        self.config = model.config
+        self.patch_embeddings = model.encoder.patch_embeddings
+        self.block = model.encoder.block
+        self.widths = list(self.config.hidden_sizes)
+        self.strides = list(accumulate(self.config.patch_sizes, operator.mul))
+        for embedding in self.patch_embeddings:
+            grid = tuple(map(operator.floordiv, embedding.image_size, embedding.patch_size))
+            embedding.interpolate_pos_encoding = partial(_resize_positions, grid)
+
+    def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
+        maps, x = [], pixel_values
+        for embedding, blocks in zip(self.patch_embeddings, self.block, strict=True):
+            tokens, height, width = embedding(x)
+            for block in blocks:
+                tokens = block(tokens, height, width)[0]
+            tokens = tokens[:, -height * width :]  # behind the class token, if there is one
+            x = tokens.mT.unflatten(-1, (height, width))
+            maps.append(x)
+        return maps
+
+
+def _resize_positions(grid: tuple[int, int], positions: Tensor, height: int, width: int) -> Tensor:
+    """Position embeddings `(1, positions, width of stage)` of `grid` to those of `height` x `width`."""
+    positions = positions.mT.unflatten(-1, grid)
+    return F.interpolate(positions, size=(height, width), mode="bilinear").flatten(2).mT

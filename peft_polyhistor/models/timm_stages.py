@@ -1,0 +1,126 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""timm's models as encoders of four stages: Swin, Swin V2, PVT v2, and others that have four."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
+from transformers import TimmBackbone, TimmWrapperConfig, TimmWrapperModel, TimmWrapperPreTrainedModel
+from transformers.initialization import meta_device_safe_creation_ops
+
+from .stages import StageEncoder
+
+
+class TimmStages(StageEncoder):
+    """A model of timm in a wrapper of transformers, without the final norm and the head.
+
+    Note:
+        timm's Swin and Swin V2 take pictures of one size, and settle by it which blocks shift their windows. Here they
+        take any size, and every pass fits the shift to its own map, as in `SwinStages`; windows keep the size they
+        have in the model, and smaller maps are padded. timm pads a map behind the shift and transformers in front of
+        it: where windows do not fill the maps, the two differ near the edges.
+    """
+
+    def __init__(self, model: TimmWrapperPreTrainedModel | TimmBackbone):
+        super().__init__()
+        self.config = model.config
+        self.model = model  # the wrapper too: at loading it restores the buffers that are in no checkpoint
+        stages = self._choose_stages()
+        self.widths = [stage["num_chs"] for stage in stages]
+        self.strides = [stage["reduction"] for stage in stages]
+        self.needs_norm = False
+        for module in self.net.modules():
+            if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
+                self.needs_norm = True
+                module.dynamic_mask, module.attn_mask = True, None
+                module.register_forward_pre_hook(_fit_shift)
+            elif isinstance(module, PatchEmbed):
+                module.strict_img_size, module.dynamic_img_pad = False, True
+
+    @property
+    def net(self) -> nn.Module:
+        """timm's own model."""
+        return net_of(self.model)
+
+    def _choose_stages(self) -> list[dict[str, Any]]:
+        stages = self.net.feature_info
+        self.net.prune_intermediate_layers(list(range(len(stages))), prune_norm=True, prune_head=True)
+        return stages
+
+    def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
+        return self.net.forward_intermediates(pixel_values, output_fmt="NCHW", intermediates_only=True)
+
+
+class TimmFeatureStages(TimmStages):
+    """A model of timm made with `features_only=True`, whose maps may have their channels last."""
+
+    def _choose_stages(self) -> list[dict[str, Any]]:
+        return self.net.feature_info.get_dicts()
+
+    def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
+        maps = self.net(pixel_values)
+        return maps if self.net.output_fmt == "NCHW" else [stage_map.movedim(-1, 1) for stage_map in maps]
+
+
+def _fit_shift(block: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Forward pre-hook of a Swin block, whose first argument is its map `(batch, height, width, channels)`."""
+    covered = min(args[0].shape[1:3]) <= min(block.window_size)
+    shifts = any(block.target_shift_size) and not covered
+    block.shift_size = tuple(side // 2 if shifts else 0 for side in block.window_size)
+
+
+def view_timm(model: TimmWrapperPreTrainedModel | TimmBackbone) -> TimmStages:
+    """The stages of a wrapped model of timm.
+
+    Raises:
+        TypeError: The model does not give its stages away.
+    """
+    net = net_of(model)
+    if hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers"):
+        return TimmStages(model)
+    if getattr(net, "output_fmt", None) in ("NCHW", "NHWC"):
+        return TimmFeatureStages(model)
+    raise TypeError(
+        f"timm's {type(net).__name__} has no `forward_intermediates` that yields the maps of its stages. Create it "
+        "with features_only=True, or wrap it in your own subclass of StageEncoder."
+    )
+
+
+def net_of(model: TimmWrapperPreTrainedModel | TimmBackbone) -> nn.Module:
+    return model._backbone if isinstance(model, TimmBackbone) else model.timm_model
+
+
+def wrap_timm(net: nn.Module) -> TimmWrapperModel:
+    """A model of `timm.create_model` in the wrapper of transformers, whose config can build it again.
+
+    Raises:
+        ValueError: The model was built with arguments that it does not remember.
+    """
+    architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture")
+    args = {}
+    if hasattr(net, "reset_classifier"):
+        net.reset_classifier(0, "")
+    else:
+        args = {"features_only": True, "out_indices": list(net.feature_info.out_indices)}
+    if architecture:
+        with torch.device("meta"), meta_device_safe_creation_ops():
+            wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
+    if not architecture or _shapes(wrapper.timm_model) != _shapes(net):
+        raise ValueError(
+            f"This {type(net).__name__} is not timm's '{architecture}' as it is by default, and does not remember the "
+            "arguments it was built with, so a saved model could not be built again. Create it as "
+            "TimmWrapperModel(TimmWrapperConfig(architecture=..., model_args={...})) of transformers."
+        )
+    wrapper.timm_model = net
+    return wrapper.train(net.training)
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    """Of all tensors but the masks of shifted windows, which follow the size of the picture."""
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    return {name: tensor.shape for name, tensor in tensors if not name.endswith("attn_mask")}

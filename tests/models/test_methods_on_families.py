@@ -1,0 +1,61 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One method of each kind on every encoder family: it trains, or says why it cannot."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from peft_polyhistor import (
+    AdapterConfig,
+    BitFitConfig,
+    MultiTaskLoraConfig,
+    RelativeBiasConfig,
+    SharedAdapterConfig,
+    VmtAdapterConfig,
+    VptDeepConfig,
+    view_encoder,
+)
+
+
+TASKS = ["a", "b"]
+KINDS = {
+    "adapter": AdapterConfig(tasks=TASKS, sublayers=["attention", "feed_forward"]),
+    "shared_adapter": SharedAdapterConfig(tasks=TASKS),
+    "bitfit": BitFitConfig(tasks=TASKS),
+    "relative_bias": RelativeBiasConfig(tasks=TASKS),
+    "vpt": VptDeepConfig(tasks=TASKS, prompts=3),
+    "lora": MultiTaskLoraConfig(tasks=TASKS),
+    "vmt_adapter": VmtAdapterConfig(tasks=TASKS),
+}
+NO_TABLES = (ValueError, "has no parameter called relative_position_bias_table")
+NO_WINDOWS = (ValueError, "is no windowed attention that VPT knows")
+REFUSALS = {
+    **{("relative_bias", name): NO_TABLES for name in ("swinv2", "pvt", "pvt_v2", "timm_swinv2", "timm_pvt_v2")},
+    **{("vpt", name): NO_WINDOWS for name in ("swinv2", "pvt", "pvt_v2", "timm_swinv2", "timm_pvt_v2")},
+    ("shared_adapter", "swinv2"): (ValueError, "trains the norms of Swinv2Stages, some of which carry adapters"),
+    ("shared_adapter", "timm_swinv2"): (ValueError, "trains the norms of .*, some of which carry adapters"),
+    ("lora", "timm_swinv2"): (ValueError, "no layer is called to make queries, keys and values"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_method_works_on_every_family(family, kind, make_model, perturb):
+    base, pixels = view_encoder(make_model()).double(), torch.randn(2, 3, 96, 96).double()
+    with torch.no_grad():
+        frozen = base(pixels)
+    if (kind, family) in REFUSALS:
+        error, message = REFUSALS[kind, family]
+        with pytest.raises(error, match=message):
+            get_peft_model(base, KINDS[kind])
+        return
+    model = get_peft_model(base, KINDS[kind]).double().eval()
+    if kind != "vpt":
+        torch.testing.assert_close(model(pixels, task="b"), frozen, rtol=1e-9, atol=1e-9)
+    perturb(model)
+    together = model(pixels, tasks=["b", "a"])
+    for task in TASKS:
+        torch.testing.assert_close(together[task], model(pixels, task=task), rtol=1e-9, atol=1e-9)
+    assert torch.equal(together["a"][3], together["b"][3]) == (kind == "shared_adapter")
+    sum(stage_map.square().sum() for maps in together.values() for stage_map in maps).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
