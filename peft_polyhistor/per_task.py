@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from .adapter.routing import bind_checkpoints
+from .adapter.checkpointing import bind_checkpoints, refuse_reentrant
 from .config import MultiTaskConfig
 from .models.blocks import find_blocks
 from .models.encoder import StageEncoder
@@ -55,6 +55,7 @@ class PerTaskEncoder(StageEncoder):
         known = list(self.adapted.peft_config)
         if not tasks or not set(tasks) <= set(known):
             raise ValueError(f"`tasks` must be a list of some of {known}, which have adapters, got {tasks}.")
+        refuse_reentrant(self.adapted)
         bind_checkpoints(self.adapted, self)
         maps = {}
         for task in tasks:

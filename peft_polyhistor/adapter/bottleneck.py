@@ -2,15 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bottleneck adapter: what it weighs and computes, what it reads, and where it sits."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import SUBLAYERS, BottleneckConfig
 from ..models.blocks import Block, Sublayer
+from ..models.multitask import MultiTaskDenseModel
+from ..registry import METHODS
+from .routing import SHARED
 from .site import AdapterSite, Site
 from .tuner import AdapterTuner
 
@@ -134,9 +140,49 @@ class BottleneckTuner(AdapterTuner):
             return Site(sublayer.module, SerialSite, width, index)
         return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.stream)
 
+    @torch.no_grad()
+    def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
+        """A copy of the model whose adapters are plain ones (MTL_ADAPTER) that weigh what is generated here.
+
+        At inference nothing is generated any more, and the outputs are equal. With one task the copy is a model of its
+        own, whose calls name no task.
+
+        Args:
+            tasks: Those to keep; `None` for all. A dense model keeps their decoders.
+            adapter_name: The adapter; `None` for the active one.
+
+        Raises:
+            ValueError: A task is not among the adapter's, or the weights are not those of an adapter per task.
+        """
+        adapter_name = self._one_adapter(adapter_name)
+        config = self.peft_config[adapter_name]
+        if config.shares_pass:
+            raise ValueError(
+                f"{config.method} has no adapters of its own per task that could be baked. Use it as it is."
+            )
+        tasks = config.tasks if tasks is None else tasks
+        weights = getattr(self.model, SHARED).weights_of([adapter_name], tasks=tasks)
+        baked = [site_weights for [(site_weights, _)] in weights.values()]
+        copy = deepcopy(self)
+        copy.set_adapter(adapter_name)
+        base = copy.unload()
+        if isinstance(base, MultiTaskDenseModel):
+            for task in set(base.config.tasks) - set(tasks):
+                base.remove_task(task)
+        settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
+        settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
+        model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
+        for site, site_weights in zip(getattr(base, SHARED).generators[adapter_name], baked, strict=True):
+            site.assign(site_weights)
+        return model
+
     def site_at(self, module: nn.Module, name: str, index: int, config: BottleneckConfig) -> Site:
         layer = SerialSite if config.placement == "serial" else ParallelSite
         return Site(name, layer, width_of(module, name), index)
+
+
+# Of all bottleneck methods.
+COMMON_SETTINGS = {field.name for field in fields(BottleneckConfig)} - {field.name for field in fields(PeftConfig)}
 
 
 def width_of(module: nn.Module, name: str) -> int:

@@ -105,6 +105,14 @@ class TaskWeights(nn.Module):
         if identity:
             self.up.zero()
 
+    @torch.no_grad()
+    def assign(self, weights: BottleneckWeights) -> None:
+        """Makes these, of as many tasks, the weights; of dense matrices only."""
+        self.down.weight.copy_(weights.down)
+        self.up.weight.copy_(weights.up)
+        for name in ("down_bias", "up_bias", "norm_weight", "norm_bias"):
+            getattr(self, name).copy_(getattr(weights, name))
+
     def forward(self, tasks: Tensor, *shared: Any) -> BottleneckWeights:
         """Indices `(tasks,)` to weights; `shared` is passed on to the matrices."""
         return BottleneckWeights(

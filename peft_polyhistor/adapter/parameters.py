@@ -43,6 +43,9 @@ class ParameterSite(AdapterSite):
         ]
         return join_outputs(outputs)
 
+    def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
+        return self._parameters_of([additions for additions, _ in weights], 0)
+
     def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
         parameters = {name: self.base_layer.get_parameter(name) for addition in additions for name in addition}
         for addition in additions:

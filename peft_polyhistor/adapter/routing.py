@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tasks a forward pass serves, and the weights its sites use for them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -14,13 +13,26 @@ from torch import Tensor, nn
 
 from ..models.encoder import StageEncoder
 from .batches import repeat_batch, split_batch
+from .checkpointing import bind_checkpoints, unbind_checkpoint
+
+
+if TYPE_CHECKING:
+    from .site import Site
+
+# Names of the TaskAdapters in the adapted model, and behind the method's prefix of its container. Both are part of
+# every saved key; the first must not contain a method's prefix.
+SHARED = "task_adapters"
+GENERATORS = "generators"
+
+
+SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
 
 
 class Route(NamedTuple):
     """What the sites need to know of the forward pass they are in, and what they leave for its end."""
 
     tasks: tuple[str, ...]
-    weights: dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
+    weights: SiteWeights
     is_shared: bool  # the pass serves all tasks at once; otherwise the batch is laid out task by task
     features: dict[int, Tensor]  # by stage `(tasks, batch, tokens, channels)`, added to the maps of a shared pass
 
@@ -30,7 +42,7 @@ class Adapter:
     """What a `TaskAdapters` knows of one adapter besides its generator."""
 
     tasks: list[str]
-    site_names: list[str]
+    sites: "list[Site]"
     dropout: float
 
 
@@ -93,9 +105,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             hook.remove()
         [encoder] = self._encoder
         for module in encoder.modules():
-            checkpoint = module.__dict__.get("_gradient_checkpointing_func")
-            if isinstance(checkpoint, BoundCheckpoint):
-                module._gradient_checkpointing_func = checkpoint.checkpoint
+            unbind_checkpoint(module)
         if not isinstance(encoder, StageEncoder) and refuse_tasks not in encoder._forward_pre_hooks.values():
             encoder.register_forward_pre_hook(refuse_tasks, with_kwargs=True)
 
@@ -118,13 +128,13 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         kwargs = dict(kwargs)
         asked = {name: kwargs.pop(name) for name in ("task", "tasks") if kwargs.get(name) is not None}
         kwargs = {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
-        tasks = self._resolve(**asked)
+        tasks = self._resolve(self.active_adapters, **asked)
         self._named_one = "tasks" not in asked
         if self.disable_adapters:
             # The frozen encoder does not know tasks: one pass serves all.
             self.route = Route(tasks, {}, True, {})
             return args, kwargs
-        self.route = Route(tasks, self._generate(tasks), self.shares_pass, {})
+        self.route = Route(tasks, self._generate(tasks, self.active_adapters), self.shares_pass, {})
         bind_checkpoints(module, self)
         times = 1 if self.shares_pass else len(tasks)
         return repeat_batch(args, times), repeat_batch(kwargs, times)
@@ -135,6 +145,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         if route is None or not route.tasks or output is None:
             return output
         if route.is_shared:
+            self._check_gradient(route)
             parts = [add_features(output, route.features, i) for i in range(len(route.tasks))]
         elif self._named_one:
             return output
@@ -142,8 +153,19 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             parts = split_batch(output, len(route.tasks))
         return parts[0] if self._named_one else dict(zip(route.tasks, parts, strict=True))
 
-    def _resolve(self, task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
-        shared = [self.info[name].tasks for name in self.active_adapters if name in self.info]
+    def _check_gradient(self, route: Route) -> None:
+        """Raises ValueError where features came out of a block of code that was cut off from the gradient."""
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.generators.parameters())
+        if trains and any(not features.requires_grad for features in route.features.values()):
+            raise ValueError(
+                "Reentrant checkpointing passes no gradient to the features that these adapters make for decoders. "
+                "Enable it with {'use_reentrant': False}."
+            )
+
+    def _resolve(
+        self, adapter_names: list[str], task: str | None = None, tasks: Sequence[str] | None = None
+    ) -> tuple[str, ...]:
+        shared = [self.info[name].tasks for name in adapter_names if name in self.info]
         known = [name for name in shared[0] if all(name in others for others in shared)]
         if task is not None and tasks is not None:
             raise ValueError(
@@ -157,29 +179,32 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             if len(known) == 1:
                 return tuple(known)
             raise ValueError(
-                f"The adapter {self.active_adapters} serves several tasks, and none was named. Pass task= with one of "
+                f"The adapter {adapter_names} serves several tasks, and none was named. Pass task= with one of "
                 f"{known}, or tasks= with a list of them."
             )
         named = (task,) if tasks is None else tuple(tasks)
         unknown = [name for name in named if name not in known]
         if unknown or not named or len(set(named)) < len(named):
             raise ValueError(
-                f"Tasks must be among {known} of the adapter {self.active_adapters}, each named once; got "
-                f"{list(named)}."
+                f"Tasks must be among {known} of the adapter {adapter_names}, each named once; got {list(named)}."
             )
         return named
 
-    def _generate(self, tasks: tuple[str, ...]) -> dict[str, list[tuple[Any, float]]]:
-        weights: dict[str, list[tuple[Any, float]]] = {}
-        for name in self.active_adapters:
+    def weights_of(self, adapter_names: list[str], **asked: Any) -> SiteWeights:
+        """Weights and dropout of some adapters, by site, for `task=` or `tasks=`; the errors are those of a call."""
+        return self._generate(self._resolve(adapter_names, **asked), adapter_names)
+
+    def _generate(self, tasks: tuple[str, ...], adapter_names: list[str]) -> SiteWeights:
+        weights: SiteWeights = {}
+        for name in adapter_names:
             info, generator = self.info[name], self.generators[name]
             device = next(generator.parameters()).device
             indices = torch.tensor([info.tasks.index(task) for task in tasks], device=device)
             # In full precision: generation is a small part of a step, and what it makes is used all over it.
             with torch.autocast(device.type, enabled=False):
                 generated = generator(indices)
-            for site_name, site_weights in zip(info.site_names, generated, strict=True):
-                weights.setdefault(site_name, []).append((site_weights, info.dropout))
+            for site, site_weights in zip(info.sites, generated, strict=True):
+                weights.setdefault(site.name, []).append((site_weights, info.dropout))
         return weights
 
     @contextmanager
@@ -208,39 +233,6 @@ def add_features(maps: Any, features: Mapping[int, Tensor], task: int) -> Any:
         tokens = of_tasks[task][:, -height * width :]
         of_task[stage] = maps[stage] + tokens.mT.unflatten(-1, (height, width)).to(maps[stage].dtype)
     return type(maps)(of_task)
-
-
-class BoundCheckpoint:
-    """A checkpoint function whose recomputed layers see the tasks and weights of their own forward pass.
-
-    Recomputation happens in the backward pass, when the route is long over, or is that of another step.
-    """
-
-    def __init__(self, checkpoint: Callable, adapters: TaskAdapters):
-        self.checkpoint = checkpoint
-        self.adapters = adapters
-
-    def __call__(self, function: Callable, *args, **kwargs) -> Any:
-        return self.checkpoint(partial(_follow, self.adapters, self.adapters.route, function), *args, **kwargs)
-
-
-def _follow(adapters: TaskAdapters, route: Route, function: Callable, *args, **kwargs) -> Any:
-    with adapters.following(route):
-        return function(*args, **kwargs)
-
-
-def bind_checkpoints(model: nn.Module, adapters: TaskAdapters) -> None:
-    """Binds the checkpoint function of every layer that has one (transformers' GradientCheckpointingLayer)."""
-    for module in model.modules():
-        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
-        if checkpoint is None or isinstance(checkpoint, BoundCheckpoint):
-            continue
-        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
-            raise ValueError(
-                "Reentrant checkpointing passes no gradient to adapters of a frozen encoder. Enable it with "
-                "{'use_reentrant': False}."
-            )
-        module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, adapters)
 
 
 def refuse_tasks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

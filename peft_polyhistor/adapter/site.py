@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from .routing import TaskAdapters
 
@@ -61,17 +61,23 @@ class AdapterSite(nn.Module, BaseTunerLayer):
         self.set_adapter(self._adapters[0].active_adapters)
 
     def merge(self, *args, **kwargs) -> None:
-        refuse_merge()
+        raise ValueError(
+            "One encoder cannot carry the merged adapters of several tasks. `merge_and_unload(task=...)` makes it the "
+            "encoder of one task, where the method can be merged."
+        )
+
+    def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
+        """Parameters of the frozen module, by name, into which the weights of one task are merged.
+
+        Raises:
+            ValueError: The adapters cannot be merged.
+        """
+        raise ValueError(
+            f"Adapters of '{self.site.name}' compute what no parameter of the encoder can, and cannot be merged into "
+            "it. Keep the adapter, or call `unload()` for the encoder without it."
+        )
 
 
 def base_of(module: nn.Module) -> nn.Module:
     """The frozen module, whether it is wrapped or not."""
     return module.base_layer if isinstance(module, AdapterSite) else module
-
-
-def refuse_merge() -> None:
-    """Raises the ValueError of every attempt to merge."""
-    raise ValueError(
-        "Adapters of several tasks cannot be merged into the weights of one frozen encoder. Keep the adapter, or call "
-        "`unload()` for the encoder without it."
-    )

@@ -15,11 +15,12 @@ from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
-from .routing import Adapter, TaskAdapters
-from .site import AdapterSite, Site, base_of, refuse_merge
+from .routing import GENERATORS, SHARED, Adapter, TaskAdapters
+from .site import AdapterSite, Site, base_of
+from .task_set import TaskSet
 
 
-class AdapterTuner(BaseTuner):
+class AdapterTuner(TaskSet, BaseTuner):
     """Injects the sites of a method and the one `TaskAdapters` that serves them.
 
     A family of methods says where its adapters sit (`known_sites`, `site_at`); a method sets the `prefix` of its
@@ -146,7 +147,7 @@ class AdapterTuner(BaseTuner):
             self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS, config.shares_pass))
             getattr(self.model, SHARED).attach(routed_module(self.model))
         adapters = getattr(self.model, SHARED)
-        adapters.add(adapter_name, generator, Adapter(config.tasks, [site.name for site in sites], config.dropout))
+        adapters.add(adapter_name, generator, Adapter(config.tasks, sites, config.dropout))
         return adapters
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -162,8 +163,6 @@ class AdapterTuner(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            refuse_merge()
         for module in self.model.modules():
             if isinstance(module, AdapterSite):
                 module.detach()
@@ -171,12 +170,6 @@ class AdapterTuner(BaseTuner):
             getattr(self.model, SHARED).detach()
             delattr(self.model, SHARED)
         return super()._unload_and_optionally_merge(merge=False, **kwargs)
-
-
-# Names of the TaskAdapters in the adapted model, and behind the method's prefix of its container. Both are part of
-# every saved key; the first must not contain a method's prefix.
-SHARED = "task_adapters"
-GENERATORS = "generators"
 
 
 def aimed_at(config: MultiTaskConfig, names: list[str]) -> MultiTaskConfig:

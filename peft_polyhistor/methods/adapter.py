@@ -6,6 +6,7 @@ Baselines of Polyhistor (arXiv:2210.03265, Table 1). The adapter is that of Houl
 place and with the norm that Polyhistor gives all bottleneck methods.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -25,17 +26,42 @@ from ..registry import register
 class AdapterConfig(BottleneckConfig):
     """Settings of Adapter: dense weights, learned for every task.
 
+    Args:
+        bottlenecks: Bottleneck of every site in the order of the model, in place of `reduction_factor`; so `bake` keeps
+            those of another method.
+
     Parameters, per task and site of width d and bottleneck n: 2 d n + n + 3 d.
     """
 
     method: ClassVar[str] = "MTL_ADAPTER"
 
     reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
+    bottlenecks: Sequence[int] | None = field(
+        default=None, metadata={"help": "Bottleneck of every site, in place of reduction_factor."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for bottleneck in self.bottlenecks or []:
+            check_positive("bottlenecks", bottleneck)
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
+        return self.make_weights(len(self.tasks), sites)
+
+    def make_weights(self, sets: int, sites: list[Site]) -> Sites:
+        """Weights of every site, as many sets of them.
+
+        Raises:
+            ValueError: There are not as many `bottlenecks` as sites.
+        """
+        bottlenecks = self.bottlenecks or [self.bottleneck_of(site.width) for site in sites]
+        if len(bottlenecks) != len(sites):
+            raise ValueError(
+                f"`bottlenecks` must have one entry for each of the {len(sites)} sites, got {len(bottlenecks)}."
+            )
         return Sites(
-            TaskWeights(len(self.tasks), site.width, self.bottleneck_of(site.width), DenseMatrix, self.init_weights)
-            for site in sites
+            TaskWeights(sets, site.width, bottleneck, DenseMatrix, self.init_weights)
+            for site, bottleneck in zip(sites, bottlenecks, strict=True)
         )
 
 
@@ -54,11 +80,9 @@ class SharedAdapterConfig(AdapterConfig):
     def make_generator(self, sites: list[Site]) -> nn.Module:
         norms = [site for site in sites if isinstance(site, ParameterPlace)]
         adapted = [site for site in sites if not isinstance(site, ParameterPlace)]
-        weights = (
-            TaskWeights(1, site.width, self.bottleneck_of(site.width), DenseMatrix, self.init_weights)
-            for site in adapted
+        return SharedAdapter(
+            self.make_weights(1, adapted), ParameterAdditions(1, norms), [site in norms for site in sites]
         )
-        return SharedAdapter(Sites(weights), ParameterAdditions(1, norms), [site in norms for site in sites])
 
 
 class SharedAdapter(nn.Module):

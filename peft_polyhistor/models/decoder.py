@@ -3,6 +3,7 @@
 """Dense decoders: one all-MLP head per task over the four stage maps (SegFormer, arXiv:2105.15203, Sec. 3.2)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,9 +71,21 @@ class Decoders(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths) if norms and shared_norms else None
         own_norms = norms and not shared_norms
-        self.heads = nn.ModuleDict(
-            {task: DenseDecoder(widths, out, width, dropout, own_norms) for task, out in channels.items()}
-        )
+        self._make_head = partial(DenseDecoder, widths, width=width, dropout=dropout, norms=own_norms)
+        self.heads = nn.ModuleDict({task: self._make_head(out) for task, out in channels.items()})
+
+    def add(self, task: str, channels: int, from_: str | None) -> None:
+        """Adds a head; see `MultiTaskDenseModel.add_task`."""
+        like = self.heads[from_] if from_ else next(iter(self.heads.values()))
+        weight = like.classifier.weight
+        head = self._make_head(channels).to(weight.device, weight.dtype).train(like.training)
+        if from_:
+            state = like.state_dict()
+            own = head.state_dict()
+            head.load_state_dict(
+                {name: value if value.shape == own[name].shape else own[name] for name, value in state.items()}
+            )
+        self.heads[task] = head.requires_grad_(weight.requires_grad)
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Stage maps by task to logits by task, each at stride 4."""

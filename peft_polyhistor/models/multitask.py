@@ -138,6 +138,44 @@ class MultiTaskDenseModel(PreTrainedModel):
                 module.eval()
         return self
 
+    def add_task(self, name: str, from_: str | None = None) -> None:
+        """Adds a decoder for one more task.
+
+        Args:
+            name: Of the task, a row of `TASKS`.
+            from_: The task whose decoder it starts as a copy of, but for a classifier of another number of channels;
+                `None` for fresh weights.
+
+        Raises:
+            ValueError: The task is unknown or there already, or `from_` is not there.
+        """
+        [task] = get_tasks([name])
+        if name in self.config.tasks or from_ not in (None, *self.config.tasks):
+            raise ValueError(
+                f"The model has decoders for {self.config.tasks}; got a new task '{name}' from {from_!r}."
+            )
+        for decoders in self._all_decoders():
+            decoders.add(name, task.channels, from_)
+        self.config.tasks = [*self.config.tasks, name]
+
+    def remove_task(self, name: str) -> None:
+        """Takes the decoder of a task away.
+
+        Raises:
+            ValueError: There is none, or no other.
+        """
+        if name not in self.config.tasks or len(self.config.tasks) == 1:
+            raise ValueError(
+                f"The model has decoders for {self.config.tasks}, of which '{name}' cannot be taken away."
+            )
+        for decoders in self._all_decoders():
+            del decoders.heads[name]
+        self.config.tasks = [task for task in self.config.tasks if task != name]
+
+    def _all_decoders(self) -> list[Decoders]:
+        # Its own, and the copies that PEFT keeps for each adapter.
+        return [module for module in self.decoders.modules() if isinstance(module, Decoders)]
+
     def forward(
         self,
         pixel_values: Tensor,

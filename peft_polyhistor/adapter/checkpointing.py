@@ -1,0 +1,80 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Recomputed layers see the tasks and weights of their own forward pass.
+
+Recomputation happens in the backward pass, when the route is long over, or is that of another step.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+
+class Routed(Protocol):
+    """What leads a forward pass: it has a `route`, and runs code as part of the pass that a route came from."""
+
+    route: Any
+
+    def following(self, route: Any) -> Any: ...
+
+
+class BoundCheckpoint:
+    """A checkpoint function that leads the layers it recomputes.
+
+    The generated weights of a route are handed to it as arguments, through which it passes gradient in its reentrant
+    form too. What recomputed layers leave on a route goes nowhere: its pass is over.
+    """
+
+    def __init__(self, checkpoint: Callable, routed: Routed):
+        self.checkpoint = checkpoint
+        self.routed = routed
+
+    def __call__(self, function: Callable, *args, **kwargs) -> Any:
+        routes = self._passes_of(self.routed.route)
+        leaves, structure = tree_flatten(getattr(self.routed.route, "weights", None))
+
+        def follow(*args, **kwargs) -> Any:
+            weights, args = args[: len(leaves)], args[len(leaves) :]
+            route = next(routes)
+            if leaves:
+                route = route._replace(weights=tree_unflatten(weights, structure))
+            with self.routed.following(route):
+                return function(*args, **kwargs)
+
+        return self.checkpoint(follow, *leaves, *args, **kwargs)
+
+    @staticmethod
+    def _passes_of(route: Any) -> Iterator[Any]:
+        """The route, and then the same for every time that its layers are recomputed."""
+        yield route
+        while True:
+            yield route._replace(features={}) if hasattr(route, "features") else route
+
+
+def bind_checkpoints(model: nn.Module, routed: Routed) -> None:
+    """Binds the checkpoint function of every layer that has one (transformers' GradientCheckpointingLayer)."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        if checkpoint is not None and not isinstance(checkpoint, BoundCheckpoint):
+            module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, routed)
+
+
+def unbind_checkpoint(module: nn.Module) -> None:
+    """Gives a layer its own checkpoint function back."""
+    checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+    if isinstance(checkpoint, BoundCheckpoint):
+        module._gradient_checkpointing_func = checkpoint.checkpoint
+
+
+def refuse_reentrant(model: nn.Module) -> None:
+    """Raises ValueError where a layer recomputes in the reentrant form."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        checkpoint = checkpoint.checkpoint if isinstance(checkpoint, BoundCheckpoint) else checkpoint
+        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "Reentrant checkpointing passes no gradient to adapters of a frozen encoder. Enable it with "
+                "{'use_reentrant': False}."
+            )

@@ -1,0 +1,137 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done with the tasks of a trained adapter, for which PEFT has no word."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from ..models.multitask import MultiTaskDenseModel
+from .routing import SHARED
+from .site import AdapterSite
+
+
+class TaskSet(BaseTuner):
+    """Verbs of a tuner, and so of its `PeftModel`, for one task among those of an adapter.
+
+    They change the parameters of the adapter: make the optimiser afterwards.
+    """
+
+    def add_task(self, name: str, from_: str | None = None, adapter_name: str | None = None) -> None:
+        """Gives a trained adapter one more task. What the tasks share stays as it is, and so do the other tasks.
+
+        A dense model gets a decoder for it, a copy too where `from_` has as many output channels.
+
+        Args:
+            name: Of the new task; on a dense model one of `TASKS`.
+            from_: The task that it starts as a copy of; `None` for the mean of all.
+            adapter_name: The adapter; `None` for the active one.
+
+        Raises:
+            ValueError: The adapter has the task, or does not have `from_`.
+        """
+        adapter_name = self._one_adapter(adapter_name)
+        tasks = self.peft_config[adapter_name].tasks
+        _require_known(from_, tasks)
+        if name in tasks:
+            raise ValueError(f"The adapter '{adapter_name}' has a task '{name}' already; its tasks are {tasks}.")
+        rows = [*range(len(tasks)), None if from_ is None else tasks.index(from_)]
+        self._set_tasks(adapter_name, [*tasks, name], rows)
+        if isinstance(self.model, MultiTaskDenseModel):
+            self.model.add_task(name, from_)
+
+    def remove_task(self, name: str, adapter_name: str | None = None) -> None:
+        """Takes a task out of a trained adapter, and its decoder out of a dense model. The other tasks stay as is.
+
+        Raises:
+            ValueError: The adapter does not have the task, or has no other.
+        """
+        adapter_name = self._one_adapter(adapter_name)
+        tasks = self.peft_config[adapter_name].tasks
+        _require_known(name, tasks)
+        if len(tasks) == 1:
+            raise ValueError(
+                f"'{name}' is the only task of the adapter '{adapter_name}'. Use `delete_adapter` or `unload`."
+            )
+        rows = [index for index, task in enumerate(tasks) if task != name]
+        self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
+        if isinstance(self.model, MultiTaskDenseModel) and name in self.model.config.tasks:
+            self.model.remove_task(name)
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        task: str | None = None,
+    ) -> nn.Module:
+        """As in PEFT, for one task: the base model whose parameters are those of the task.
+
+        Args:
+            progressbar: Of no use: there is nothing to wait for.
+            safe_merge: Check first that the result is finite.
+            adapter_names: The adapters to merge; `None` for the active ones.
+            task: The task; may be left out where there is one.
+
+        Raises:
+            ValueError: The method cannot be merged, or the task is not among the adapters'; nothing is changed.
+        """
+        if hasattr(self.model, SHARED):
+            weights = getattr(self.model, SHARED).weights_of(adapter_names or self.active_adapters, task=task)
+            sites = [module for module in self.model.modules() if isinstance(module, AdapterSite)]
+            merged = [site.merged_parameters(weights.get(site.site.name, [])) for site in sites]
+            if safe_merge and not all(value.isfinite().all() for site in merged for value in site.values()):
+                raise ValueError(
+                    f"The task {task!r} would merge into parameters that are not finite. Check the adapter."
+                )
+            for site, parameters in zip(sites, merged, strict=True):
+                for name, value in parameters.items():
+                    site.base_layer.get_parameter(name).data.copy_(value)
+        return self.unload()
+
+    def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
+        config, adapters = self.peft_config[adapter_name], getattr(self.model, SHARED, None)
+        changed = replace(config, tasks=tasks)  # which checks the names
+        if adapters is not None:
+            old = adapters.generators[adapter_name]
+            new = changed.make_generator(adapters.info[adapter_name].sites)
+            reference = next(old.parameters())
+            copy_tasks(old, new.to(reference.device, reference.dtype), rows)
+            adapters.generators[adapter_name] = new.train(old.training)
+            adapters.info[adapter_name].tasks = tasks
+        config.tasks = tasks
+
+    def _one_adapter(self, adapter_name: str | None) -> str:
+        given = self.active_adapters if adapter_name is None else [adapter_name]
+        if len(given) != 1 or given[0] not in self.peft_config:
+            raise ValueError(f"`adapter_name` must be one of {list(self.peft_config)}, got {adapter_name!r}.")
+        return given[0]
+
+
+def _require_known(task: str | None, tasks: list[str]) -> None:
+    if task is not None and task not in tasks:
+        raise ValueError(f"There is no task '{task}'; the adapter has {tasks}.")
+
+
+@torch.no_grad()
+def copy_tasks(old: nn.Module, new: nn.Module, rows: Sequence[int | None]) -> None:
+    """Fills the generator of a changed list of tasks from the one before.
+
+    A parameter is per task where its first axis changes with the number of tasks; every task then owns an equal share
+    of the rows. All others are shared by the tasks.
+
+    Args:
+        old: The trained generator.
+        new: A fresh one of the same method and settings, with more or fewer tasks.
+        rows: For each task of `new`, the index of the task of `old` that it is, or `None` for the mean of all.
+    """
+    for name, parameter in new.named_parameters():
+        source = old.get_parameter(name)
+        parameter.requires_grad_(source.requires_grad)
+        if source.shape != parameter.shape:
+            of_tasks = source.unflatten(0, (-1, len(parameter) // len(rows)))  # (tasks, rows of a task, ...)
+            source = torch.cat([of_tasks.mean(dim=0) if row is None else of_tasks[row] for row in rows])
+        parameter.copy_(source)
