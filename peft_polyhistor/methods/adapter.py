@@ -27,8 +27,8 @@ class AdapterConfig(BottleneckConfig):
     """Settings of Adapter: dense weights, learned for every task.
 
     Args:
-        bottlenecks: Bottleneck of every site in the order of the model, in place of `reduction_factor`; so `bake` keeps
-            those of another method.
+        bottlenecks: Bottleneck of every site in the order of the model, in place of `reduction_factor`: how `bake`
+            keeps those of another method.
 
     Parameters, per task and site of width d and bottleneck n: 2 d n + n + 3 d.
     """
