@@ -105,11 +105,12 @@ def test_shared_adapter_trains_the_norms_and_adds_one_adapter(adapt, make_swin, 
 def test_prompts_are_tokens_of_every_window_dropped_after_attention(adapt, pixels):
     model, generator = adapt(VptDeepConfig(tasks=NAMES, prompts=2))
     swin = model.base_model.model
-    index, site = 1, swin.encoder.layers[0].blocks[1].attention  # whose windows are shifted
+    index, heads, site = 3, 2, swin.encoder.layers[1].blocks[1].attention  # whose windows are shifted
     calls = watch(site)
-    model(pixels, task=NAMES[TASK])
+    model(pixels, tasks=NAMES[: TASK + 1])
     [((windows, mask), (got, _))] = calls
-    attention, prompts, heads = site.base_layer, generator.layers[index][TASK], 1
+    windows, got = windows.chunk(2)[TASK], got.chunk(2)[TASK]
+    attention, prompts = site.base_layer, generator.layers[index][TASK]
     bias = attention.relative_position_bias()[0]
     assert mask is not None
     for i in (0, 5, len(windows) - 1):
@@ -210,8 +211,10 @@ BAD_SETTINGS = [
     (MultiTaskLoraConfig, {"scale": float("nan")}, "`scale` must be a finite number, got nan"),
     (MultiTaskLoraConfig, {"target_modules": ["layernorm_after"]}, "is no linear layer, which is what LoRA updates"),
     (VptDeepConfig, {"prompts": 0}, "`prompts` must be an integer of at least 1, got 0"),
-    (VptShallowConfig, {"target_modules": ["mlp"]}, r"mlp' \(SwinMLP\) is no windowed attention that VPT knows"),
+    (VptShallowConfig, {"target_modules": ["mlp"]}, r"puts no prompts into '.*mlp' \(SwinMLP\)"),
     (BitFitConfig, {"target_modules": ["drop_path"]}, "has no parameter called bias or relative_position_bias_table"),
+    (VptShallowConfig, {"target_modules": ["layers.1.blocks.0.attention"]}, "puts no prompts into '.*1.blocks.0.att"),
+    (VptShallowConfig, {"layers_to_transform": [1]}, r"target_modules=None .* layers_to_transform=\[1\]"),
     (BitFitConfig, {"target_modules": ["mlp", "fc1"]}, "matches '.*fc1' inside '.*mlp', a match too"),
     (VmtAdapterConfig, {}, "makes features for decoders, and SwinModel yields no stage maps"),
     (VmtAdapterConfig, {"sharing": "all"}, r"`sharing` must be one of \['none', 'transpose'\], got 'all'"),
@@ -233,6 +236,29 @@ def test_bitfit_takes_modules_that_are_named(make_swin, perturb, pixels):
     model = perturb(get_peft_model(make_swin(), BitFitConfig(tasks=NAMES, target_modules=["mlp"]))).double()
     assert all(name.endswith(".mlp") for name in model.targeted_module_names)
     assert not torch.equal(model(pixels, task="a").last_hidden_state, model(pixels, task="b").last_hidden_state)
+
+
+def test_a_table_called_without_a_batch_is_refused(make_swin, pixels):
+    model = get_peft_model(make_swin(), RelativeBiasConfig(tasks=NAMES, target_modules=["relative_position_bias"]))
+    model.float()(pixels.float(), task="a")
+    with pytest.raises(ValueError, match=r"called without a tensor.*Name a module around it"):
+        model(pixels.float(), tasks=["a", "b"])
+
+
+@pytest.mark.parametrize(("first", "second"), [(["mlp"], None), (None, ["mlp"])])
+def test_adapters_of_a_model_do_not_nest(make_swin, first, second):
+    model = get_peft_model(make_swin(), BitFitConfig(tasks=NAMES, target_modules=first))
+    with pytest.raises(ValueError, match=r"already, one within the other\..*name the same ones"):
+        model.add_adapter("second", BitFitConfig(tasks=NAMES, target_modules=second))
+
+
+@torch.no_grad()
+def test_merging_into_a_dense_model_keeps_the_decoder_of_the_task(make_dense, perturb, pixels):
+    model = perturb(get_peft_model(make_dense(), BitFitConfig(tasks=["semseg", "human_parts", "normals"]))).eval()
+    expected = model(pixels.float(), tasks=["normals"]).logits["normals"]
+    merged = model.merge_and_unload(task="normals")
+    assert merged.config.tasks == ["normals"]
+    torch.testing.assert_close(merged(pixels.float()).logits["normals"], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 """What every method promises as a PEFT method, one function per promise. A new method is one row of the table."""
 
 import copy
+import gc
 import itertools
 import pickle
 import re
@@ -579,6 +580,52 @@ def test_a_bad_change_of_tasks_changes_nothing(adapt, make_swin, pixels, verb, c
         getattr(model, verb)(**call)
     assert model.peft_config["default"].tasks == TASKS and list(model.state_dict()) == before
     model(pixels, tasks=TASKS)
+
+
+@for_two_methods
+def test_tasks_of_one_adapter_among_several_stay(adapt, make_config, make_dense):
+    model = adapt(make_dense())
+    model.add_adapter("second", make_config())
+    for verb, name in (("add_task", "saliency"), ("remove_task", "semseg")):
+        with pytest.raises(ValueError, match=r"all its adapters, \['default', 'second'\].*Delete the others first"):
+            getattr(model, verb)(name, adapter_name="default")
+    assert list(model.base_model.model.config.tasks) == TASKS == model.peft_config["default"].tasks
+
+
+@for_two_methods
+def test_an_unknown_task_changes_nothing(adapt, make_dense, pixels):
+    model = adapt(make_dense(["semseg", "normals"]), tasks=TASKS)
+    for call in ({"name": "depthh"}, {"name": "saliency", "from_": "human_parts"}):
+        with pytest.raises(ValueError, match=r"depthh|got a new task 'saliency' from 'human_parts'"):
+            model.add_task(**call)
+    assert model.peft_config["default"].tasks == TASKS
+    model(pixels)
+
+
+def test_decoders_with_other_norms_are_refused(adapt, make_dense, tmp_path):
+    adapt(make_dense(shared_norms=True)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"have shared_norms=True, and the model's have shared_norms=False"):
+        PeftModel.from_pretrained(make_dense(), tmp_path)
+    PeftModel.from_pretrained(make_dense(shared_norms=True), tmp_path)
+
+
+@for_two_methods
+def test_an_adapter_per_picture_is_refused(adapt, make_swin, pixels):
+    with pytest.raises(ValueError, match="`adapter_names` chooses an adapter per picture"):
+        adapt(make_swin())(pixels, task="semseg", adapter_names=["__base__", "default"])
+
+
+def test_memory_does_not_grow(adapt, make_dense, pixels):
+    """Steps with checkpointing, and passes whose loss is never used."""
+    model = adapt(make_dense()).train()
+    model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+    tensors = []
+    for _ in range(4):
+        loss_of(predict(model, pixels, "semseg")).backward()
+        predict(model, pixels, "semseg")
+        gc.collect()
+        tensors.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert tensors[1] == tensors[-1]
 
 
 @for_two_methods

@@ -10,16 +10,31 @@ from typing import Any
 from torch import Tensor
 
 
-def repeat_batch(value: Any, times: int) -> Any:
-    """Repeats every tensor in `value` along its first axis: the whole batch once per task."""
-    if times == 1:
-        return value
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor with a first axis in nested containers; `None` where there is none."""
     if isinstance(value, Tensor):
-        return value.repeat(times, *[1] * (value.ndim - 1)) if value.ndim else value
-    if isinstance(value, dict):
-        return {key: repeat_batch(item, times) for key, item in value.items()}
+        return value if value.ndim else None
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return None
+    return next((tensor for item in value if (tensor := first_tensor(item)) is not None), None)
+
+
+def repeat_batch(value: Any, times: int) -> Any:
+    """Repeats the batch in `value` once per task: every tensor with as many entries on its first axis as the first."""
+    first = first_tensor(value)
+    return value if times == 1 or first is None else _repeat(value, times, len(first))
+
+
+def _repeat(value: Any, times: int, size: int) -> Any:
+    if isinstance(value, Tensor):
+        is_batch = value.ndim and len(value) == size
+        return value.repeat(times, *[1] * (value.ndim - 1)) if is_batch else value
+    if isinstance(value, Mapping):
+        return _like(value, {key: _repeat(item, times, size) for key, item in value.items()})
     if isinstance(value, tuple | list):
-        return type(value)(repeat_batch(item, times) for item in value)
+        return _rebuild(value, [_repeat(item, times, size) for item in value])
     return value
 
 
@@ -42,8 +57,13 @@ def split_batch(value: Any, parts: int) -> list[Any]:
         return [make({key: item[i] for key, item in items.items()}) for i in range(parts)]
     if isinstance(value, tuple | list):
         columns = [split_batch(item, parts) for item in value]
-        return [type(value)(column[i] for column in columns) for i in range(parts)]
+        return [_rebuild(value, [column[i] for column in columns]) for i in range(parts)]
     return [value] * parts
+
+
+def _rebuild(value: tuple | list, items: list) -> tuple | list:
+    """A sequence of the same type; named tuples take their items one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _like(value: Mapping, items: dict[str, Any]) -> Mapping:

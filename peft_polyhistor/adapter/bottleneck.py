@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -16,6 +16,7 @@ from ..config import SUBLAYERS, BottleneckConfig
 from ..models.blocks import Block, Sublayer
 from ..models.multitask import MultiTaskDenseModel
 from ..registry import METHODS
+from .batches import first_tensor
 from .routing import SHARED
 from .site import AdapterSite, Site
 from .tuner import AdapterTuner
@@ -65,6 +66,14 @@ def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
 class BottleneckSite(AdapterSite):
     """Adds the active adapters to the module's output; the subclasses settle what they read. See `PLACEMENTS`."""
 
+    def adapted(self, x: Tensor, output: Any) -> Any:
+        """The module's output with the adapters in it: in the first item where it returns several."""
+        if self.disable_adapters:
+            return output
+        if isinstance(output, tuple):
+            return (self.adapt(x, output[0]), *output[1:])
+        return self.adapt(x, output)
+
     def adapt(self, x: Tensor, output: Tensor) -> Tensor:
         """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
         for weights, dropout in self.active_weights():
@@ -75,17 +84,16 @@ class BottleneckSite(AdapterSite):
 class ParallelSite(BottleneckSite):
     """Adapter(x) added to base_layer(x), both reading the module's own input."""
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        output = self.base_layer(x, *args, **kwargs)
-        return output if self.disable_adapters else self.adapt(x, output)
+    def forward(self, *args, **kwargs) -> Any:
+        return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
 
 
 class SerialSite(BottleneckSite):
     """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
 
-    def forward(self, *args, **kwargs) -> Tensor:
+    def forward(self, *args, **kwargs) -> Any:
         output = self.base_layer(*args, **kwargs)
-        return output if self.disable_adapters else self.adapt(output, output)
+        return self.adapted(output[0] if isinstance(output, tuple) else output, output)
 
 
 @dataclass(frozen=True)
@@ -116,10 +124,9 @@ class ResidualSite(BottleneckSite):
         """Forward pre-hook of the module that reads the residual stream."""
         self._residual = args[0]
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, *args, **kwargs) -> Any:
         residual = self.__dict__.pop("_residual")  # not kept: it would outlive the step
-        output = self.base_layer(x, *args, **kwargs)
-        return output if self.disable_adapters else self.adapt(residual, output)
+        return self.adapted(residual, self.base_layer(*args, **kwargs))
 
 
 class BottleneckTuner(AdapterTuner):

@@ -33,24 +33,36 @@ class BoundCheckpoint:
 
     def __call__(self, function: Callable, *args, **kwargs) -> Any:
         routes = self._passes_of(self.routed.route)
-        leaves, structure = tree_flatten(getattr(self.routed.route, "weights", None))
+        leaves, structure = tree_flatten(getattr(self.routed.route, "weights", {}))
 
         def follow(*args, **kwargs) -> Any:
             weights, args = args[: len(leaves)], args[len(leaves) :]
-            route = next(routes)
+            route, is_over = next(routes)
             if leaves:
                 route = route._replace(weights=tree_unflatten(weights, structure))
-            with self.routed.following(route):
-                return function(*args, **kwargs)
+            try:
+                with self.routed.following(route):
+                    return function(*args, **kwargs)
+            finally:
+                if is_over:
+                    drop_features(route)
 
         return self.checkpoint(follow, *leaves, *args, **kwargs)
 
     @staticmethod
-    def _passes_of(route: Any) -> Iterator[Any]:
-        """The route, and then the same for every time that its layers are recomputed."""
-        yield route
+    def _passes_of(route: Any) -> Iterator[tuple[Any, bool]]:
+        """The route in its own pass, and then for every time that its layers are recomputed."""
+        yield route, False
         while True:
-            yield route._replace(features={}) if hasattr(route, "features") else route
+            yield (route._replace(features={}) if hasattr(route, "features") else route), True
+
+
+def drop_features(route: Any) -> None:
+    """Lets go of what layers left on a route.
+
+    Autograd holds on to the route of checkpointed layers, and what they leave to autograd: a circle never collected.
+    """
+    getattr(route, "features", {}).clear()
 
 
 def bind_checkpoints(model: nn.Module, routed: Routed) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..models.blocks import Block, encoder_modules
+from .batches import first_tensor
 from .site import AdapterSite, Site, base_of
 
 
@@ -56,7 +57,13 @@ class ParameterSite(AdapterSite):
 
 def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
-    size = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+    first = first_tensor((args, kwargs))
+    if first is None and parts > 1:
+        raise ValueError(
+            "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
+            "task. Name a module around it in `target_modules`."
+        )
+    size = 0 if first is None else len(first)
 
     def part_of(value: Any, index: int) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == size:
@@ -71,8 +78,8 @@ def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tupl
 
 
 def join_outputs(outputs: list[Any]) -> Any:
-    """Outputs of each task, tensors or tuples of them, as one batch."""
-    if len(outputs) == 1 or outputs[0] is None:
+    """Outputs of each task, tensors or tuples of them, as one batch; anything else is the same for all."""
+    if len(outputs) == 1 or not isinstance(outputs[0], Tensor | tuple):
         return outputs[0]
     if isinstance(outputs[0], tuple):
         return tuple(join_outputs(list(items)) for items in zip(*outputs, strict=True))
@@ -127,6 +134,11 @@ def parameter_places(
         if name.startswith(inside):
             continue
         shapes = parameter_shapes(base_of(module), trains, recurse=name in attentions)
+        if name in wrapped and shapes.keys() != parameter_shapes(base_of(module), trains, recurse=True).keys():
+            raise ValueError(
+                f"The new adapters ask for modules within '{name}', which carries adapters already, one within the "
+                "other. Adapters of one model share their modules: name the same ones."
+            )
         if shapes:
             places.append(ParameterPlace(name, ParameterSite, last_axis(shapes), block_of(name, blocks), shapes))
     return places

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..models.encoder import StageEncoder
 from .batches import repeat_batch, split_batch
-from .checkpointing import bind_checkpoints, unbind_checkpoint
+from .checkpointing import bind_checkpoints, drop_features, unbind_checkpoint
 
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
 
     It stands in the model once, beside the encoder, so that saved parameters are named by role and not by the path of
     a layer. Its two hooks around the encoder take `task=` or `tasks=` out of the call, lay the batch out task by task,
-    generate the weights of all sites once, and split the result.
+    generate the weights of all sites once, and split the result. Tasks that share a pass are handed the same output.
+
+    Note:
+        A model follows one pass at a time: threads that call it must take turns.
 
     Args:
         container: Name of the dictionary that holds one generator per adapter; PEFT finds parameters by it.
@@ -137,7 +140,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         self.route = Route(tasks, self._generate(tasks, self.active_adapters), self.shares_pass, {})
         bind_checkpoints(module, self)
         times = 1 if self.shares_pass else len(tasks)
-        return repeat_batch(args, times), repeat_batch(kwargs, times)
+        return repeat_batch((args, kwargs), times)
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook, called after an error too: ends the route and hands each task its part of the output."""
@@ -147,6 +150,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         if route.is_shared:
             self._check_gradient(route)
             parts = [add_features(output, route.features, i) for i in range(len(route.tasks))]
+            drop_features(route)
         elif self._named_one:
             return output
         else:

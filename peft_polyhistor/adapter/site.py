@@ -18,7 +18,7 @@ class Site:
     Args:
         name: Path of the module in the model.
         layer: The `AdapterSite` that wraps it.
-        width: Channels C of its stage.
+        width: Channels it works on; of encoder parameters that train, the last axis of the first.
         block: Index of the transformer block it is part of, whose sites may share parameters; `None` outside of them.
     """
 

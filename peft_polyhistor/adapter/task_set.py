@@ -31,17 +31,20 @@ class TaskSet(BaseTuner):
             adapter_name: The adapter; `None` for the active one.
 
         Raises:
-            ValueError: The adapter has the task, or does not have `from_`.
+            ValueError: The adapter has the task, or does not have `from_`, or a dense model carries several adapters.
         """
         adapter_name = self._one_adapter(adapter_name)
         tasks = self.peft_config[adapter_name].tasks
         _require_known(from_, tasks)
         if name in tasks:
             raise ValueError(f"The adapter '{adapter_name}' has a task '{name}' already; its tasks are {tasks}.")
+        decoders = self._dense_model()
+        if decoders is not None:
+            decoders.check_new_task(name, from_)
         rows = [*range(len(tasks)), None if from_ is None else tasks.index(from_)]
         self._set_tasks(adapter_name, [*tasks, name], rows)
-        if isinstance(self.model, MultiTaskDenseModel):
-            self.model.add_task(name, from_)
+        if decoders is not None:
+            decoders.add_task(name, from_)
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
         """Takes a task out of a trained adapter, and its decoder out of a dense model. The other tasks stay as is.
@@ -56,10 +59,11 @@ class TaskSet(BaseTuner):
             raise ValueError(
                 f"'{name}' is the only task of the adapter '{adapter_name}'. Use `delete_adapter` or `unload`."
             )
+        decoders = self._dense_model()
         rows = [index for index, task in enumerate(tasks) if task != name]
+        if decoders is not None and name in decoders.config.tasks:
+            decoders.remove_task(name)
         self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
-        if isinstance(self.model, MultiTaskDenseModel) and name in self.model.config.tasks:
-            self.model.remove_task(name)
 
     def merge_and_unload(
         self,
@@ -79,6 +83,8 @@ class TaskSet(BaseTuner):
         Raises:
             ValueError: The method cannot be merged, or the task is not among the adapters'; nothing is changed.
         """
+        for name in adapter_names or self.active_adapters:
+            _require_known(task, self.peft_config[name].tasks)
         if hasattr(self.model, SHARED):
             weights = getattr(self.model, SHARED).weights_of(adapter_names or self.active_adapters, task=task)
             sites = [module for module in self.model.modules() if isinstance(module, AdapterSite)]
@@ -90,7 +96,21 @@ class TaskSet(BaseTuner):
             for site, parameters in zip(sites, merged, strict=True):
                 for name, value in parameters.items():
                     site.base_layer.get_parameter(name).data.copy_(value)
-        return self.unload()
+        model = self.unload()
+        if isinstance(model, MultiTaskDenseModel) and task is not None:
+            for other in [other for other in model.config.tasks if other != task]:
+                model.remove_task(other)  # its decoder has no encoder any more
+        return model
+
+    def _dense_model(self) -> MultiTaskDenseModel | None:
+        if not isinstance(self.model, MultiTaskDenseModel):
+            return None
+        if len(self.peft_config) > 1:
+            raise ValueError(
+                f"The model's decoders are for the tasks of all its adapters, {list(self.peft_config)}: changing those "
+                "of one would leave the others without. Delete the others first, or change a copy."
+            )
+        return self.model
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
         config, adapters = self.peft_config[adapter_name], getattr(self.model, SHARED, None)

@@ -3,6 +3,8 @@
 """Puts adapters into a model: what the PEFT tuners of all methods share."""
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -49,6 +51,17 @@ class AdapterTuner(TaskSet, BaseTuner):
             ValueError: It is no place for an adapter of the method.
         """
 
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args, adapter_names: Sequence[str] | None = None, **kwargs
+    ) -> Iterator[None]:
+        if adapter_names is not None:
+            raise ValueError(
+                f"`adapter_names` chooses an adapter per picture, which {type(self).__name__} cannot do. Choose one "
+                "with `set_adapter`."
+            )
+        yield
+
     def _prepare_adapter_config(self, peft_config: MultiTaskConfig, model_config: dict) -> MultiTaskConfig:
         return peft_config  # `target_modules=None` stays: it means every block of whatever encoder this is
 
@@ -90,7 +103,7 @@ class AdapterTuner(TaskSet, BaseTuner):
             ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or a named module
                 is no place for an adapter.
         """
-        blocks = find_blocks(model)
+        asked, blocks = config, find_blocks(model)
         known = {site.name: site for site in self.known_sites(model, blocks, config)}
         if config.target_modules is None:
             check_blocks(model, config, blocks)
@@ -110,8 +123,9 @@ class AdapterTuner(TaskSet, BaseTuner):
                 )
         if not names:
             raise ValueError(
-                f"No module matches target_modules={config.target_modules} with exclude_modules="
-                f"{config.exclude_modules}. Known of {type(model).__name__}: {list(known) or 'none'}."
+                f"No module matches target_modules={asked.target_modules} with exclude_modules="
+                f"{asked.exclude_modules} and layers_to_transform={asked.layers_to_transform}. Known of "
+                f"{type(model).__name__}: {list(known) or 'none'}."
             )
         return [
             known.get(name) or self._site_named(model, name, len(blocks) + i, config) for i, name in enumerate(names)
@@ -129,8 +143,15 @@ class AdapterTuner(TaskSet, BaseTuner):
                 f"The model carries adapters of another method, and {config.method} adapters cannot join them: one "
                 "model carries adapters of one method. Call `unload()` first, or adapt another copy of the model."
             )
+        wrapped = [name for name, module in model.named_modules() if isinstance(module, AdapterSite)]
         for site in self._sites.values():
             module = model.get_submodule(site.name)
+            nested = [name for name in wrapped if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
+            if nested and site.name not in wrapped:
+                raise ValueError(
+                    f"The new adapters ask for '{site.name}', and there are adapters of '{nested[0]}' already, one "
+                    "within the other. Adapters of one model share their modules: name the same ones."
+                )
             if isinstance(module, AdapterSite) and type(module) is not site.layer:
                 raise ValueError(
                     f"'{site.name}' already carries adapters placed as {type(module).__name__}, and the new ones ask "
@@ -188,7 +209,8 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
     Raises:
-        ValueError: The model has a decoder for a task that the adapter does not know.
+        ValueError: The model has a decoder for a task that the adapter does not know, or the decoders saved with the
+            adapter have other norms.
     """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
@@ -196,6 +218,12 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
             f"The adapter is for the tasks {config.tasks}, and the model has decoders for {model.config.tasks}: there "
             f"is no adapter for {missing}. Build the model with tasks of the adapter, or train an adapter for these."
         )
+    if config.shared_norms not in (None, model.config.shared_norms):
+        raise ValueError(
+            f"The decoders saved with the adapter have shared_norms={config.shared_norms}, and the model's have "
+            f"shared_norms={model.config.shared_norms}. Build the model with that of the adapter."
+        )
+    config.shared_norms = model.config.shared_norms
     if not config.inference_mode:  # else a saved adapter, which may come without decoders
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
 

@@ -69,7 +69,8 @@ class AdapterConfig(BottleneckConfig):
 class SharedAdapterConfig(AdapterConfig):
     """Settings of Shared Adapter: one adapter for all tasks, and the encoder's LayerNorms train.
 
-    The tasks share one pass of the encoder and its outputs; they differ in their decoders alone.
+    The tasks share one pass of the encoder and its outputs; they differ in their decoders alone. With `target_modules`
+    the norms stay frozen, and with `layers_to_transform` those outside of the chosen blocks.
 
     Parameters, per site of width d and bottleneck n: 2 d n + n + 3 d; and 2 d per LayerNorm of the encoder.
     """

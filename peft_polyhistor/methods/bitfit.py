@@ -34,9 +34,10 @@ class ParameterConfig(MultiTaskConfig):
     """Settings of the methods that train parameters of the encoder itself, one set per task.
 
     A module that `target_modules` names must be called with the batch on the first axis of its first tensor.
+    `layers_to_transform` leaves out what is part of no block, as the patch embedding is.
     """
 
-    trains: ClassVar[tuple[str, ...]]  # own names of the parameters
+    trains: ClassVar[tuple[str, ...]]  # endings of the parameters' own names
 
     def make_generator(self, sites: list[ParameterPlace]) -> nn.Module:
         return ParameterAdditions(len(self.tasks), sites, 0.0 if self.init_weights else RANDOM_STD)
@@ -70,7 +71,7 @@ class ParameterTuner(AdapterTuner):
     def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[Site]:
         if not blocks:
             return []
-        sites = parameter_places(model, blocks, lambda name, owner: name in config.trains)
+        sites = parameter_places(model, blocks, lambda name, owner: name.endswith(config.trains))
         if not sites and config.target_modules is None:
             raise ValueError(
                 f"{type(model).__name__} has no parameter called {' or '.join(config.trains)}, which is what "
@@ -79,7 +80,7 @@ class ParameterTuner(AdapterTuner):
         return sites
 
     def site_at(self, module: nn.Module, name: str, index: int, config: ParameterConfig) -> Site:
-        shapes = parameter_shapes(module, lambda own, owner: own in config.trains, recurse=True)
+        shapes = parameter_shapes(module, lambda own, owner: own.endswith(config.trains), recurse=True)
         if not shapes:
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) has no parameter called {' or '.join(config.trains)}, which is "

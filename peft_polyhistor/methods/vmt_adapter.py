@@ -164,7 +164,8 @@ class KnowledgeSite(ResidualSite):
             hidden = to_bottleneck(x, w.adapter, dropout)  # (1, tokens of the batch, bottleneck)
             output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
             of_tasks = hidden * w.scale[:, None] + w.shift[:, None]
-            self.leave_features(F.linear(of_tasks, w.adapter.up[0], w.adapter.up_bias[0]).unflatten(1, x.shape[:-1]))
+            features = F.linear(of_tasks, w.adapter.up[0], w.adapter.up_bias[0])
+            self.leave_features(features.reshape(len(features), len(x), -1, self.site.width))
         return output
 
     def leave_features(self, features: Tensor) -> None:
@@ -187,6 +188,11 @@ class VmtAdapterModel(BottleneckTuner):
                 "them. Adapt a MultiTaskDenseModel, or the StageEncoder that `view_encoder` makes of an encoder."
             )
         widths = list(dict.fromkeys(block.width for block in blocks))  # a stage is the blocks of a width
+        if widths != list(routed_module(model).widths):
+            raise ValueError(
+                f"{config.method} tells stages by the widths of their blocks, and those are {widths}, where the "
+                f"stages' are {list(routed_module(model).widths)}. Choose an encoder whose stages differ in width."
+            )
         return [
             KnowledgePlace(**vars(site), stage=widths.index(site.width))
             for site in super().known_sites(model, blocks, config)

@@ -85,10 +85,12 @@ class Prompts(nn.Module):
 class PromptSite(AdapterSite):
     """Runs windowed attention with further tokens in every window."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> Any:
+    def forward(self, x: Tensor, *args, **kwargs) -> Any:
         prompts = [] if self.disable_adapters else [prompts for prompts, _ in self.active_weights()]
         if not prompts:
-            return self.base_layer(x, mask, **kwargs)
+            return self.base_layer(x, *args, **kwargs)
+        # Both families call it as (x, mask); transformers' further keywords are about outputs not made here.
+        mask = args[0] if args else kwargs.get("attention_mask", kwargs.get("mask"))
         attend = ATTENTION_FAMILIES[family_of(self.base_layer)]
         return attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
 
@@ -175,10 +177,13 @@ class VptDeepModel(AdapterTuner):
         ]
 
     def site_at(self, module: nn.Module, name: str, index: int, config: VptConfig) -> Site:
-        return self._site_of(module, name, 0, index)
+        raise ValueError(
+            f"{config.method} puts no prompts into '{name}' ({type(module).__name__}). Leave `target_modules` out, or "
+            "name attention in windows, that of the first layer for VPT-shallow."
+        )
 
     def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
-        if family_of(module) not in ATTENTION_FAMILIES or not width:
+        if family_of(module) not in ATTENTION_FAMILIES:
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
                 "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."

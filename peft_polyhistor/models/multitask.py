@@ -149,14 +149,19 @@ class MultiTaskDenseModel(PreTrainedModel):
         Raises:
             ValueError: The task is unknown or there already, or `from_` is not there.
         """
+        self.check_new_task(name, from_)
         [task] = get_tasks([name])
+        for decoders in self._all_decoders():
+            decoders.add(name, task.channels, from_)
+        self.config.tasks = [*self.config.tasks, name]
+
+    def check_new_task(self, name: str, from_: str | None) -> None:
+        """Raises the errors of `add_task`."""
+        get_tasks([name])
         if name in self.config.tasks or from_ not in (None, *self.config.tasks):
             raise ValueError(
                 f"The model has decoders for {self.config.tasks}; got a new task '{name}' from {from_!r}."
             )
-        for decoders in self._all_decoders():
-            decoders.add(name, task.channels, from_)
-        self.config.tasks = [*self.config.tasks, name]
 
     def remove_task(self, name: str) -> None:
         """Takes the decoder of a task away.

@@ -26,7 +26,7 @@ KINDS = {
     "relative_bias": RelativeBiasConfig(tasks=TASKS),
     "vpt": VptDeepConfig(tasks=TASKS, prompts=3),
     "lora": MultiTaskLoraConfig(tasks=TASKS),
-    "vmt_adapter": VmtAdapterConfig(tasks=TASKS),
+    "vmt_adapter": VmtAdapterConfig(tasks=TASKS, sublayers=["attention", "feed_forward"]),
 }
 NO_TABLES = (ValueError, "has no parameter called relative_position_bias_table")
 NO_WINDOWS = (ValueError, "is no windowed attention that VPT knows")
