@@ -213,4 +213,12 @@ def _install(
         parameter.requires_grad_(True)
     model.decoders.requires_grad_(is_trainable)
     model.encoder = PerTaskEncoder(encoder, adapted)
+    model.save_pretrained = _refuse_to_save
     return model
+
+
+def _refuse_to_save(*args, **kwargs) -> None:
+    raise ValueError(
+        "A dense model with an adapter per task could not be loaded from what `save_pretrained` writes. Use "
+        "`save_per_task` and `load_per_task`."
+    )

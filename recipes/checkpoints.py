@@ -91,10 +91,11 @@ def _save_weights(model: nn.Module, folder: Path) -> None:
 def _save_state(accelerator: Accelerator, settings: Settings, folder: Path) -> None:
     accelerator.save_state(folder)
     if accelerator.is_main_process:
-        write_json(folder / "settings.json", _recorded(accelerator, settings))
+        write_json(folder / "settings.json", recorded(accelerator, settings))
 
 
-def _recorded(accelerator: Accelerator, settings: Settings) -> dict:
+def recorded(accelerator: Accelerator, settings: Settings) -> dict:
+    """What a run was made with; a batch is that of a process."""
     return asdict(settings) | {"processes": accelerator.num_processes}
 
 
@@ -113,16 +114,19 @@ def open_folder(accelerator: Accelerator, folder: Path, settings: Settings) -> d
             old = _beside(path, "old")
             if old.is_dir() and not path.exists():
                 os.replace(old, path)
+            shutil.rmtree(old, ignore_errors=True)
         if not settings.resume:
             results.unlink(missing_ok=True)
-            shutil.rmtree(state, ignore_errors=True)
+        if state.is_dir() and not (settings.resume and (state / "settings.json").is_file()):
+            os.replace(state, _beside(state, "dropped"))  # at once: half a state would look like one
+        shutil.rmtree(_beside(state, "dropped"), ignore_errors=True)
     accelerator.wait_for_everyone()
     if results.is_file():
-        _check_same(results, asdict(settings))
+        _check_same(results, recorded(accelerator, settings))
         accelerator.print(f"{folder}: finished before, nothing to train.")
         return json.loads(results.read_text())
     if state.is_dir():
-        _check_same(state / "settings.json", _recorded(accelerator, settings))
+        _check_same(state / "settings.json", recorded(accelerator, settings))
     return None
 
 

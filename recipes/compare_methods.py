@@ -9,7 +9,8 @@ Takes the settings of train_pascal.py. Every run resumes, and finished runs are 
 given again after an interruption, or with more methods or seeds. Changes are against single-task full fine-tuning
 where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
 them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed; the rate of the
-decoders stays. Writes comparison.json, comparison.md and comparison.png (change against parameters).
+decoders stays. Writes comparison.json, comparison.md and comparison.png (change against parameters), of the methods
+and seeds of the command: processes may share a folder if they train different methods, and the last command names all.
 """
 
 import math
@@ -31,13 +32,18 @@ from train_pascal import train
 from peft_polyhistor import METHODS
 
 
+GRID_HOLDOUT = 0.1  # of the training pictures
+
+
 def parse_arguments(argv: list[str]) -> tuple[Namespace, Settings]:
     # No abbreviations: --learning_rate is a setting of its own.
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[])
-    parser.add_argument("--grid_holdout", type=float, default=0.1)
+    parser.add_argument("--grid_holdout", type=float, default=GRID_HOLDOUT)
     own, others = parser.parse_known_args(argv)
+    if own.grid_holdout != GRID_HOLDOUT and not own.learning_rates:
+        raise ValueError("`grid_holdout` is for a grid of --learning_rates, and there is none. Give both or neither.")
     if len(set(own.seeds)) < len(own.seeds) or min(own.seeds) < 0:
         raise ValueError(f"`seeds` must be 0 or more, each once, got {own.seeds}.")
     return own, parse_settings(others, __doc__)
@@ -46,15 +52,18 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, Settings]:
 def run_all(settings: Settings, seeds: list[int], rates: dict[str, float]) -> dict[str, list[dict]]:
     """Results by method, one per seed; trains what is missing, each method with its own rate where it has one.
 
+    A rate that was chosen is part of the folder's name: another choice, over a larger grid, is another run.
+
     Raises:
         ValueError: A run was made with other settings.
     """
     results: dict[str, list[dict]] = {method: [] for method in settings.methods}
     for seed in seeds:
-        folder = str(Path(settings.output_dir) / f"seed{seed}")
+        folder = Path(settings.output_dir) / f"seed{seed}"
         for method in settings.methods:
             rate = rates.get(method, settings.learning_rate)
-            run = replace(settings, seed=seed, learning_rate=rate, output_dir=folder, resume=True)
+            of_rate = folder / repr(rate) if method in rates else folder
+            run = replace(settings, seed=seed, learning_rate=rate, output_dir=str(of_rate), resume=True)
             results[method].append(train(method, run))
     return results
 
@@ -91,10 +100,11 @@ def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, Pape
         for method, content in summary["methods"].items()
         if content["changes"] and all(map(math.isfinite, content["changes"]))  # a diverged run has no place
     }
+    (folder / "comparison.png").unlink(missing_ok=True)
     if points:
         draw_plot(points, REFERENCES[summary["reference"]]).save(folder / "comparison.png")
     print(align(rows), note, sep="\n")
-    print(f"comparison.json, .md and .png are in {folder}.")
+    print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")
 
 
 def main(argv: list[str]) -> dict:

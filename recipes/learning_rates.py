@@ -30,6 +30,8 @@ def fix_decoder_rate(settings: Settings) -> Settings:
 def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> dict[str, dict[float, Scores]]:
     """Scores on the held-out part, by method and rate; trains what is missing, in `grid` in the output folder.
 
+    The seed is that of the settings.
+
     Raises:
         ValueError: A rate is not above 0 or given twice, or the held-out part is none or all.
     """
@@ -41,7 +43,7 @@ def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> di
         )
     grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method != "decoders"}
     for rate in rates:
-        folder = Path(settings.output_dir) / "grid" / f"{rate:g}"
+        folder = Path(settings.output_dir) / "grid" / f"seed{settings.seed}" / repr(rate)
         run = replace(settings, learning_rate=rate, holdout=holdout, output_dir=str(folder), resume=True)
         for method, scores in grid.items():
             scores[rate] = headline(train(method, run)["scores"])
@@ -51,9 +53,10 @@ def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> di
 def choose_rate(grid: Mapping[float, Scores]) -> float:
     """The rate with the highest mean relative change against the median score of each task over the grid.
 
-    So tasks weigh alike whatever the unit of their score, as in the comparison itself. A rate with a score that is not
-    finite, such as that of a diverged model, cannot win. A task without a finite score at any rate (no held-out
-    picture has a label), or with a median of 0, says nothing and is left out.
+    So tasks weigh alike whatever the unit of their score. A median below 1 (percent or degrees) counts as 1: parts of
+    a score near nothing must not outweigh a task that works. A rate with a score that is not finite, such as that of a
+    diverged model, cannot win. A task without a finite score at any rate (no held-out picture has a label) says
+    nothing and is left out.
 
     Raises:
         ValueError: No rate is left, or no task.
@@ -62,8 +65,7 @@ def choose_rate(grid: Mapping[float, Scores]) -> float:
         task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
     ]
     finite = {rate: scores for rate, scores in grid.items() if all(math.isfinite(scores[task]) for task in tasks)}
-    medians = {task: median(scores[task] for scores in finite.values()) for task in tasks if finite}
-    medians = {task: score for task, score in medians.items() if score}
+    medians = {task: max(1.0, median(scores[task] for scores in finite.values())) for task in tasks if finite}
     if not medians:
         raise ValueError(
             f"No learning rate can be chosen: the scores by rate are {dict(grid)}. Give lower --learning_rates, or "

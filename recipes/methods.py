@@ -102,14 +102,28 @@ def method_config(method: str, settings: "Settings") -> PeftConfig:
         raise ValueError(f"`method_settings` of method '{method}', {values}: {error}") from error
 
 
-def _values_of(method: str, settings: "Settings") -> dict:
-    of_all, of_one = {}, {}
-    for name, value in read_pairs("method_settings", settings.method_settings).items():
-        owner, dot, field_name = name.rpartition(".")
+def own_items(method: str, settings: "Settings") -> list[str]:
+    """The items of `method_settings` that a method heeds, sorted: what its run depends on."""
+    items = {item.partition("=")[0]: item for item in settings.method_settings}
+    owners = {name: name.rpartition(".")[0] for name in items}
+    return sorted(item for name, item in items.items() if method in CONFIGS and owners[name] in ("", method))
+
+
+def check_items(settings: "Settings") -> None:
+    """Raises ValueError where an item of `method_settings` is for a method without any, or for none of the run."""
+    for name in read_pairs("method_settings", settings.method_settings):
+        owner, dot, _ = name.rpartition(".")
         if dot and owner not in CONFIGS:
             raise ValueError(
                 f"`method_settings`: '{name}' is for '{owner}'; methods with settings are {list(CONFIGS)}."
             )
-        if owner in ("", method):
-            (of_one if owner else of_all)[field_name] = value
+        if not dot and not set(settings.methods) & set(CONFIGS):
+            raise ValueError(f"`method_settings`: none of the methods {settings.methods} has settings, got '{name}'.")
+
+
+def _values_of(method: str, settings: "Settings") -> dict:
+    of_all, of_one = {}, {}
+    for name, value in read_pairs("method_settings", own_items(method, settings)).items():
+        owner, _, field_name = name.rpartition(".")
+        (of_one if owner else of_all)[field_name] = value
     return of_all | of_one

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from accelerate.tracking import get_available_trackers
-from methods import CONFIGS, NAMES, method_config
+from methods import CONFIGS, NAMES, check_items, method_config
 from optimization import OPTIMIZERS, SCHEDULES
 from transformers import HfArgumentParser
 from yaml_values import convert, read_pairs
@@ -90,6 +90,7 @@ class Settings:
         _require("tracker", [self.tracker], ["none", *map(str, get_available_trackers())])
         self._check_numbers()
         loss_weights(self)
+        check_items(self)
         for method in self.methods:
             if method in CONFIGS:
                 method_config(method, self)
@@ -108,6 +109,11 @@ class Settings:
                 raise ValueError(f"`{name}` must be below 1, got {getattr(self, name)}.")
         if self.steps == 0 and self.epochs == 0:
             raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
+        if self.warmup_steps and (self.schedule == "constant" or 0 < self.steps <= self.warmup_steps):
+            raise ValueError(
+                f"`warmup_steps` {self.warmup_steps} does not go with schedule='{self.schedule}' and steps="
+                f"{self.steps}: 'constant' has no warm-up ('constant_with_warmup' has), and training goes on after it."
+            )
 
 
 def _require(name: str, given: list[str], allowed: list[str]) -> None:

@@ -11,16 +11,16 @@ results.json, predictions.png, and `state`, from which `--resume` goes on.
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from checkpoints import Progress, open_folder, resume, save, write_json
+from checkpoints import Progress, open_folder, recorded, resume, save, write_json
 from datasets import Dataset
 from loaders import load_data, make_loader
-from methods import build_model, tasks_of
+from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
 from settings import Settings, loss_weights, parse_settings
 from tables import align, make_note, make_rows
@@ -74,6 +74,7 @@ def train(method: str, settings: Settings) -> dict:
     """Trains one method and returns its results, which results.json in its folder repeats."""
     if method == "single_task":
         return train_single_tasks(settings)
+    settings = replace(settings, methods=[method.partition("/")[0]], method_settings=own_items(method, settings))
     folder = Path(settings.output_dir) / method
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -166,7 +167,7 @@ def finish(run: Run, folder: Path) -> dict:
         "scores": run.progress.history[-1]["scores"],
         "history": run.progress.history,
         "seconds": round(run.progress.seconds, 1),
-        "settings": asdict(run.settings),
+        "settings": recorded(run.accelerator, run.settings),
     }
     if run.accelerator.is_main_process:
         picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)

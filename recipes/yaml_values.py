@@ -42,6 +42,8 @@ def read_pairs(name: str, items: list[str]) -> dict[str, Any]:
             ) from error
         if not key or not sign:
             raise ValueError(f"`{name}` must be items of the form name=value, got {items}.")
+    if len(pairs) < len(items):
+        raise ValueError(f"`{name}` must give each name once, got {items}.")
     return pairs
 
 

@@ -167,6 +167,8 @@ def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
         model.encoder(pixels)
     with pytest.raises(ValueError, match=r"without an adapter per task\. Use `adapt_per_task` first"):
         save_per_task(make_dense(), tmp_path)
+    with pytest.raises(ValueError, match="Use `save_per_task` and `load_per_task`"):
+        model.save_pretrained(tmp_path)
     save_per_task(model, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"saliency.*not found\. Give a folder of `save_per_task`"):
         load_per_task(make_dense(["semseg", "saliency"]), tmp_path)

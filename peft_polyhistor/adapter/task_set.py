@@ -107,8 +107,8 @@ class TaskSet(BaseTuner):
             return None
         if len(self.peft_config) > 1:
             raise ValueError(
-                f"The model's decoders are for the tasks of all its adapters, {list(self.peft_config)}: changing those "
-                "of one would leave the others without. Delete the others first, or change a copy."
+                f"The model's decoders are for the tasks of all its adapters, {list(self.peft_config)}: changing "
+                "those of one would leave the others without. Delete the others first, or change a copy."
             )
         return self.model
 

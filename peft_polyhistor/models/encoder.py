@@ -69,7 +69,7 @@ def view_encoder(model: nn.Module) -> StageEncoder:
             f"(widths {encoder.widths}). Choose another encoder, or name four stages in its `out_features` (in timm "
             "`features_only=True` and `out_indices`)."
         )
-    return encoder
+    return encoder.train(model.training)
 
 
 def _view(model: nn.Module) -> StageEncoder:
@@ -116,7 +116,7 @@ def build_encoder(config: PreTrainedConfig) -> StageEncoder:
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
+def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     """A pretrained encoder.
 
     Args:
@@ -129,7 +129,9 @@ def load_encoder(name: str, **kwargs: Any) -> StageEncoder:
         TypeError, ValueError: As in `view_encoder`.
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
-    if name not in embedded and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+    is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
+    name = str(Path(name).expanduser() if is_path else name)
+    if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {list(embedded)}.")
     source = str(embedded.get(name, name))
     config = AutoConfig.from_pretrained(source, **kwargs)

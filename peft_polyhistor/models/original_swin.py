@@ -26,8 +26,10 @@ ORIGINAL_NAMES = {
     r"\.attention\.o_proj\.": ".attn.proj.",
     r"\.attention\.[qkv]_proj\.": ".attn.qkv.",
 }
-# Computed anew, or in no stage map: the final norm and the classifier.
-UNUSED = re.compile(r"(^|\.)(relative_position_index|attn_mask)$|^(norm|head)\.")
+# Computed anew, or in no stage map: the final norm, the classifier and the mask token of SimMIM.
+UNUSED = re.compile(r"(^|\.)(relative_position_index|attn_mask)$|^(norm|head)\.|^mask_token$")
+# Of data-parallel training, of other code bases, and of MoBY's online encoder.
+PREFIXES = ("module.", "backbone.", "encoder.")
 
 
 def load_original_swin(path: str | Path) -> StageEncoder:
@@ -38,14 +40,15 @@ def load_original_swin(path: str | Path) -> StageEncoder:
     Only tensors are read: no code in the file runs.
 
     Args:
-        path: A `.safetensors` file, or what `torch.save` wrote: the tensors, or a dict that holds them as `"model"`.
+        path: A `.safetensors` file, or what `torch.save` wrote: the tensors, or a dict that holds them as `"model"` or
+            `"state_dict"`.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It holds no such Swin; the message names the keys that are missing or left over.
+        ValueError: It holds no such Swin; the message names the keys that are missing, left over or misshapen.
         pickle.UnpicklingError: It holds objects beyond tensors and settings.
     """
-    tensors = _read(Path(path))
+    tensors = _read(Path(path).expanduser())
     if not any(key.startswith("patch_embed.") for key in tensors):
         raise ValueError(
             f"'{path}' holds no Swin under the keys of its authors: there is no 'patch_embed.proj.weight' among "
@@ -62,10 +65,14 @@ def load_original_swin(path: str | Path) -> StageEncoder:
     if missing or unexpected:
         raise ValueError(
             f"'{path}' is no Swin as transformers computes it: missing keys {missing}, unexpected keys {unexpected}. "
-            "Absolute position embeddings and BatchNorm in front of the MLP are not supported."
+            "Absolute position embeddings, BatchNorm in front of the MLP and Swin V2 are not supported."
         )
-    encoder.load_state_dict({key: _tensor_of(key, tensors[name]) for key, name in names.items()})
-    return encoder
+    state = {key: _tensor_of(key, tensors[name]) for key, name in names.items()}
+    wrong = [name for key, name in names.items() if state[key].shape != encoder.state_dict()[key].shape]
+    if wrong:
+        raise ValueError(f"'{path}' is no whole Swin: the shapes of {wrong} do not fit the sizes of the others.")
+    encoder.load_state_dict(state)
+    return encoder.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -75,9 +82,16 @@ def _read(path: Path) -> dict[str, Tensor]:
         # Training checkpoints hold their settings as a CfgNode of yacs, which is a dict and read as one.
         with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    checkpoint = checkpoint.get("model", checkpoint)
-    online = {key.removeprefix("encoder."): value for key, value in checkpoint.items() if key.startswith("encoder.")}
-    return online or checkpoint
+    for holder in ("model", "state_dict"):
+        checkpoint = checkpoint.get(holder, checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise ValueError(
+            f"'{path}' holds a {type(checkpoint).__name__}, no dict of tensors, bare or as 'model' or 'state_dict'."
+        )
+    for prefix in PREFIXES:
+        inner = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
+        checkpoint = inner or checkpoint
+    return checkpoint
 
 
 def _config_of(tensors: dict[str, Tensor]) -> SwinConfig:

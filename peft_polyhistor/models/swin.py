@@ -27,6 +27,11 @@ class SwinStages(StageEncoder):
 
     def __init__(self, model: SwinModel):
         super().__init__()
+        if model.config.use_absolute_embeddings:
+            raise ValueError(
+                "This Swin has absolute position embeddings (use_absolute_embeddings=True), which are for pictures of "
+                "one size. Choose one without, as all pretrained Swins are."
+            )
         self.config = model.config
         self.embeddings = model.embeddings
         self.embeddings.mask_token = None  # of masked pretraining (SimMIM), and in no stage map

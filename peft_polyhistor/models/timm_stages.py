@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """timm's models as encoders of four stages: Swin, Swin V2, PVT v2, and others that have four."""
 
+import re
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -99,28 +101,33 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
     """A model of `timm.create_model` in the wrapper of transformers, whose config can build it again.
 
     Raises:
-        ValueError: The model was built with arguments that it does not remember.
+        ValueError: The model was built with arguments that it does not remember; it is left as it was.
     """
     architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture")
-    args = {}
+    trial, args = deepcopy(net), {}
     if hasattr(net, "reset_classifier"):
-        net.reset_classifier(0, "")
+        trial.reset_classifier(0, "")
     else:
         args = {"features_only": True, "out_indices": list(net.feature_info.out_indices)}
     if architecture:
         with torch.device("meta"), meta_device_safe_creation_ops():
             wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
-    if not architecture or _shapes(wrapper.timm_model) != _shapes(net):
+    if not architecture or _structure(wrapper.timm_model) != _structure(trial):
         raise ValueError(
             f"This {type(net).__name__} is not timm's '{architecture}' as it is by default, and does not remember the "
             "arguments it was built with, so a saved model could not be built again. Create it as "
             "TimmWrapperModel(TimmWrapperConfig(architecture=..., model_args={...})) of transformers."
         )
-    wrapper.timm_model = net
+    wrapper.timm_model = trial
     return wrapper.train(net.training)
 
 
-def _shapes(net: nn.Module) -> dict[str, torch.Size]:
-    """Of all tensors but the masks of shifted windows, which follow the size of the picture."""
-    tensors = [*net.named_parameters(), *net.named_buffers()]
-    return {name: tensor.shape for name, tensor in tensors if not name.endswith("attn_mask")}
+def _structure(net: nn.Module) -> dict[str, str | torch.Size]:
+    """What a network is built of by name: its layers as they print, and the shapes of its tensors.
+
+    Left out are the masks of shifted windows, which follow the size of the picture, and what pools and classifies.
+    """
+    layers = {name: repr(module) for name, module in net.named_modules() if not any(module.children())}
+    tensors = {name: tensor.shape for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+    left_out = re.compile(r"attn_mask$|^(head|fc|classifier|global_pool|flatten)\b")
+    return {name: value for name, value in {**layers, **tensors}.items() if not left_out.search(name)}

@@ -117,6 +117,28 @@ def test_what_is_no_whole_swin_is_an_error(original, tmp_path, spoil, message):
         load_original_swin(tmp_path / "swin.pth")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.encoder."])
+def test_prefixes_of_other_code_are_taken_off(net, original, tmp_path, prefix):
+    state = {f"{prefix}{key}": value for key, value in original.items()}
+    torch.save({"state_dict": state | {f"{prefix}mask_token": torch.zeros(1, 1, 8)}}, tmp_path / "swin.pth")
+    check(tmp_path / "swin.pth", net)
+    assert not any(module.training for module in load_original_swin(tmp_path / "swin.pth").modules())
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(2), {"model": {"a": 1}}], ids=str)
+def test_a_file_without_tensors_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"no dict of tensors, bare or as 'model' or 'state_dict'"):
+        load_original_swin(tmp_path / "other.pth")
+
+
+def test_a_shape_that_does_not_fit_is_an_error(original, tmp_path):
+    original["layers.1.blocks.0.norm1.weight"] = torch.zeros(3)
+    torch.save(original, tmp_path / "swin.pth")
+    with pytest.raises(ValueError, match=r"shapes of \['layers.1.blocks.0.norm1.weight'\] do not fit"):
+        load_original_swin(tmp_path / "swin.pth")
+
+
 def test_another_layout_is_an_error(tmp_path):
     torch.save({"model": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match=r"holds no Swin under the keys of its authors.*'conv1.weight'"):

@@ -60,6 +60,16 @@ def test_a_bare_model_of_timm_with_arguments_of_its_own_is_an_error(arguments):
         view_encoder(timm.create_model("pvt_v2_b0", **arguments))
 
 
+def test_arguments_that_change_no_shape_are_seen_and_nothing_is_changed():
+    net = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4), output_stride=8)
+    with pytest.raises(ValueError, match="not timm's 'resnet18' as it is by default"):
+        view_encoder(net)
+    net = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), num_classes=7)
+    with pytest.raises(ValueError, match="not timm's 'pvt_v2_b0'"):
+        view_encoder(net)
+    assert net.num_classes == 7 and isinstance(net.head, torch.nn.Linear)
+
+
 def test_a_window_of_its_own_is_an_argument():
     """It is in no weight of Swin V2, whose position bias is continuous."""
     with pytest.raises(ValueError, match="not timm's 'swinv2_tiny_window8_256'"):

@@ -82,6 +82,7 @@ def test_the_rate_that_is_best_over_all_tasks_wins(load_recipe):
     assert choose({1e-4: scores(50, 20), 1e-3: scores(math.nan, 1)}) == 1e-4
     assert choose({1e-4: scores(math.nan, 20), 1e-3: scores(math.nan, 19)}) == 1e-3
     assert choose({1e-4: scores(0, 20), 1e-3: scores(0, 19)}) == 1e-3
+    assert choose({1e-4: scores(0.01, 10), 1e-3: scores(0.05, 20), 1e-2: scores(0.01, 11)}) == 1e-4
     with pytest.raises(ValueError, match=r"No learning rate can be chosen.*Give lower --learning_rates"):
         choose({1e-4: scores(math.nan, 20), 1e-3: scores(1, math.inf)})
 
@@ -93,6 +94,7 @@ def test_the_rate_that_is_best_over_all_tasks_wins(load_recipe):
         (["--seeds", "-1"], "`seeds` must be 0 or more, each once"),
         (["--learning_rates", "1e-4", "1e-4"], "`learning_rates` must be above 0, each once"),
         (["--learning_rates", "0"], "`learning_rates` must be above 0"),
+        (["--grid_holdout", "0.5"], "`grid_holdout` is for a grid of --learning_rates, and there is none"),
         (["--learning_rates", "1", "--grid_holdout", "1"], "`grid_holdout` must be a part of the training pictures"),
     ],
 )

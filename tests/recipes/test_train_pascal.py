@@ -120,6 +120,39 @@ def test_state_of_a_crash_between_two_names_is_put_back(recipe, settings_of, loa
     assert (folder / "state" / "settings.json").is_file() and (folder / "best" / "adapter_config.json").is_file()
 
 
+def test_run_depends_on_its_own_settings_alone(recipe, settings_of, tmp_path, monkeypatch):
+    short = ("--steps", "1", "--eval_every", "1", "--methods", "decoders", "phm", "--resume")
+    results = recipe.train("decoders", settings_of(tmp_path, *short, "--method_settings", "phm.reduction_factor=12"))
+    assert results["settings"]["method_settings"] == [] and results["settings"]["processes"] == 1
+    again = settings_of(tmp_path, *short, "--method_settings", "phm.order=1", "phm.reduction_factor=6")
+    assert recipe.train("decoders", again) == results
+    monkeypatch.setattr(recipe.Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match="processes was 1 and is 2"):
+        recipe.train("decoders", again)
+
+
+def test_leftovers_of_a_crash_are_no_state(recipe, settings_of, load_recipe, tmp_path):
+    folder, short = tmp_path / "decoders", ("--steps", "2", "--eval_every", "2")
+    recipe.train("decoders", settings_of(tmp_path, *short))
+    os.replace(folder / "state", folder / "state.old")
+    (folder / "results.json").unlink()
+    open_folder = load_recipe("checkpoints").open_folder
+    assert open_folder(recipe.Accelerator(), folder, settings_of(tmp_path, *short)) is None
+    assert not list(folder.glob("state*"))  # it started anew
+    (folder / "state").mkdir()
+    assert open_folder(recipe.Accelerator(), folder, settings_of(tmp_path, *short, "--resume")) is None
+    assert not (folder / "state").exists()  # half deleted by a power cut
+
+
+def test_recomputes_to_save_memory(recipe, settings_of, tmp_path):
+    short = ("--steps", "1", "--eval_every", "1", "--tasks", "semseg", "normals")
+    for method in ("peft_lora", "polyhistor_lite", "vmt_adapter"):
+        plain = recipe.train(method, settings_of(tmp_path / "plain", *short))
+        saving = recipe.train(method, settings_of(tmp_path / "saving", *short, "--gradient_checkpointing", "True"))
+        for task, scores in plain["scores"].items():
+            assert saving["scores"][task] == pytest.approx(scores, rel=1e-3)
+
+
 def test_run_that_starts_anew_drops_the_state_of_the_one_before(recipe, settings_of, tmp_path, monkeypatch):
     recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
     monkeypatch.setattr(recipe, "build", lambda *_: (_ for _ in ()).throw(StopError))
