@@ -149,6 +149,30 @@ class BottleneckConfig(MultiTaskConfig):
         return width // self.reduction_factor
 
 
+@dataclass
+class LowRankConfig(BottleneckConfig):
+    """Settings of the bottleneck methods whose weights are products of two factors.
+
+    Args:
+        rank: Rank of a weight; `None` takes `max(1, bottleneck // rank_divisor)`.
+        rank_divisor: Bottleneck over rank where `rank` is not given.
+    """
+
+    rank: int | None = field(default=None, metadata={"help": "Rank of a weight; None: by rank_divisor."})
+    rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("rank_divisor", self.rank_divisor)
+        if self.rank is not None:
+            check_positive("rank", self.rank)
+
+    def rank_of(self, width: int) -> int:
+        """Rank of the weights of a layer of this width; errors as in `bottleneck_of`."""
+        bottleneck = self.bottleneck_of(width)
+        return self.rank or max(1, bottleneck // self.rank_divisor)
+
+
 SUBLAYERS = ("feed_forward", "attention")
 PLACEMENTS = ("parallel", "serial")
 

@@ -234,7 +234,7 @@ def relative_change(scores: Mapping[str, float], reference: Mapping[str, float])
         reference: Score S of each task, in the paper those of single-task full fine-tuning.
 
     Raises:
-        ValueError: If the tasks differ, there are none or unknown ones, or a reference score is 0.
+        ValueError: The tasks differ, there are none or unknown ones, or a reference score is 0.
     """
     if set(scores) != set(reference):
         raise ValueError(

@@ -7,6 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .bottleneck import BottleneckWeights
+
+
+# Of Hyperformer and Polyhistor: the sizes from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
+RAW_EMBEDDING = 512  # length of a learned embedding (E)
+HIDDEN = 128  # hidden width of the projector (H)
+INIT_STD = 0.01  # of the hypernetworks' weights, as in Hyperformer
+
 
 class Projector(nn.Sequential):
     """Turns raw embeddings into the short ones that hypernetworks read; `(..., raw)` to `(..., embedding_dim)`.
@@ -54,6 +62,11 @@ class Hypernetworks(nn.Module):
             name: output.unflatten(-1, shape)
             for (name, shape), output in zip(self.shapes.items(), outputs, strict=True)
         }
+
+
+def around_one(weights: BottleneckWeights) -> BottleneckWeights:
+    """Reads the generated norm weight as a change of one, so that the norm starts near the identity."""
+    return weights._replace(norm_weight=1 + weights.norm_weight)
 
 
 def kronecker_sum(templates: Tensor, kernels: Tensor) -> Tensor:

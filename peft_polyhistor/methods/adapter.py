@@ -17,7 +17,7 @@ from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
 from ..adapter.parameters import ParameterAdditions, ParameterPlace, parameter_places
 from ..adapter.site import Site
-from ..config import BottleneckConfig, check_positive
+from ..config import BottleneckConfig, LowRankConfig, check_positive
 from ..models.blocks import Block
 from ..registry import register
 
@@ -109,35 +109,20 @@ class SharedAdapter(nn.Module):
 
 
 @dataclass
-class LowRankAdapterConfig(BottleneckConfig):
+class LowRankAdapterConfig(LowRankConfig):
     """Settings of Low-rank Adapter: every weight is a product of two factors.
-
-    Args:
-        rank: Rank of a weight; `None` takes `max(1, bottleneck // rank_divisor)`.
-        rank_divisor: Bottleneck over rank where `rank` is not given.
 
     Parameters, per task and site of width d, bottleneck n and rank r: 2 r (d + n) + n + 3 d.
     """
 
     method: ClassVar[str] = "MTL_LOW_RANK_ADAPTER"
 
-    rank: int | None = field(default=None, metadata={"help": "Rank of a weight; None: by rank_divisor."})
-    rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive("rank_divisor", self.rank_divisor)
-        if self.rank is not None:
-            check_positive("rank", self.rank)
-
     def make_generator(self, sites: list[Site]) -> nn.Module:
         return Sites(self._weights_of(site) for site in sites)
 
     def _weights_of(self, site: Site) -> TaskWeights:
-        bottleneck = self.bottleneck_of(site.width)
-        rank = self.rank or max(1, bottleneck // self.rank_divisor)
-        make_matrix = partial(LowRankMatrix, rank=rank)
-        return TaskWeights(len(self.tasks), site.width, bottleneck, make_matrix, self.init_weights)
+        make_matrix = partial(LowRankMatrix, rank=self.rank_of(site.width))
+        return TaskWeights(len(self.tasks), site.width, self.bottleneck_of(site.width), make_matrix, self.init_weights)
 
 
 class AdapterModel(BottleneckTuner):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.factors import Hypernetworks, Projector
+from ..adapter.factors import HIDDEN, INIT_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
 from ..adapter.site import Site
 from ..config import BottleneckConfig, check_positive
 from ..registry import register
-from .polyhistor import HIDDEN, INIT_STD, RAW_EMBEDDING, around_one
 
 
 @dataclass

@@ -19,42 +19,38 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.factors import Hypernetworks, Projector, kronecker_sum, kronecker_sum_of_vectors
+from ..adapter.factors import (
+    HIDDEN,
+    INIT_STD,
+    RAW_EMBEDDING,
+    Hypernetworks,
+    Projector,
+    around_one,
+    kronecker_sum,
+    kronecker_sum_of_vectors,
+)
 from ..adapter.site import Site
-from ..config import BottleneckConfig, check_positive
+from ..config import LowRankConfig, check_positive
 from ..registry import register
 
 
-RAW_EMBEDDING = 512  # length of a learned embedding (E), from the parameter counts of the paper's Tables 1 and 2
-HIDDEN = 128  # hidden width of the projector (H), from the same counts
-INIT_STD = 0.01  # of the hypernetworks' weights, as in Hyperformer
-
-
 @dataclass
-class HypernetworkConfig(BottleneckConfig):
+class HypernetworkConfig(LowRankConfig):
     """Settings of the methods that generate low-rank adapter weights from embeddings.
 
     Args:
         embedding_dim: Length k of a projected embedding.
-        rank: Rank of a generated weight; `None` takes `max(1, bottleneck // rank_divisor)`.
-        rank_divisor: Bottleneck over rank where `rank` is not given.
     """
 
     embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
-    rank: int | None = field(default=None, metadata={"help": "Rank of a generated weight; None: by rank_divisor."})
-    rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
 
     def __post_init__(self):
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
-        check_positive("rank_divisor", self.rank_divisor)
-        if self.rank is not None:
-            check_positive("rank", self.rank)
 
     def shapes_of(self, width: int) -> dict[str, tuple[int, ...]]:
         """Shapes of what the hypernetworks emit for a layer of this width; errors as in `bottleneck_of`."""
-        bottleneck = self.bottleneck_of(width)
-        rank = self.rank or max(1, bottleneck // self.rank_divisor)
+        bottleneck, rank = self.bottleneck_of(width), self.rank_of(width)
         return {
             "down_left": (bottleneck, rank),
             "down_right": (rank, width),
@@ -238,11 +234,6 @@ def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:
         norm_weight=outputs["norm_weight"],
         norm_bias=outputs["norm_bias"],
     )
-
-
-def around_one(weights: BottleneckWeights) -> BottleneckWeights:
-    """Reads the generated norm weight as a change of one, so that the norm starts near the identity."""
-    return weights._replace(norm_weight=1 + weights.norm_weight)
 
 
 class PolyhistorModel(BottleneckTuner):
