@@ -8,9 +8,10 @@
 Takes the settings of train_pascal.py. Every run resumes, and finished runs are not repeated, so the command can be
 given again after an interruption, or with more methods or seeds. Changes are against single-task full fine-tuning
 where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
-them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed; the rate of the
-decoders stays. Writes comparison.json, comparison.md and comparison.png (change against parameters), of the methods
-and seeds of the command: processes may share a folder if they train different methods, and the last command names all.
+them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed, in runs of
+--grid_steps (0: as long as all); the rate of the decoders stays. Writes comparison.json, comparison.md and
+comparison.png (change against parameters) of the methods and seeds of the command: processes may share a folder if they
+train different methods, and the last command names all.
 """
 
 import math
@@ -41,9 +42,10 @@ def parse_arguments(argv: list[str]) -> tuple[Namespace, Settings]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[])
     parser.add_argument("--grid_holdout", type=float, default=GRID_HOLDOUT)
+    parser.add_argument("--grid_steps", type=int, default=0)
     own, others = parser.parse_known_args(argv)
-    if own.grid_holdout != GRID_HOLDOUT and not own.learning_rates:
-        raise ValueError("`grid_holdout` is for a grid of --learning_rates, and there is none. Give both or neither.")
+    if (own.grid_holdout != GRID_HOLDOUT or own.grid_steps) and not own.learning_rates:
+        raise ValueError("`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too.")
     if len(set(own.seeds)) < len(own.seeds) or min(own.seeds) < 0:
         raise ValueError(f"`seeds` must be 0 or more, each once, got {own.seeds}.")
     return own, parse_settings(others, __doc__)
@@ -112,7 +114,7 @@ def main(argv: list[str]) -> dict:
     grid = {}
     if own.learning_rates:
         settings = fix_decoder_rate(settings)
-        grid = score_grid(replace(settings, seed=own.seeds[0]), own.learning_rates, own.grid_holdout)
+        grid = score_grid(replace(settings, seed=own.seeds[0]), own.learning_rates, own.grid_holdout, own.grid_steps)
     results = run_all(settings, own.seeds, {method: choose_rate(scores) for method, scores in grid.items()})
     papers = find_papers(settings)
     summary = summarise(results, grid, papers)

@@ -27,14 +27,24 @@ def fix_decoder_rate(settings: Settings) -> Settings:
     return replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
 
 
-def score_grid(settings: Settings, rates: Sequence[float], holdout: float) -> dict[str, dict[float, Scores]]:
+def score_grid(
+    settings: Settings, rates: Sequence[float], holdout: float, steps: int
+) -> dict[str, dict[float, Scores]]:
     """Scores on the held-out part, by method and rate; trains what is missing, in `grid` in the output folder.
 
-    The seed is that of the settings.
+    Args:
+        settings: Of the runs; the grid has their seed.
+        rates: Of what is not a decoder.
+        holdout: The held-out part of the training pictures.
+        steps: Optimiser steps of each run, after which it is scored; 0: those of the settings.
 
     Raises:
-        ValueError: A rate is not above 0 or given twice, or the held-out part is none or all.
+        ValueError: A rate is not above 0 or given twice, the held-out part is none or all, or the steps are below 0.
     """
+    if steps < 0:
+        raise ValueError(f"`grid_steps` must be at least 0, got {steps}.")
+    if steps:
+        settings = replace(settings, steps=steps, eval_every=steps)
     if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
         raise ValueError(f"`learning_rates` must be above 0, each once, got {list(rates)}.")
     if not 0 < holdout < 1:

@@ -56,7 +56,7 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_pictures(
     monkeypatch.setattr(trainer, "train", train)
     methods = ("--methods", "decoders", "full", "polyhistor_lite", "--seeds", "3", "4", "--learning_rate", "0.5")
     tasks = ("--tasks", "semseg", "normals", "--decoder_learning_rate", "0")
-    grid = ("--learning_rates", "1e-4", "1e-3", "1e-2", "--grid_holdout", "0.3")
+    grid = ("--learning_rates", "1e-4", "1e-3", "1e-2", "--grid_holdout", "0.3", "--grid_steps", "5")
     summary = recipe.main(small_run(tmp_path, *methods, *tasks, *grid))["methods"]
     chosen = {method: content["learning_rate"] for method, content in summary.items()}
     assert chosen == {"decoders": None, "full": 1e-3, "polyhistor_lite": 1e-2}
@@ -94,7 +94,9 @@ def test_the_rate_that_is_best_over_all_tasks_wins(load_recipe):
         (["--seeds", "-1"], "`seeds` must be 0 or more, each once"),
         (["--learning_rates", "1e-4", "1e-4"], "`learning_rates` must be above 0, each once"),
         (["--learning_rates", "0"], "`learning_rates` must be above 0"),
-        (["--grid_holdout", "0.5"], "`grid_holdout` is for a grid of --learning_rates, and there is none"),
+        (["--grid_holdout", "0.5"], "`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too"),
+        (["--grid_steps", "5"], "are for a grid: give --learning_rates too"),
+        (["--learning_rates", "1", "--grid_steps", "-5"], "`grid_steps` must be at least 0, got -5"),
         (["--learning_rates", "1", "--grid_holdout", "1"], "`grid_holdout` must be a part of the training pictures"),
     ],
 )
