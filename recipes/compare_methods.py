@@ -10,8 +10,8 @@ given again after an interruption, or with more methods or seeds. Changes are ag
 where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
 them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed, in runs of
 --grid_steps (0: as long as all); the rate of the decoders stays. Writes comparison.json, comparison.md and
-comparison.png (change against parameters) of the methods and seeds of the command: processes may share a folder if they
-train different methods, and the last command names all.
+comparison.png (change against parameters) of the methods and seeds of the command: processes may share a folder if
+they train different methods, and the last command names all.
 """
 
 import math
