@@ -11,6 +11,8 @@ from transformers import SwinConfig, SwinModel
 from peft_polyhistor import MultiTaskDenseModel
 
 
+torch.set_num_threads(1)  # for models this small, threads cost more than they give
+
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 DENSE_TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
 
