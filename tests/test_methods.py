@@ -317,6 +317,7 @@ def test_an_adapter_of_other_settings_does_not_load(adapt, make_swin, tmp_path):
         PeftModel.from_pretrained(make_swin(embed_dim=16, window_size=2), tmp_path)
 
 
+@for_two_methods
 @pytest.mark.parametrize("tasks", [TASKS[:2], [*TASKS[:2], "saliency"]], ids=str)
 def test_a_dense_model_needs_an_adapter_for_each_decoder(adapt, make_dense, tasks, tmp_path):
     message = rf"for the tasks \[.*{tasks[-1]}'\].*no adapter for \['normals'\]"
@@ -602,6 +603,7 @@ def test_an_unknown_task_changes_nothing(adapt, make_dense, pixels):
     model(pixels)
 
 
+@for_two_methods
 def test_decoders_with_other_norms_are_refused(adapt, make_dense, tmp_path):
     adapt(make_dense(shared_norms=True)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"have shared_norms=True, and the model's have shared_norms=False"):
@@ -615,6 +617,7 @@ def test_an_adapter_per_picture_is_refused(adapt, make_swin, pixels):
         adapt(make_swin())(pixels, task="semseg", adapter_names=["__base__", "default"])
 
 
+@rows(lambda row: row.name in ("polyhistor", "vmt_adapter"))
 def test_memory_does_not_grow(adapt, make_dense, pixels):
     """Steps with checkpointing, and passes whose loss is never used."""
     model = adapt(make_dense()).train()
@@ -743,6 +746,7 @@ BAD_CALLS = [
 ]
 
 
+@for_two_methods
 @pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS)
 def test_a_bad_call_is_an_error_that_lists_the_tasks(adapt, make_swin, pixels, call, error, message):
     model = adapt(make_swin())

@@ -48,6 +48,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_score_like_one(run):
     one = run()
     two = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

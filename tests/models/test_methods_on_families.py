@@ -39,6 +39,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_method_works_on_every_family(family, kind, make_model, perturb):
     base, pixels = view_encoder(make_model()).double(), torch.randn(2, 3, 96, 96).double()

@@ -144,6 +144,7 @@ def test_leftovers_of_a_crash_are_no_state(recipe, settings_of, load_recipe, tmp
     assert not (folder / "state").exists()  # half deleted by a power cut
 
 
+@pytest.mark.slow
 def test_recomputes_to_save_memory(recipe, settings_of, tmp_path):
     short = ("--steps", "1", "--eval_every", "1", "--tasks", "semseg", "normals")
     for method in ("peft_lora", "polyhistor_lite", "vmt_adapter"):
