@@ -47,8 +47,13 @@ def headline(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {task: values[TASKS[task].score] for task, values in scores.items()}
 
 
+def is_of_decoder(name: str) -> bool:
+    """A parameter of this name belongs to a decoder of a dense model, adapted or not."""
+    return "decoders." in name
+
+
 def count_trainable(model: nn.Module) -> dict[str, int]:
     """Trainable parameters as the paper counts them: `encoder`, what is not a decoder, and `all`."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    decoders = sum(size for name, size in sizes.items() if "decoders." in name)
+    decoders = sum(size for name, size in sizes.items() if is_of_decoder(name))
     return {"encoder": sum(sizes.values()) - decoders, "all": sum(sizes.values())}

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from peft_polyhistor.evaluation import is_of_decoder
+
 
 if TYPE_CHECKING:
     from settings import Settings
@@ -29,8 +31,8 @@ SCHEDULES = [
 def make_optimizer(model: nn.Module, settings: "Settings") -> torch.optim.Optimizer:
     """Over what is trainable, with a learning rate for the decoders and one for the rest."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    encoder = [p for name, p in parameters.items() if "decoders." not in name]
-    decoders = [p for name, p in parameters.items() if "decoders." in name]
+    encoder = [p for name, p in parameters.items() if not is_of_decoder(name)]
+    decoders = [p for name, p in parameters.items() if is_of_decoder(name)]
     decoder_rate = settings.decoder_learning_rate or settings.learning_rate
     groups = [{"params": encoder, "lr": settings.learning_rate}, {"params": decoders, "lr": decoder_rate}]
     return OPTIMIZERS[settings.optimizer]([g for g in groups if g["params"]], weight_decay=settings.weight_decay)
