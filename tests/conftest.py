@@ -1,14 +1,16 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny encoders and dense models, and what tests do to them."""
+"""Tiny encoders and dense models, what tests do to them, and the methods under test."""
 
 import pytest
 import torch
+from methods_table import METHODS_UNDER_TEST, TASKS
+from peft import get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel
 
-from peft_polyhistor import MultiTaskDenseModel
+from peft_polyhistor import MultiTaskDenseModel, StageEncoder, view_encoder
 
 
 torch.set_num_threads(1)  # for models this small, threads cost more than they give
@@ -86,3 +88,49 @@ def _labels(tasks, batch, height, width):
 def make_labels():
     """`make_labels(tasks, batch, height, width)`: random labels by task."""
     return _labels
+
+
+def pytest_generate_tests(metafunc):
+    """Runs a test on every row of the table that its marks and its base models allow."""
+    if "row" not in metafunc.fixturenames:
+        return
+    conditions = [mark.args[0] for mark in metafunc.definition.iter_markers("rows")]
+    chosen = [row for row in METHODS_UNDER_TEST if all(condition(row) for condition in conditions)]
+    if "make_base" in metafunc.fixturenames:
+        pairs = [(row, base) for row in chosen for base in row.bases]
+        ids = [f"{row.name}-{base.__name__}" for row, base in pairs]
+        metafunc.parametrize(("row", "make_base"), pairs, indirect=True, ids=ids)
+        return
+    names = metafunc.fixturenames
+    needed = MultiTaskDenseModel if "make_dense" in names and "make_swin" not in names else SwinModel
+    chosen = [row for row in chosen if needed in row.bases]
+    metafunc.parametrize("row", chosen, indirect=True, ids=[row.name for row in chosen])
+
+
+@pytest.fixture
+def row(request):
+    return request.param
+
+
+@pytest.fixture
+def make_config(row):
+    """`make_config(**changes)`: settings of the method under test, for the tasks above."""
+    return lambda **changes: row.config_class(**{"tasks": TASKS, **row.kwargs, **changes})
+
+
+@pytest.fixture
+def adapt(make_config):
+    """`adapt(model, **changes)`: the model with the method under test, ready to predict."""
+    return lambda model, **changes: get_peft_model(model, make_config(**changes)).eval()
+
+
+@pytest.fixture
+def make_base(request, make_swin, make_dense):
+    """`make_base()`: the same frozen model at every call, for each class a method must work on."""
+    make = {SwinModel: make_swin, MultiTaskDenseModel: make_dense, StageEncoder: lambda: view_encoder(make_swin())}
+    return make[request.param]
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 96, 128)

@@ -8,186 +8,38 @@ import itertools
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
 import torch
+from methods_table import (
+    BLOCKS,
+    ROUNDING,
+    TASKS,
+    check_equal,
+    differ,
+    for_two_methods,
+    gradients,
+    loss_of,
+    predict,
+    predict_frozen,
+    rows,
+    trainable,
+    without_gradient,
+)
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import SwinBackbone, SwinForImageClassification, SwinModel
+from transformers import SwinBackbone, SwinForImageClassification
 
 from peft_polyhistor import (
     AdapterConfig,
-    BitFitConfig,
-    CompacterConfig,
-    CompacterPlusPlusConfig,
     DecodersConfig,
-    HyperformerConfig,
-    LowRankAdapterConfig,
     MultiTaskDenseModel,
-    MultiTaskLoraConfig,
-    PhmConfig,
     PolyhistorConfig,
     PolyhistorLiteConfig,
-    RelativeBiasConfig,
-    SharedAdapterConfig,
-    StageEncoder,
-    VmtAdapterConfig,
-    VmtAdapterLiteConfig,
-    VptDeepConfig,
-    VptShallowConfig,
-    view_encoder,
 )
 from peft_polyhistor.config import BottleneckConfig
-
-
-@dataclass
-class Row:
-    """A method under test; `bases` are the classes it works on."""
-
-    name: str
-    config_class: type
-    kwargs: dict = field(default_factory=dict)
-    bases: tuple = (SwinModel, MultiTaskDenseModel)
-    starts_frozen: bool = True
-    tasks_agree: bool = False  # on the maps of the encoder
-    merges: bool = False
-
-
-BOTH = {"sublayers": ["attention", "feed_forward"], "reduction_factor": 2}
-STAGES_NEEDED = (StageEncoder, MultiTaskDenseModel)
-METHODS_UNDER_TEST = [
-    Row("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
-    Row("polyhistor_lite", PolyhistorLiteConfig),
-    Row("adapter", AdapterConfig),
-    Row("shared_adapter", SharedAdapterConfig, tasks_agree=True),
-    Row("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}),
-    Row("phm", PhmConfig, {"reduction_factor": 2}),
-    Row("compacter++", CompacterPlusPlusConfig),
-    Row("compacter", CompacterConfig),
-    Row("hyperformer", HyperformerConfig, BOTH),
-    Row("bitfit", BitFitConfig, merges=True),
-    Row("relative_bias", RelativeBiasConfig, merges=True),
-    Row("vpt_shallow", VptShallowConfig, {"prompts": 5}, starts_frozen=False),
-    Row("vpt_deep", VptDeepConfig, {"prompts": 5}, starts_frozen=False),
-    Row("lora", MultiTaskLoraConfig),
-    Row("vmt_adapter", VmtAdapterConfig, bases=STAGES_NEEDED),
-    Row("vmt_adapter_lite", VmtAdapterLiteConfig, bases=STAGES_NEEDED),
-    Row("decoders", DecodersConfig, bases=(MultiTaskDenseModel,), tasks_agree=True),
-]
-TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
-BLOCKS = [f"encoder.layers.{stage}.blocks.{block}.mlp" for stage in range(4) for block in range(2)]
-ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64; logits at full resolution are float32
-
-
-def rows(condition):
-    """The test runs on the rows that fulfil the condition."""
-    return pytest.mark.rows(condition)
-
-
-# For what the tuner does, whatever the method.
-for_two_methods = rows(lambda row: row.name in ("polyhistor", "polyhistor_lite"))
-
-
-def pytest_generate_tests(metafunc):
-    """Runs a test on every row of the table that its marks and its base models allow."""
-    if "row" not in metafunc.fixturenames:
-        return
-    conditions = [mark.args[0] for mark in metafunc.definition.iter_markers("rows")]
-    chosen = [row for row in METHODS_UNDER_TEST if all(condition(row) for condition in conditions)]
-    if "make_base" in metafunc.fixturenames:
-        pairs = [(row, base) for row in chosen for base in row.bases]
-        ids = [f"{row.name}-{base.__name__}" for row, base in pairs]
-        metafunc.parametrize(("row", "make_base"), pairs, indirect=True, ids=ids)
-        return
-    names = metafunc.fixturenames
-    needed = MultiTaskDenseModel if "make_dense" in names and "make_swin" not in names else SwinModel
-    chosen = [row for row in chosen if needed in row.bases]
-    metafunc.parametrize("row", chosen, indirect=True, ids=[row.name for row in chosen])
-
-
-@pytest.fixture
-def row(request):
-    return request.param
-
-
-@pytest.fixture
-def make_config(row):
-    """`make_config(**changes)`: settings of the method under test, for the tasks above."""
-    return lambda **changes: row.config_class(**{"tasks": TASKS, **row.kwargs, **changes})
-
-
-@pytest.fixture
-def adapt(make_config):
-    """`adapt(model, **changes)`: the model with the method under test, ready to predict."""
-    return lambda model, **changes: get_peft_model(model, make_config(**changes)).eval()
-
-
-@pytest.fixture
-def make_base(request, make_swin, make_dense):
-    """`make_base()`: the same frozen model at every call, for each class a method must work on."""
-    make = {SwinModel: make_swin, MultiTaskDenseModel: make_dense, StageEncoder: lambda: view_encoder(make_swin())}
-    return make[request.param]
-
-
-@pytest.fixture
-def pixels():
-    return torch.randn(2, 3, 96, 128)
-
-
-def predict(model, pixels, task):
-    """The output for one task, with gradient."""
-    if hasattr(model, "decoders"):
-        return model(pixels, tasks=[task])
-    return model(pixels, task=task)
-
-
-@torch.no_grad()
-def predict_frozen(model, pixels, task):
-    """The output of a model that knows nothing of adapters."""
-    return model(pixels, tasks=[task]) if isinstance(model, MultiTaskDenseModel) else model(pixels)
-
-
-def tensors_of(output):
-    """All tensors of an output, of whatever type, by their path in it."""
-    if isinstance(output, torch.Tensor):
-        return {"": output}
-    items = output.items() if isinstance(output, Mapping) else enumerate(output)
-    return {f".{key}{path}": tensor for key, item in items for path, tensor in tensors_of(item).items()}
-
-
-def check_equal(actual, expected, **tolerance):
-    """The same types and, unless a tolerance is given, the same bits."""
-    assert type(actual) is type(expected)
-    actual, expected = tensors_of(actual), tensors_of(expected)
-    assert expected
-    torch.testing.assert_close(actual, expected, **(tolerance or {"rtol": 0, "atol": 0}))
-
-
-def differ(first, second):
-    first, second = tensors_of(first), tensors_of(second)
-    return first.keys() == second.keys() and not all(torch.equal(first[path], second[path]) for path in first)
-
-
-def loss_of(output):
-    """A scalar in which every number of an output weighs differently."""
-    torch.manual_seed(3)
-    return sum((tensor.float() * torch.randn(tensor.shape)).sum() for tensor in tensors_of(output).values())
-
-
-def trainable(model):
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def gradients(model):
-    return {name: parameter.grad for name, parameter in trainable(model).items()}
-
-
-def without_gradient(model):
-    return [name for name, gradient in gradients(model).items() if gradient is None or not gradient.any()]
 
 
 # The start, and what trains
@@ -776,7 +628,7 @@ def test_a_scalar_cannot_be_split_by_task(adapt, make_swin, pixels):
         model(pixels, tasks=TASKS[:2], labels=labels)
 
 
-# Copies, precision, memory
+# Copies
 
 
 def test_copies_are_equal_and_independent(row, adapt, make_base, pixels, perturb):
@@ -798,62 +650,6 @@ def test_pickles(adapt, make_swin, pixels, perturb):
     other = pickle.loads(pickle.dumps(model))  # not of SwinBackbone: transformers' hooks do not pickle
     check_equal(other(pixels, task="semseg"), model(pixels, task="semseg"))
     check_equal(other.unload()(pixels), make_swin()(pixels))
-
-
-@torch.no_grad()
-def test_a_base_of_half_precision_keeps_it(row, adapt, make_swin, pixels, perturb):
-    pixels = pixels.bfloat16()
-    model = adapt(make_swin().bfloat16())
-    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}  # as PEFT casts
-    if row.starts_frozen:
-        check_equal(model(pixels, task="semseg"), make_swin().bfloat16()(pixels))
-    perturb(model)
-    for output in model(pixels, tasks=TASKS).values():
-        assert {tensor.dtype for tensor in tensors_of(output).values()} == {torch.bfloat16}
-        assert all(tensor.isfinite().all() for tensor in tensors_of(output).values())
-        assert differ(output, make_swin().bfloat16()(pixels))
-
-
-def test_autocast_trains(adapt, make_base, pixels, perturb):
-    model = perturb(adapt(make_base())).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = sum(loss_of(predict(model, pixels, task)) for task in TASKS)
-    loss.backward()
-    assert without_gradient(model) == []
-
-
-def enable_checkpointing(model, reentrant):
-    """Of a StageEncoder, which has no such switch, as part of a dense model."""
-    dense = MultiTaskDenseModel.from_encoder(model, TASKS) if isinstance(model, StageEncoder) else model
-    dense.activation_checkpointing_enable({"use_reentrant": reentrant})
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_gradients_are_exact(row, adapt, make_base, pixels, perturb, reentrant):
-    """Also when another pass, with another task and size, comes between forward and backward."""
-    plain = perturb(adapt(make_base())).train()
-    for module in plain.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.p = 0
-    checkpointed = copy.deepcopy(plain)
-    enable_checkpointing(checkpointed.base_model.model, reentrant)
-    if reentrant and row.config_class in (VmtAdapterConfig, VmtAdapterLiteConfig):
-        with pytest.raises(ValueError, match="Reentrant checkpointing passes no gradient to the features"):
-            predict(checkpointed, pixels, "semseg")
-        return
-    for model in (plain, checkpointed):
-        outputs = [predict(model, pixels, task) for task in TASKS[:2]]
-        predict(model, pixels[:, :, :, :96], "normals")
-        sum(map(loss_of, outputs)).backward()
-    used = [name for name in trainable(plain) if "heads.normals" not in name]
-    # The reentrant form sums up the gradients of shared weights in another order.
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if reentrant else {}
-    check_equal(
-        {name: gradients(checkpointed)[name] for name in used},
-        {name: gradients(plain)[name] for name in used},
-        **tolerance,
-    )
-    copy.deepcopy(checkpointed)  # nothing of the graph is left behind, which could not be copied
 
 
 # Which modules carry an adapter
@@ -990,23 +786,3 @@ def test_an_unknown_encoder_is_adapted_where_named(adapt, perturb, placement):
 def test_an_unknown_encoder_without_names_is_an_error(adapt):
     with pytest.raises(ValueError, match=r"Sequential has no blocks of a known encoder family.*`target_modules`"):
         adapt(nn.Sequential(nn.Linear(12, 12)))
-
-
-@for_two_methods
-@torch.no_grad()
-def test_injected_without_a_peft_model_it_does_the_same(adapt, make_config, make_swin, pixels, perturb, tmp_path):
-    model = perturb(adapt(make_swin()))
-    model.save_pretrained(tmp_path)
-    expected = model(pixels, task="normals")
-    injected = inject_adapter_in_model(make_config(), make_swin())
-    injected.load_state_dict(model.base_model.model.state_dict())
-    check_equal(injected.eval()(pixels, task="normals"), expected)
-    loaded = make_swin()
-    loaded.load_adapter(str(tmp_path))
-    check_equal(loaded.eval()(pixels, task="normals"), expected)
-    loaded.disable_adapters()
-    check_equal(loaded(pixels, task="normals"), make_swin()(pixels))
-    loaded.enable_adapters()
-    check_equal(loaded(pixels, task="normals"), expected)
-    loaded.delete_adapter("default")
-    check_equal(loaded(pixels), make_swin()(pixels))

@@ -177,6 +177,9 @@ class MultiTaskDenseModel(PreTrainedModel):
             del decoders.heads[name]
         self.config.tasks = [task for task in self.config.tasks if task != name]
 
+    def get_input_embeddings(self) -> None:
+        """`None`: there is no table of embeddings that could train or be shared."""
+
     def _all_decoders(self) -> list[Decoders]:
         # Its own, and the copies that PEFT keeps for each adapter.
         return [module for module in self.decoders.modules() if isinstance(module, Decoders)]

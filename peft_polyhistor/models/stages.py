@@ -47,6 +47,7 @@ class BackboneStages(StageEncoder):
     def __init__(self, backbone: BackboneMixin):
         super().__init__()
         self.config = backbone.config
+        self._no_split_modules = backbone._no_split_modules
         self.backbone = backbone
         self.widths = list(backbone.channels)
         probe = deepcopy(backbone).eval()  # a forward pass may change a model, as it does BatchNorm's statistics

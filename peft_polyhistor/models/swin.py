@@ -33,6 +33,7 @@ class SwinStages(StageEncoder):
                 "one size. Choose one without, as all pretrained Swins are."
             )
         self.config = model.config
+        self._no_split_modules = model._no_split_modules
         self.embeddings = model.embeddings
         self.embeddings.mask_token = None  # of masked pretraining (SimMIM), and in no stage map
         self.encoder = model.encoder
@@ -46,11 +47,14 @@ class SwinStages(StageEncoder):
                 layer.set_shift_and_window_size = partial(_fit_shift, layer, shift)
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
-        embedding, grid = self.embeddings(pixel_values, interpolate_pos_encoding=True)
-        output = self.encoder(
-            embedding, grid, output_hidden_states=True, output_hidden_states_before_downsampling=True, return_dict=True
-        )
-        return output.reshaped_hidden_states[1:]  # the first is the embedding
+        # Stage by stage: the encoder's own way of giving out its maps keeps more than those, and does not compile.
+        hidden, grid = self.embeddings(pixel_values, interpolate_pos_encoding=True)
+        maps = []
+        for stage in self.encoder.layers:
+            hidden, stage_map, _ = stage(hidden, grid, output_hidden_states_before_downsampling=True)
+            maps.append(stage_map)
+            grid = tuple((side + 1) // 2 for side in grid)
+        return maps
 
 
 class Swinv2Stages(BackboneStages):

@@ -1,0 +1,175 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every method trains in every precision, with layers recomputed, averaged, compiled, and on quantised encoders."""
+
+import copy
+
+import pytest
+import torch
+from methods_table import (
+    TASKS,
+    check_equal,
+    differ,
+    gradients,
+    loss_of,
+    predict,
+    rows,
+    tensors_of,
+    trainable,
+    without_gradient,
+)
+from peft import PeftModel
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import SwinModel, TorchAoConfig
+
+from peft_polyhistor import MultiTaskDenseModel, StageEncoder, VmtAdapterConfig, VmtAdapterLiteConfig
+
+
+@torch.no_grad()
+def test_a_base_of_half_precision_keeps_it(row, adapt, make_swin, pixels, perturb):
+    pixels = pixels.bfloat16()
+    model = adapt(make_swin().bfloat16())
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}  # as PEFT casts
+    if row.starts_frozen:
+        check_equal(model(pixels, task="semseg"), make_swin().bfloat16()(pixels))
+    perturb(model)
+    for output in model(pixels, tasks=TASKS).values():
+        assert {tensor.dtype for tensor in tensors_of(output).values()} == {torch.bfloat16}
+        assert all(tensor.isfinite().all() for tensor in tensors_of(output).values())
+        assert differ(output, make_swin().bfloat16()(pixels))
+
+
+def test_autocast_trains(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base())).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = sum(loss_of(predict(model, pixels, task)) for task in TASKS)
+    loss.backward()
+    assert without_gradient(model) == []
+
+
+def enable_checkpointing(model, reentrant):
+    """Of a StageEncoder, which has no such switch, as part of a dense model."""
+    dense = MultiTaskDenseModel.from_encoder(model, TASKS) if isinstance(model, StageEncoder) else model
+    dense.activation_checkpointing_enable({"use_reentrant": reentrant})
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_gradients_are_exact(row, adapt, make_base, pixels, perturb, reentrant):
+    """Also when another pass, with another task and size, comes between forward and backward."""
+    plain = perturb(adapt(make_base())).train()
+    for module in plain.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0
+    checkpointed = copy.deepcopy(plain)
+    enable_checkpointing(checkpointed.base_model.model, reentrant)
+    if reentrant and row.config_class in (VmtAdapterConfig, VmtAdapterLiteConfig):
+        with pytest.raises(ValueError, match="Reentrant checkpointing passes no gradient to the features"):
+            predict(checkpointed, pixels, "semseg")
+        return
+    for model in (plain, checkpointed):
+        outputs = [predict(model, pixels, task) for task in TASKS[:2]]
+        predict(model, pixels[:, :, :, :96], "normals")
+        sum(map(loss_of, outputs)).backward()
+    used = [name for name in trainable(plain) if "heads.normals" not in name]
+    # The reentrant form sums up the gradients of shared weights in another order.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if reentrant else {}
+    check_equal(
+        {name: gradients(checkpointed)[name] for name in used},
+        {name: gradients(plain)[name] for name in used},
+        **tolerance,
+    )
+    copy.deepcopy(checkpointed)  # nothing of the graph is left behind, which could not be copied
+
+
+def test_half_precision_with_a_scaler_trains(adapt, make_dense, make_labels, pixels):
+    model = adapt(make_dense()).train()
+    start = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+    optimizer = torch.optim.Adam(trainable(model).values(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for _ in range(3):  # what starts at zero lets gradient through to the rest from the second step on
+        with torch.autocast("cpu", torch.float16):
+            loss = model(pixels, make_labels(TASKS, 2, 96, 128)).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert loss.isfinite() and scaler.get_scale() == 256  # no step was skipped
+    unmoved = [name for name, parameter in trainable(model).items() if torch.equal(parameter, start[name])]
+    assert unmoved == []
+
+
+@torch.no_grad()
+def test_an_average_of_the_weights_predicts(adapt, make_base, pixels, perturb):
+    model = perturb(adapt(make_base()))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    average.update_parameters(model)
+    first = {name: parameter.clone() for name, parameter in trainable(model).items()}
+    average.update_parameters(perturb(model))
+    expected = {name: 0.75 * first[name] + 0.25 * parameter for name, parameter in trainable(model).items()}
+    torch.testing.assert_close(trainable(average.module), expected)
+    for name, parameter in trainable(model).items():
+        parameter.copy_(trainable(average.module)[name])
+    assert average.module is not model
+    check_equal(predict(average.module.eval(), pixels, "normals"), predict(model, pixels, "normals"))
+
+
+@rows(lambda row: row.name == "polyhistor_lite")
+@torch.no_grad()
+def test_compiles_into_one_graph(adapt, make_dense, make_swin, pixels, perturb):
+    torch.compiler.reset()
+    model = perturb(adapt(make_dense(encoder=make_swin(depths=[1, 1, 1, 1]))))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    check_equal(compiled(pixels).logits, model(pixels).logits)
+
+
+@pytest.mark.slow
+def test_a_graph_for_each_list_of_tasks(adapt, make_base, pixels, perturb):
+    """Compiled the first time it is asked for, with the values and gradients of no graph."""
+    torch.compiler.reset()
+    model = perturb(adapt(make_base()))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(copy.deepcopy(model), backend=counter, fullgraph=True)
+    for tasks, graphs in ((TASKS, 1), (TASKS[:2], 2), (TASKS, 2), (TASKS[:2], 2)):
+        outputs = [other(pixels, tasks=tasks) for other in (compiled, model)]
+        assert counter.frame_count == graphs
+        check_equal(tensors_of(outputs[0]), tensors_of(outputs[1]), rtol=1e-4, atol=1e-5)
+    for output in outputs:
+        loss_of(output).backward()
+    got, expected = (
+        {name: gradient for name, gradient in gradients(other).items() if gradient is not None}
+        for other in (compiled._orig_mod, model)
+    )
+    check_equal(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def quantised(make_swin, tmp_path):
+    """A Swin whose linear layers hold integers of 8 bits, loaded as transformers loads it."""
+    quantization = pytest.importorskip("torchao.quantization", reason="the extra 'slow' installs torchao")
+    make_swin(embed_dim=32, num_heads=[1, 2, 4, 8]).save_pretrained(tmp_path / "swin")
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    return SwinModel.from_pretrained(tmp_path / "swin", quantization_config=settings)
+
+
+@pytest.mark.slow
+def test_trains_on_a_quantised_encoder(
+    adapt, make_dense, make_swin, make_labels, quantised, pixels, perturb, tmp_path
+):
+    kinds = {type(module.weight).__name__ for module in quantised.modules() if isinstance(module, nn.Linear)}
+    assert kinds == {"Int8Tensor"}
+    state = copy.deepcopy(quantised)
+    model = perturb(adapt(make_dense(encoder=quantised))).train()
+    model(pixels, make_labels(TASKS, 2, 96, 128)).loss.backward()
+    assert without_gradient(model) == []
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        loaded = PeftModel.from_pretrained(make_dense(encoder=state), tmp_path / "adapter").eval()
+        expected = model.eval()(pixels).logits
+        check_equal(loaded(pixels).logits, expected)
+        whole = PeftModel.from_pretrained(
+            make_dense(encoder=make_swin(embed_dim=32, num_heads=[1, 2, 4, 8])), tmp_path / "adapter"
+        )
+        for task, logits in whole.eval()(pixels).logits.items():  # integers of 8 bits are near, and not equal
+            assert 0 < (logits - expected[task]).abs().max() < 0.5 * expected[task].std()
