@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from tiny_models import make_dense, make_swin
 from transformers import SwinModel
 
 from peft_polyhistor import (
@@ -29,6 +30,7 @@ from peft_polyhistor import (
     VmtAdapterLiteConfig,
     VptDeepConfig,
     VptShallowConfig,
+    view_encoder,
 )
 
 
@@ -47,6 +49,7 @@ class Row:
 
 BOTH = {"sublayers": ["attention", "feed_forward"], "reduction_factor": 2}
 STAGES_NEEDED = (StageEncoder, MultiTaskDenseModel)
+BASES = {SwinModel: make_swin, MultiTaskDenseModel: make_dense, StageEncoder: lambda: view_encoder(make_swin())}
 METHODS_UNDER_TEST = [
     Row("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
     Row("polyhistor_lite", PolyhistorLiteConfig),

@@ -24,12 +24,12 @@ def first_tensor(value: Any) -> Tensor | None:
 def repeat_batch(value: Any, times: int) -> Any:
     """Repeats the batch in `value` once per task: every tensor with as many entries on its first axis as the first."""
     first = first_tensor(value)
-    return value if times == 1 or first is None else _repeat(value, times, len(first))
+    return value if times == 1 or first is None else _repeat(value, times, first.shape[0])
 
 
 def _repeat(value: Any, times: int, size: int) -> Any:
     if isinstance(value, Tensor):
-        is_batch = value.ndim and len(value) == size
+        is_batch = value.ndim and value.shape[0] == size
         return value.repeat(times, *[1] * (value.ndim - 1)) if is_batch else value
     if isinstance(value, Mapping):
         return _like(value, {key: _repeat(item, times, size) for key, item in value.items()})
@@ -45,7 +45,7 @@ def split_batch(value: Any, parts: int) -> list[Any]:
         ValueError: A tensor has no such axis, as a loss has none.
     """
     if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) % parts:
+        if value.ndim == 0 or value.shape[0] % parts:
             raise ValueError(
                 f"The model returned a tensor of shape {tuple(value.shape)}, which cannot be split into {parts} tasks."
                 " Call it with task= for one task at a time (a loss over labels is such an output)."

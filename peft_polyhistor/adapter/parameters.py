@@ -63,10 +63,10 @@ def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tupl
             "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
             "task. Name a module around it in `target_modules`."
         )
-    size = 0 if first is None else len(first)
+    size = 0 if first is None else first.shape[0]
 
     def part_of(value: Any, index: int) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == size:
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] == size:
             return value.chunk(parts)[index]
         return value
 

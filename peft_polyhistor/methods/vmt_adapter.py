@@ -165,7 +165,7 @@ class KnowledgeSite(ResidualSite):
             output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
             of_tasks = hidden * w.scale[:, None] + w.shift[:, None]
             features = F.linear(of_tasks, w.adapter.up[0], w.adapter.up_bias[0])
-            self.leave_features(features.reshape(len(features), len(x), -1, self.site.width))
+            self.leave_features(features.reshape(features.shape[0], x.shape[0], -1, self.site.width))
         return output
 
     def leave_features(self, features: Tensor) -> None:

@@ -112,7 +112,7 @@ def attend_in_windows(
         `(windows, tokens, heads * channels)`.
     """
     if mask is not None:
-        bias = bias + mask.repeat(len(query) // len(mask), 1, 1)[:, None]
+        bias = bias + mask.repeat(query.shape[0] // mask.shape[0], 1, 1)[:, None]
     bias = F.pad(bias, (0, prompts)).to(query.dtype)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     return output.transpose(1, 2).flatten(2)
@@ -125,7 +125,7 @@ def with_prompts(x: Tensor, prompts: Tensor) -> Tensor:
         x: `(tasks * batch * windows, tokens, width)`.
         prompts: `(tasks, prompts, width)`.
     """
-    of_windows = prompts.repeat_interleave(len(x) // len(prompts), dim=0)
+    of_windows = prompts.repeat_interleave(x.shape[0] // prompts.shape[0], dim=0)
     return torch.cat([x, of_windows], dim=1)
 
 

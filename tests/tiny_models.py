@@ -1,0 +1,60 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny encoders and dense models, labels for them, and noise."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import SwinConfig, SwinModel
+
+from peft_polyhistor import MultiTaskDenseModel
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+DENSE_TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
+
+
+def make_swin(cls=SwinModel, **changes):
+    """The same tiny Swin at every call, in any of its classes, ready to predict.
+
+    Widths 8, 16, 32, 64 and a window of 3, which the coarsest map of a picture of 96 pixels just fills.
+    """
+    sizes = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 2, 4], "window_size": 3, "image_size": 96}
+    config = SwinConfig(**{**sizes, "drop_path_rate": 0.0, "out_features": STAGES[: len(sizes["depths"])], **changes})
+    torch.manual_seed(1)
+    return perturb(cls(config)).eval()
+
+
+def make_dense(tasks=DENSE_TASKS, encoder=None, **kwargs):
+    """The same dense model at every call, on the tiny Swin unless told."""
+    encoder = encoder or make_swin()
+    torch.manual_seed(2)
+    model = MultiTaskDenseModel.from_encoder(encoder, tasks, **{"decoder_width": 12, **kwargs})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # untrained statistics would hide a swapped buffer
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def perturb(model, std=0.05):
+    """Adds noise to what trains, and returns the model.
+
+    Fresh adapters do nothing and fresh weights repeat with the seed, so a test of either proves nothing before this.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=std)
+    return model
+
+
+def make_labels(tasks, batch, height, width):
+    """Random labels by task."""
+    random = {
+        "semseg": lambda: torch.randint(0, 21, (batch, height, width)),
+        "human_parts": lambda: torch.randint(0, 7, (batch, height, width)),
+        "saliency": lambda: torch.randint(0, 2, (batch, 1, height, width)).float(),
+        "normals": lambda: F.normalize(torch.randn(batch, 3, height, width), dim=1),
+    }
+    return {task: random[task]() for task in tasks}
