@@ -5,6 +5,7 @@
 from .archive import DENSE_TASKS
 from .check import find_faults
 from .pascal_context import load_dense_dataset, load_pascal_context
+from .shrink import shrink, write_shrunk
 from .synthetic import synthetic_scenes
 from .transforms import (
     IMAGENET_MEAN,
@@ -29,5 +30,7 @@ __all__ = [
     "load_pascal_context",
     "normalize_image_size",
     "rotate_normals",
+    "shrink",
     "synthetic_scenes",
+    "write_shrunk",
 ]

@@ -1,0 +1,84 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Smaller copies of a dense dataset, for training at small sizes: every epoch then decodes and augments less."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image
+from PIL.Image import Resampling
+
+from .archive import DENSE_TASKS
+from .pascal_context import load_dense_dataset
+
+
+def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:
+    """Pictures and labels whose longer side has at most `longest` pixels; smaller ones stay as they are.
+
+    Pictures are interpolated with a cubic kernel (antialias). Labels take the nearest pixel, so that every value is
+    one of the original; normals stay as they are under a change of scale that keeps the ratio of the sides.
+
+    Args:
+        dataset: As `load_dense_dataset` returns it.
+        longest: Pixels.
+        num_proc: Worker processes.
+
+    Raises:
+        ValueError: `longest` is below 1.
+    """
+    if longest < 1:
+        raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
+    features = dataset.features
+    encoded = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in features.items()}
+    return dataset.cast(Features(encoded)).map(
+        partial(_shrink_row, longest=longest), features=features, num_proc=num_proc, desc="shrinking"
+    )
+
+
+def write_shrunk(
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    longest: int,
+    tasks: Sequence[str] = DENSE_TASKS,
+    splits: Sequence[str] = ("train", "val"),
+    num_proc: int | None = None,
+) -> list[Path]:
+    """Writes `<split>.parquet` into a folder, which `load_dense_dataset` reads, and returns the files.
+
+    Args:
+        source: As for `load_dense_dataset`.
+        folder: Made where it is missing.
+        longest: As for `shrink`.
+        tasks: Tasks to keep.
+        splits: Splits to keep.
+        num_proc: Worker processes.
+
+    Raises:
+        FileExistsError: A file is there already; nothing is written.
+        Exception: Those of `load_dense_dataset` and `shrink`.
+    """
+    files = [Path(folder).expanduser() / f"{split}.parquet" for split in splits]
+    for file in files:
+        if file.exists():
+            raise FileExistsError(f"{file} is there already. Remove it, or name another folder.")
+    for split, file in zip(splits, files, strict=True):
+        small = shrink(load_dense_dataset(source, tasks, split, num_proc=num_proc), longest, num_proc)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        small.to_parquet(unfinished)
+        unfinished.rename(file)
+    return files
+
+
+def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
+    image = Image().decode_example(row["image"])
+    scale = min(1.0, longest / max(image.size))
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    if size == image.size:
+        return row  # encoded as it is: a JPEG would not survive another round
+    labels = {name: Image().decode_example(row[name]) for name in row if name not in ("image_id", "image")}
+    small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}
+    return row | small | {"image": image.convert("RGB").resize(size, Resampling.BICUBIC)}
