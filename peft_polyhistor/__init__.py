@@ -16,7 +16,8 @@ from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
 from .methods.vpt import VptDeepConfig, VptShallowConfig
 from .models.encoder import StageEncoder, load_encoder, view_encoder
-from .models.multitask import MultiTaskDenseConfig, MultiTaskDenseModel, MultiTaskDenseOutput
+from .models.multitask import MultiTaskDenseModel, MultiTaskDenseOutput
+from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change

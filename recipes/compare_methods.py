@@ -16,8 +16,7 @@ they train different methods, and the last command names all.
 
 import math
 import sys
-from argparse import ArgumentParser, Namespace
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -26,29 +25,34 @@ from learning_rates import choose_rate, fix_decoder_rate, score_grid
 from methods import method_config
 from paper import PaperRow, find_row
 from plot import Point, draw_plot
-from settings import Settings, parse_settings
+from settings import Settings, option, parse_with
 from tables import REFERENCES, align, change_of, make_note, make_rows, reference_of, to_markdown
 from train_pascal import train
 
 from peft_polyhistor import METHODS
 
 
-GRID_HOLDOUT = 0.1  # of the training pictures
+GRID_HOLDOUT = 0.1
 
 
-def parse_arguments(argv: list[str]) -> tuple[Namespace, Settings]:
-    # No abbreviations: --learning_rate is a setting of its own.
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[])
-    parser.add_argument("--grid_holdout", type=float, default=GRID_HOLDOUT)
-    parser.add_argument("--grid_steps", type=int, default=0)
-    own, others = parser.parse_known_args(argv)
-    if (own.grid_holdout != GRID_HOLDOUT or own.grid_steps) and not own.learning_rates:
-        raise ValueError("`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too.")
-    if len(set(own.seeds)) < len(own.seeds) or min(own.seeds) < 0:
-        raise ValueError(f"`seeds` must be 0 or more, each once, got {own.seeds}.")
-    return own, parse_settings(others, __doc__)
+@dataclass
+class Comparison:
+    """Options of the comparison itself.
+
+    Raises:
+        ValueError: A seed is below 0 or given twice, or there are options of a grid and no rates for it.
+    """
+
+    seeds: list[int] = option([0, 1], "Seeds of the runs of each method.")
+    learning_rates: list[float] = option([], "Grid each method takes its rate from; none: learning_rate for all.")
+    grid_holdout: float = option(GRID_HOLDOUT, "Part of the training pictures that the grid is scored on.")
+    grid_steps: int = option(0, "Optimiser steps of the grid's runs; 0: as long as all.")
+
+    def __post_init__(self):
+        if (self.grid_holdout != GRID_HOLDOUT or self.grid_steps) and not self.learning_rates:
+            raise ValueError("`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too.")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"`seeds` must be 0 or more, each once, got {self.seeds}.")
 
 
 def run_all(settings: Settings, seeds: list[int], rates: dict[str, float]) -> dict[str, list[dict]]:
@@ -110,7 +114,7 @@ def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, Pape
 
 
 def main(argv: list[str]) -> dict:
-    own, settings = parse_arguments(argv)
+    settings, own = parse_with(argv, __doc__, Comparison)
     grid = {}
     if own.learning_rates:
         settings = fix_decoder_rate(settings)

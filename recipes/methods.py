@@ -75,7 +75,9 @@ def build_model(method: str, settings: "Settings", loss_weights: dict[str, float
     elif method in PEFT_METHODS:
         adapt_per_task(model, method_config(method, settings))
     if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        # The second is its name before transformers 5.23.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return model
 
 

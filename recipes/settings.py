@@ -144,14 +144,23 @@ def loss_weights(settings: Settings) -> dict[str, float]:
 def parse_settings(argv: list[str], description: str) -> Settings:
     """Settings from an optional YAML file, which comes first, and arguments, which win.
 
+    Raises: Those of `parse_with`.
+    """
+    return parse_with(argv, description)[0]
+
+
+def parse_with(argv: list[str], description: str, *others: type) -> tuple:
+    """The settings, and an instance of each other dataclass of options, which only arguments give.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A setting is unknown, of another type than its field, or not allowed.
     """
     file, argv = (Path(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (DEFAULT_CONFIG, argv)
-    parser = HfArgumentParser(Settings, description=description)
+    # No abbreviations: one option may begin like another.
+    parser = HfArgumentParser([Settings, *others], description=description, allow_abbrev=False)
     parser.set_defaults(**_read_file(file))
-    return parser.parse_args_into_dataclasses(argv)[0]
+    return parser.parse_args_into_dataclasses(argv)
 
 
 def _read_file(file: Path) -> dict[str, Any]:

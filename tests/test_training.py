@@ -19,6 +19,7 @@ from methods_table import (
     without_gradient,
 )
 from peft import PeftModel
+from tiny_models import recompute_layers
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -52,7 +53,7 @@ def test_autocast_trains(adapt, make_base, pixels, perturb):
 def enable_checkpointing(model, reentrant):
     """Of a StageEncoder, which has no such switch, as part of a dense model."""
     dense = MultiTaskDenseModel.from_encoder(model, TASKS) if isinstance(model, StageEncoder) else model
-    dense.activation_checkpointing_enable({"use_reentrant": reentrant})
+    recompute_layers(dense, reentrant)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

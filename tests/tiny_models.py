@@ -58,3 +58,9 @@ def make_labels(tasks, batch, height, width):
         "normals": lambda: F.normalize(torch.randn(batch, 3, height, width), dim=1),
     }
     return {task: random[task]() for task in tasks}
+
+
+def recompute_layers(model, reentrant=False):
+    """Switches gradient checkpointing on; the second name is that of transformers before 5.23."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})

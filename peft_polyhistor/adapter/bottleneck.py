@@ -174,8 +174,7 @@ class BottleneckTuner(AdapterTuner):
         copy.set_adapter(adapter_name)
         base = copy.unload()
         if isinstance(base, MultiTaskDenseModel):
-            for task in set(base.config.tasks) - set(tasks):
-                base.remove_task(task)
+            base.keep_tasks(tasks)
         settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
         settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
         model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)

@@ -98,8 +98,7 @@ class TaskSet(BaseTuner):
                     site.base_layer.get_parameter(name).data.copy_(value)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
-            for other in [other for other in model.config.tasks if other != task]:
-                model.remove_task(other)  # its decoder has no encoder any more
+            model.keep_tasks([task])  # the decoders of the others have no encoder any more
         return model
 
     def _dense_model(self) -> MultiTaskDenseModel | None:
