@@ -50,7 +50,7 @@ def split_batch(value: Any, parts: int) -> list[Any]:
                 f"The model returned a tensor of shape {tuple(value.shape)}, which cannot be split into {parts} tasks."
                 " Call it with task= for one task at a time (a loss over labels is such an output)."
             )
-        return list(value.chunk(parts))
+        return list(value.unflatten(0, (parts, -1)).unbind())
     if isinstance(value, Mapping):
         items = {key: split_batch(item, parts) for key, item in value.items()}
         make = partial(_like, value)
