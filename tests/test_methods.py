@@ -503,9 +503,11 @@ def test_two_adapters_take_turns(adapt, make_config, make_base, pixels, perturb,
     both.load_adapter(tmp_path, "second")
     both.eval()
     check_equal(predict(both, pixels, "normals"), predict(first, pixels, "normals"))
-    both.set_adapter("second")
-    check_equal(predict(both, pixels, "normals"), predict(second, pixels, "normals"))
-    both.set_adapter("default")
+    for name, single in (("second", second), ("default", first)):
+        both.set_adapter(name)
+        assert both.active_adapters == [name]
+        check_equal(predict(both, pixels, "normals"), predict(single, pixels, "normals"))
+        assert trainable(both) and all(f".{name}." in parameter for parameter in trainable(both))
     both.delete_adapter("second")
     check_equal(predict(both, pixels, "normals"), predict(first, pixels, "normals"))
     assert trainable(both).keys() == trainable(first).keys()

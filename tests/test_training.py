@@ -18,7 +18,7 @@ from methods_table import (
     trainable,
     without_gradient,
 )
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from tiny_models import recompute_layers
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -40,6 +40,13 @@ def test_a_base_of_half_precision_keeps_it(row, adapt, make_swin, pixels, pertur
         assert {tensor.dtype for tensor in tensors_of(output).values()} == {torch.bfloat16}
         assert all(tensor.isfinite().all() for tensor in tensors_of(output).values())
         assert differ(output, make_swin().bfloat16()(pixels))
+
+
+def test_adapters_of_half_precision_train(make_config, make_dense, make_labels, pixels, perturb):
+    model = get_peft_model(make_dense().bfloat16(), make_config(), autocast_adapter_dtype=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    perturb(model.train())(pixels.bfloat16(), make_labels(TASKS, 2, 96, 128)).loss.backward()
+    assert without_gradient(model) == []
 
 
 def test_autocast_trains(adapt, make_base, pixels, perturb):
