@@ -22,6 +22,7 @@ class StageEncoder(nn.Module):
         needs_norm: The maps come out of the residual stream without a norm.
     """
 
+    _no_split_modules = None  # as in transformers: modules that device maps and FSDP keep whole
     base_model_prefix = ""  # transformers, asked by PEFT, reads it of any module that has a model of its own inside
 
     config: PreTrainedConfig
