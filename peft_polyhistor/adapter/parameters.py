@@ -3,12 +3,13 @@
 """Parameters of the encoder itself that train, per task or once for all: how a module runs with its own of each."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..models.blocks import Block, encoder_modules
 from .batches import first_tensor
@@ -38,21 +39,40 @@ class ParameterSite(AdapterSite):
         if not additions:
             return self.base_layer(*args, **kwargs)
         tasks = len(next(iter(additions[0].values())))
-        outputs = [
-            functional_call(self.base_layer, self._parameters_of(additions, task), *call)
-            for task, call in enumerate(split_call(args, kwargs, tasks))
-        ]
+        outputs = []
+        for task, (args_of_task, kwargs_of_task) in enumerate(split_call(args, kwargs, tasks)):
+            with replaced(self.base_layer, self._parameters_of(additions, task)):
+                outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
         return join_outputs(outputs)
 
     def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
         return self._parameters_of([additions for additions, _ in weights], 0)
 
     def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
-        parameters = {name: self.base_layer.get_parameter(name) for addition in additions for name in addition}
+        parameters = {name: attrgetter(name)(self.base_layer) for addition in additions for name in addition}
         for addition in additions:
             for name, values in addition.items():
                 parameters[name] = parameters[name] + values[task].to(parameters[name].dtype)
         return parameters
+
+
+@contextmanager
+def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Runs a block of code with other tensors in place of parameters of `module`, by name.
+
+    They become plain attributes, which Python finds before PyTorch looks for parameters, and which FSDP uses in a
+    forward pass itself: `torch.func.functional_call` would exchange what stands behind those.
+    """
+    places = [(vars(module.get_submodule(path)), own) for path, _, own in (name.rpartition(".") for name in tensors)]
+    before = [{own: attributes[own]} if own in attributes else {} for attributes, own in places]
+    for (attributes, own), tensor in zip(places, tensors.values(), strict=True):
+        attributes[own] = tensor
+    try:
+        yield
+    finally:
+        for (attributes, own), earlier in zip(places, before, strict=True):
+            del attributes[own]
+            attributes.update(earlier)
 
 
 def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tuple[tuple, dict[str, Any]]]:

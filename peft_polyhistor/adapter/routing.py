@@ -61,6 +61,8 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         shares_pass: One pass of the encoder serves all tasks.
     """
 
+    weight = bias = None  # PEFT's own look for a base layer, which there is not
+
     def __init__(self, container: str, shares_pass: bool):
         super().__init__()
         self.shares_pass = shares_pass
