@@ -33,6 +33,9 @@ class MultiTaskConfig(PeftConfig):
         modules_to_save: Further modules that train and are saved as a whole. The decoders of a
             `MultiTaskDenseModel` are among them without being named.
         init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
+        tasks_per_pass: Tasks that go through the encoder as one batch; the results are the same. `None` picks what is
+            fast for the size of the pictures and fits the device; all that is asked for at once go through it one
+            such batch after the other. Without effect where one pass serves all tasks. May be changed at any time.
         shared_norms: Of the decoders that are saved with the adapter; recorded when a dense model is adapted.
 
     Raises:
@@ -58,6 +61,9 @@ class MultiTaskConfig(PeftConfig):
         default=None, metadata={"help": "Further modules that train and are saved as a whole."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start as an exact identity of the frozen encoder."})
+    tasks_per_pass: int | None = field(
+        default=None, metadata={"help": "Tasks that go through the encoder as one batch; None: what is fast and fits."}
+    )
     shared_norms: bool | None = field(default=None, metadata={"help": "Recorded: of the decoders saved with it."})
 
     def __post_init__(self):
@@ -82,6 +88,8 @@ class MultiTaskConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
         if self.layers_to_transform is not None:
             self._check_layers()
+        if self.tasks_per_pass is not None:
+            check_positive("tasks_per_pass", self.tasks_per_pass)
 
     @abstractmethod
     def make_generator(self, sites: "list[Site]") -> nn.Module:

@@ -420,7 +420,7 @@ BAD_TASKS = [
     ("add_task", {"name": "a b"}, "at least one name of letters, digits and underscores"),
     ("add_task", {"name": "x", "from_": "depth"}, r"no task 'depth'; the adapter has \['semseg'"),
     ("add_task", {"name": "x", "adapter_name": "other"}, r"`adapter_name` must be one of \['default'\], got 'other'"),
-    ("bake", {"tasks": ["depth"]}, r"must be among \['semseg', .*'normals'\] of the adapter \['default'\]"),
+    ("bake", {"tasks": ["depth"]}, r"must be among \['semseg', .*'normals'\], each named once"),
     ("remove_task", {"name": "depth"}, r"no task 'depth'; the adapter has \['semseg'"),
 ]
 

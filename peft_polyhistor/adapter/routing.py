@@ -2,30 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tasks a forward pass serves, and the weights its sites use for them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..models.encoder import StageEncoder
-from .batches import repeat_batch, split_batch
+from .batches import first_tensor, repeat_batch, split_batch
 from .checkpointing import bind_checkpoints, drop_features, unbind_checkpoint
+from .generation import Adapter, KeptWeights, SiteWeights, cut_weights, generate, resolve_tasks
+from .passes import choose_tasks_per_pass
 
-
-if TYPE_CHECKING:
-    from .site import Site
 
 # Names of the TaskAdapters in the adapted model, and behind the method's prefix of its container. Both are part of
 # every saved key; the first must not contain a method's prefix.
 SHARED = "task_adapters"
 GENERATORS = "generators"
-
-
-SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
 
 
 class Route(NamedTuple):
@@ -37,13 +32,13 @@ class Route(NamedTuple):
     features: dict[int, Tensor]  # by stage `(tasks, batch, tokens, channels)`, added to the maps of a shared pass
 
 
-@dataclass
-class Adapter:
-    """What a `TaskAdapters` knows of one adapter besides its generator."""
+class Call(NamedTuple):
+    """What a call of the encoder asks for that its first pass leaves to be done."""
 
-    tasks: list[str]
-    sites: "list[Site]"
-    dropout: float
+    tasks: tuple[str, ...]
+    arguments: tuple[tuple, dict[str, Any]]  # without those that name tasks
+    is_for_one: bool  # by `task=`: the output is that of one task, and no dictionary
+    later: list[Route]  # its further passes
 
 
 class TaskAdapters(nn.Module, BaseTunerLayer):
@@ -51,7 +46,8 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
 
     It stands in the model once, beside the encoder, so that saved parameters are named by role and not by the path of
     a layer. Its two hooks around the encoder take `task=` or `tasks=` out of the call, lay the batch out task by task,
-    generate the weights of all sites once, and split the result. Tasks that share a pass are handed the same output.
+    generate the weights of all sites once, run as many passes as it takes, and split the result. Tasks that share a
+    pass are handed the same output.
 
     Note:
         A model follows one pass at a time: threads that call it must take turns.
@@ -71,7 +67,8 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         self.in_features = self.out_features = None
         self.info: dict[str, Adapter] = {}
         self.route: Route | None = None
-        self._named_one = False  # by `task=`: the output is that of one task, and no dictionary
+        self._call: Call | None = None
+        self._kept: tuple[list[str], KeptWeights] | None = None  # by which adapters, over several calls
         self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
         self._hooks: list = []
 
@@ -130,34 +127,53 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
                 refuse_tasks(module, args, kwargs)
             self.route = Route((), {}, True, {})
             return args, kwargs
-        kwargs = dict(kwargs)
-        asked = {name: kwargs.pop(name) for name in ("task", "tasks") if kwargs.get(name) is not None}
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
-        tasks = self._resolve(self.active_adapters, **asked)
-        self._named_one = "tasks" not in asked
-        if self.disable_adapters:
-            # The frozen encoder does not know tasks: one pass serves all.
-            self.route = Route(tasks, {}, True, {})
-            return args, kwargs
-        self.route = Route(tasks, self._generate(tasks, self.active_adapters), self.shares_pass, {})
+        asked = {name: kwargs[name] for name in ("task", "tasks") if kwargs.get(name) is not None}
+        arguments = args, {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
+        tasks = resolve_tasks(self._tasks_of(self.active_adapters), **asked)
+        self.route, *later = self._routes(tasks, arguments)
+        self._call = Call(tasks, arguments, "tasks" not in asked, later)
         bind_checkpoints(module, self)
-        times = 1 if self.shares_pass else len(tasks)
-        return repeat_batch((args, kwargs), times)
+        return self._lay_out(arguments, self.route)
 
     def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        """Forward hook, called after an error too: ends the route and hands each task its part of the output."""
-        route, self.route = self.route, None
-        if route is None or not route.tasks or output is None:
+        """Forward hook, called after an error too: runs what is left and hands each task its part of the output."""
+        route, call, self.route, self._call = self.route, self._call, None, None
+        if call is None or output is None:
             return output
         if route.is_shared:
             self._check_gradient(route)
             parts = [add_features(output, route.features, i) for i in range(len(route.tasks))]
             drop_features(route)
-        elif self._named_one:
+        elif call.is_for_one:
             return output
         else:
             parts = split_batch(output, len(route.tasks))
-        return parts[0] if self._named_one else dict(zip(route.tasks, parts, strict=True))
+            for later in call.later:
+                args, kwargs = self._lay_out(call.arguments, later)
+                with self.following(later):  # not called as a module: it is one call to whoever has hooks here
+                    parts += split_batch(module.forward(*args, **kwargs), len(later.tasks))
+        return parts[0] if call.is_for_one else dict(zip(call.tasks, parts, strict=True))
+
+    def _routes(self, tasks: tuple[str, ...], arguments: tuple[tuple, dict[str, Any]]) -> list[Route]:
+        """The passes of the encoder that a call is made of."""
+        if self.disable_adapters:
+            return [Route(tasks, {}, True, {})]  # the frozen encoder does not know tasks: one pass serves all
+        weights = self._generate(tasks, self.active_adapters)
+        size = len(tasks) if self.shares_pass else self._tasks_per_pass(first_tensor(arguments), len(tasks))
+        if size >= len(tasks):
+            return [Route(tasks, weights, self.shares_pass, {})]
+        groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        cut = cut_weights(weights, [len(group) for group in groups])
+        return [Route(group, of_group, False, {}) for group, of_group in zip(groups, cut, strict=True)]
+
+    def _tasks_per_pass(self, pixel_values: Tensor | None, tasks: int) -> int:
+        asked = [self.info[name].config.tasks_per_pass for name in self.active_adapters]
+        asked = [size for size in asked if size is not None]
+        return min(asked) if asked else choose_tasks_per_pass(pixel_values, tasks)
+
+    @staticmethod
+    def _lay_out(arguments: tuple[tuple, dict[str, Any]], route: Route) -> tuple[tuple, dict[str, Any]]:
+        return arguments if route.is_shared else repeat_batch(arguments, len(route.tasks))
 
     def _check_gradient(self, route: Route) -> None:
         """Raises ValueError where features came out of a block of code that was cut off from the gradient."""
@@ -168,50 +184,33 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
                 "Enable it with {'use_reentrant': False}."
             )
 
-    def _resolve(
-        self, adapter_names: list[str], task: str | None = None, tasks: Sequence[str] | None = None
-    ) -> tuple[str, ...]:
-        shared = [self.info[name].tasks for name in adapter_names if name in self.info]
-        known = [name for name in shared[0] if all(name in others for others in shared)]
-        if task is not None and tasks is not None:
-            raise ValueError(
-                f"Give `task` or `tasks`, not both; got task={task!r} and tasks={tasks!r}. Tasks are {known}."
-            )
-        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
-            raise TypeError(
-                f"`tasks` must be a list of names, got {tasks!r}. For one task write task= with one of {known}."
-            )
-        if task is None and tasks is None:
-            if len(known) == 1:
-                return tuple(known)
-            raise ValueError(
-                f"The adapter {adapter_names} serves several tasks, and none was named. Pass task= with one of "
-                f"{known}, or tasks= with a list of them."
-            )
-        named = (task,) if tasks is None else tuple(tasks)
-        unknown = [name for name in named if name not in known]
-        if unknown or not named or len(set(named)) < len(named):
-            raise ValueError(
-                f"Tasks must be among {known} of the adapter {adapter_names}, each named once; got {list(named)}."
-            )
-        return named
-
     def weights_of(self, adapter_names: list[str], **asked: Any) -> SiteWeights:
         """Weights and dropout of some adapters, by site, for `task=` or `tasks=`; the errors are those of a call."""
-        return self._generate(self._resolve(adapter_names, **asked), adapter_names)
+        return self._generate(resolve_tasks(self._tasks_of(adapter_names), **asked), adapter_names)
+
+    @contextmanager
+    def generated_once(self) -> Iterator[None]:
+        """Calls in this block share the weights that are generated here; see `AdapterTuner.generate_once`."""
+        names, before = self.active_adapters, self._kept
+        if names and not self.shares_pass:
+            tasks = self._tasks_of(names)
+            self._kept = (names, KeptWeights(tasks, self._generate(tuple(tasks), names)))
+        try:
+            yield
+            if self._kept is not before:
+                self._kept[1].backward()
+        finally:
+            self._kept = before
+
+    def _tasks_of(self, adapter_names: list[str]) -> list[str]:
+        """The tasks that all of the adapters have, in the order of the first."""
+        first, *others = (self.info[name].config.tasks for name in adapter_names if name in self.info)
+        return [name for name in first if all(name in tasks for tasks in others)]
 
     def _generate(self, tasks: tuple[str, ...], adapter_names: list[str]) -> SiteWeights:
-        weights: SiteWeights = {}
-        for name in adapter_names:
-            info, generator = self.info[name], self.generators[name]
-            device = next(generator.parameters()).device
-            indices = torch.tensor([info.tasks.index(task) for task in tasks], device=device)
-            # In full precision: generation is a small part of a step, and what it makes is used all over it.
-            with torch.autocast(device.type, enabled=False):
-                generated = generator(indices)
-            for site, site_weights in zip(info.sites, generated, strict=True):
-                weights.setdefault(site.name, []).append((site_weights, info.dropout))
-        return weights
+        if self._kept is not None and self._kept[0] == adapter_names:
+            return self._kept[1].of(tasks)
+        return generate([(self.info[name], self.generators[name]) for name in adapter_names], tasks)
 
     @contextmanager
     def following(self, route: Route) -> Iterator[None]:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can be done with the tasks of a trained adapter, for which PEFT has no word."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -65,6 +66,24 @@ class TaskSet(BaseTuner):
             decoders.remove_task(name)
         self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
 
+    @contextmanager
+    def generate_once(self) -> Iterator[None]:
+        """Calls of the model within this block share the weights of all tasks, which are generated at its start.
+
+        A backward pass ends at these weights and frees what the call kept; at the end of the block the gradient that
+        has gathered in them goes through the generators, once. So a training step needs the memory of one task:
+
+            with model.generate_once():
+                for task in tasks:
+                    model(pixel_values, labels, tasks=[task]).loss.backward()
+
+        Note:
+            Where one pass of the encoder serves all tasks, every call generates as always. Under DDP call the model
+            that it wraps, and average the gradients afterwards; recipes/train_pascal.py does so.
+        """
+        with getattr(self.model, SHARED).generated_once() if hasattr(self.model, SHARED) else nullcontext():
+            yield
+
     def merge_and_unload(
         self,
         progressbar: bool = False,
@@ -120,7 +139,6 @@ class TaskSet(BaseTuner):
             reference = next(old.parameters())
             copy_tasks(old, new.to(reference.device, reference.dtype), rows)
             adapters.generators[adapter_name] = new.train(old.training)
-            adapters.info[adapter_name].tasks = tasks
         config.tasks = tasks
 
     def _one_adapter(self, adapter_name: str | None) -> str:

@@ -17,7 +17,8 @@ from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
-from .routing import GENERATORS, SHARED, Adapter, TaskAdapters
+from .generation import Adapter
+from .routing import GENERATORS, SHARED, TaskAdapters
 from .site import AdapterSite, Site, base_of
 from .task_set import TaskSet
 
@@ -168,7 +169,7 @@ class AdapterTuner(TaskSet, BaseTuner):
             self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS, config.shares_pass))
             getattr(self.model, SHARED).attach(routed_module(self.model))
         adapters = getattr(self.model, SHARED)
-        adapters.add(adapter_name, generator, Adapter(config.tasks, sites, config.dropout))
+        adapters.add(adapter_name, generator, Adapter(config, sites))
         return adapters
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

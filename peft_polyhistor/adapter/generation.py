@@ -1,0 +1,136 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that generators make: of which tasks, cut for several passes, and kept over several calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..config import MultiTaskConfig
+
+
+if TYPE_CHECKING:
+    from .site import Site
+
+SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
+
+
+@dataclass
+class Adapter:
+    """What is known of one adapter of a model besides its generator."""
+
+    config: MultiTaskConfig
+    sites: "list[Site]"
+
+
+def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The tasks that a call asks for by `task=` or `tasks=`; the only one there is need not be named.
+
+    Args:
+        known: Tasks of the active adapters.
+        task: Name of one.
+        tasks: Names of several.
+
+    Raises:
+        ValueError: None, both, or unknown ones were named.
+        TypeError: `tasks` is no list.
+    """
+    if task is not None and tasks is not None:
+        raise ValueError(
+            f"Give `task` or `tasks`, not both; got task={task!r} and tasks={tasks!r}. Tasks are {known}."
+        )
+    if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
+        raise TypeError(
+            f"`tasks` must be a list of names, got {tasks!r}. For one task write task= with one of {known}."
+        )
+    if task is None and tasks is None:
+        if len(known) == 1:
+            return tuple(known)
+        raise ValueError(
+            f"The active adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
+            "with a list of them."
+        )
+    named = (task,) if tasks is None else tuple(tasks)
+    unknown = [name for name in named if name not in known]
+    if unknown or not named or len(set(named)) < len(named):
+        raise ValueError(f"Tasks must be among {known}, each named once; got {list(named)}.")
+    return named
+
+
+def generate(adapters: Sequence[tuple[Adapter, nn.Module]], tasks: Sequence[str]) -> SiteWeights:
+    """Weights and dropout of some adapters, by site.
+
+    Args:
+        adapters: Each with its generator.
+        tasks: The tasks, which become the leading axis of every tensor, unless they share a pass of the encoder.
+    """
+    weights: SiteWeights = {}
+    for adapter, generator in adapters:
+        device = next(generator.parameters()).device
+        indices = torch.tensor([adapter.config.tasks.index(task) for task in tasks], device=device)
+        # In full precision: generation is a small part of a step, and what it makes is used all over it.
+        with torch.autocast(device.type, enabled=False):
+            generated = generator(indices)
+        for site, site_weights in zip(adapter.sites, generated, strict=True):
+            weights.setdefault(site.name, []).append((site_weights, adapter.config.dropout))
+    return weights
+
+
+def cut_weights(weights: SiteWeights, sizes: Sequence[int]) -> list[SiteWeights]:
+    """Weights of all tasks to those of the first `sizes[0]` tasks, of the next `sizes[1]`, and so on."""
+    leaves, structure = tree_flatten(weights)
+    cut = [leaf.split(sizes) if isinstance(leaf, Tensor) else [leaf] * len(sizes) for leaf in leaves]
+    return [tree_unflatten(list(part), structure) for part in zip(*cut, strict=True)]
+
+
+def join_weights(parts: Sequence[SiteWeights]) -> SiteWeights:
+    """The reverse of `cut_weights`."""
+    if len(parts) == 1:
+        return parts[0]
+    flat = [tree_flatten(part) for part in parts]
+    joined = [
+        torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]
+        for pieces in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return tree_unflatten(joined, flat[0][1])
+
+
+class KeptWeights:
+    """Weights generated once for many passes, cut off from what made them.
+
+    Gradient of any number of backward passes gathers in them; `backward` hands it on to the generators at once.
+
+    Args:
+        tasks: Their tasks.
+        weights: What the generators made for these.
+    """
+
+    def __init__(self, tasks: Sequence[str], weights: SiteWeights):
+        self._generated, self._kept, self._of_task = [], [], {}
+        for task, of_task in zip(tasks, cut_weights(weights, [1] * len(tasks)), strict=True):
+            leaves, structure = tree_flatten(of_task)
+            kept = [
+                leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            ]
+            self._of_task[task] = tree_unflatten(kept, structure)
+            self._generated += leaves
+            self._kept += kept
+
+    def of(self, tasks: Sequence[str]) -> SiteWeights:
+        """Weights of some of the tasks."""
+        return join_weights([self._of_task[task] for task in tasks])
+
+    def backward(self) -> None:
+        """Hands the gathered gradient on."""
+        pairs = [
+            (generated, kept.grad)
+            for generated, kept in zip(self._generated, self._kept, strict=True)
+            if isinstance(kept, Tensor) and kept.grad is not None
+        ]
+        if pairs:
+            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
