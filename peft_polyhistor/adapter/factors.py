@@ -70,24 +70,22 @@ def around_one(weights: BottleneckWeights) -> BottleneckWeights:
 
 
 def kronecker_sum(templates: Tensor, kernels: Tensor) -> Tensor:
-    """Sums Kronecker products, template first: sum_i templates[:, i] (x) kernels[..., i, :, :].
+    """Sums Kronecker products, template first: sum_i templates[..., i, :, :] (x) kernels[..., i, :, :].
 
     (Polyhistor, arXiv:2210.03265, Eq. 5; PHM, arXiv:2102.08597, Eq. 4)
 
     Args:
-        templates: `(tasks, summands, rows, cols)`.
-        kernels: `(tasks, summands, kernel rows, kernel cols)`, or without the first axis where tasks share them.
+        templates: `(..., summands, rows, cols)`.
+        kernels: `(..., summands, kernel rows, kernel cols)`; leading axes as in broadcasting.
 
     Returns:
-        `(tasks, rows * kernel rows, cols * kernel cols)`.
+        `(..., rows * kernel rows, cols * kernel cols)`.
     """
-    equation = "tiab,icd->tacbd" if kernels.ndim == 3 else "tiab,ticd->tacbd"
-    product = torch.einsum(equation, templates, kernels)
-    return product.flatten(3, 4).flatten(1, 2)
+    return torch.einsum("...iab,...icd->...acbd", templates, kernels).flatten(-2).flatten(-3, -2)
 
 
 def kronecker_sum_of_vectors(templates: Tensor, kernels: Tensor) -> Tensor:
-    """`kronecker_sum` of vectors: `(tasks, summands, length)` and `(summands, kernel length)` to
-    `(tasks, length * kernel length)`.
+    """`kronecker_sum` of vectors: `(..., summands, length)` and `(..., summands, kernel length)` to
+    `(..., length * kernel length)`.
     """
-    return torch.einsum("tia,ic->tac", templates, kernels).flatten(1, 2)
+    return torch.einsum("...ia,...ic->...ac", templates, kernels).flatten(-2)

@@ -26,9 +26,8 @@ from ..adapter.factors import (
     Hypernetworks,
     Projector,
     around_one,
-    kronecker_sum,
-    kronecker_sum_of_vectors,
 )
+from ..adapter.scaling import ScalingKernels, group_equal, scale_up
 from ..adapter.site import Site
 from ..config import LowRankConfig, check_positive
 from ..registry import register
@@ -165,6 +164,7 @@ class PolyhistorLite(nn.Module):
     ):
         super().__init__()
         self.scales = scales
+        self.groups = group_equal(scales)
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         # One row per summand of every site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
@@ -175,44 +175,19 @@ class PolyhistorLite(nn.Module):
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""
-        pairs = (len(tasks), len(self.layer_embedding), RAW_EMBEDDING)
-        task_embedding = self.task_embedding[tasks][:, None].expand(pairs)
-        raw = torch.cat([task_embedding, self.layer_embedding.expand(pairs)], dim=-1)
+        by_site = self.layer_embedding.split(self.scales)
+        rows = torch.cat([by_site[site] for group in self.groups for site in group])
+        pairs = (len(tasks), len(rows), RAW_EMBEDDING)
+        raw = torch.cat([self.task_embedding[tasks][:, None].expand(pairs), rows.expand(pairs)], dim=-1)
         # One product for all tasks, sites and summands: (tasks, sum of scales, ...).
         templates = multiply_factors(self.hypernetworks(self.projector(raw)))
-        by_site = zip(*(tensor.split(self.scales, dim=1) for tensor in templates), strict=True)
-        return [
-            around_one(scaling(BottleneckWeights(*site_templates)))
-            for scaling, site_templates in zip(self.scaling, by_site, strict=True)
-        ]
-
-
-class ScalingKernels(nn.Module):
-    """The learned kernels that scale the templates of one site, shared by all tasks; s^3 + 2 s^2 parameters.
-
-    A site of scale 1 has none: its template is its weight.
-    """
-
-    def __init__(self, scale: int):
-        super().__init__()
-        if scale > 1:
-            self.weight = nn.Parameter(torch.randn(scale, scale, scale))
-            self.bias = nn.Parameter(torch.randn(scale, scale))
-            self.norm = nn.Parameter(torch.randn(scale, scale))
-        self.scale = scale
-
-    def forward(self, templates: BottleneckWeights) -> BottleneckWeights:
-        """Templates `(tasks, scale, ...)` to weights `(tasks, ...)`."""
-        if self.scale == 1:
-            return BottleneckWeights(*(template.squeeze(1) for template in templates))
-        return BottleneckWeights(
-            down=kronecker_sum(templates.down, self.weight),
-            down_bias=kronecker_sum_of_vectors(templates.down_bias, self.bias),
-            up=kronecker_sum(templates.up, self.weight),
-            up_bias=kronecker_sum_of_vectors(templates.up_bias, self.bias),
-            norm_weight=kronecker_sum_of_vectors(templates.norm_weight, self.norm),
-            norm_bias=kronecker_sum_of_vectors(templates.norm_bias, self.norm),
-        )
+        sizes = [len(group) * self.scales[group[0]] for group in self.groups]
+        by_group = zip(*(tensor.split(sizes, dim=1) for tensor in templates), strict=True)
+        weights = {}
+        for group, group_templates in zip(self.groups, by_group, strict=True):
+            kernels = [self.scaling[site] for site in group]
+            weights |= zip(group, scale_up(BottleneckWeights(*group_templates), kernels), strict=True)
+        return [weights[site] for site in range(len(self.scales))]
 
 
 def make_projector(raw: int, embedding_dim: int) -> nn.Module:

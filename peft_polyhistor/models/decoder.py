@@ -5,6 +5,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,14 +40,16 @@ class DenseDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps `(batch, C_i, h_i, w_i)` to logits `(batch, channels, h_1, w_1)`."""
-        size = maps[0].shape[-2:]
-        slices = self.fuse.weight.flatten(1).chunk(len(self.projections), dim=1)  # each (width, width)
-        fused = 0
-        for stage_map, norm, projection, fuse in zip(maps, self.norms, self.projections, slices, strict=True):
-            weight, bias = fuse @ projection.weight, fuse @ projection.bias
-            tokens = norm(stage_map.movedim(1, -1))  # (batch, h, w, C)
-            projected = F.linear(tokens, weight, bias).movedim(-1, 1)
-            fused = fused + F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
+        fuse = self.fuse.weight.flatten(1)
+        parts = fuse.chunk(len(self.projections), dim=1)
+        weights = [part @ projection.weight for part, projection in zip(parts, self.projections, strict=True)]
+        # Biases pass unchanged through all that is linear: their sum goes with the first map.
+        bias = fuse @ torch.cat([projection.bias for projection in self.projections])
+        tokens = [norm(stage_map.movedim(1, -1)) for norm, stage_map in zip(self.norms, maps, strict=True)]
+        fused = F.linear(tokens[0], weights[0], bias).movedim(-1, 1)
+        for coarser, weight in zip(tokens[1:], weights[1:], strict=True):
+            projected = F.linear(coarser, weight).movedim(-1, 1)
+            fused = fused + F.interpolate(projected, size=fused.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
 
 
