@@ -27,7 +27,7 @@ class Cost:
 
     Args:
         flops: Floating-point operations of matrix products, convolutions and attention.
-        operations: Calls of PyTorch's operators, views included.
+        operations: Calls of PyTorch's operators, but for views.
         saved_bytes: Kept for the backward pass at once at the most, the parameters of the model left out.
         peak_bytes: Memory at the most, above what was there before the step.
     """
@@ -39,12 +39,12 @@ class Cost:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the calls of operators."""
+    """Counts the calls of operators that compute or copy; views do neither."""
 
     calls = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += 1
+        self.calls += not function.is_view
         return function(*args, **(kwargs or {}))
 
 
@@ -118,17 +118,19 @@ def measure_peak(step: Step, device: torch.device) -> int:
 def measure_times(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every step, once a round: what slows the machine down for a while slows all of them down.
 
-    The order turns around from round to round, after a first one that does not count.
+    The order turns around from round to round, after a first one that does not count. On a processor it is the time
+    that the process was given, summed over its threads: other work on the machine does not count.
     """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name in steps if turn % 2 else reversed(steps):
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             steps[name]()
             synchronize(device)
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return times
 
 

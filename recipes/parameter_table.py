@@ -13,25 +13,16 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from encoders import ENCODERS
 from methods import FULL_FINE_TUNING, shares_pass
 from paper import PARTS, PaperRow, read_rows
 from peft import get_peft_model
 from tables import align
-from transformers import PvtConfig, PvtModel, SwinConfig, SwinModel
 
 from peft_polyhistor import METHODS, MultiTaskDenseModel
 from peft_polyhistor.config import PASCAL_TASKS
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.models.encoder import view_encoder
-
-
-ENCODERS = {
-    "Swin-T": lambda: SwinModel(SwinConfig(), add_pooling_layer=False),
-    "Swin-B": lambda: SwinModel(
-        SwinConfig(embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32]), add_pooling_layer=False
-    ),
-    "PVT-S": lambda: PvtModel(PvtConfig(depths=[3, 4, 6, 3])),
-}
 
 
 class Slip(NamedTuple):

@@ -1,0 +1,58 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Time, memory and operations of a training step of several tasks, against references in the same run.
+
+    python recipes/benchmark_training.py                                       # Swin-T, 4 tasks, 224 and 512 px
+    python recipes/benchmark_training.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
+
+A step is forward and backward, without an optimiser, on random pictures and labels. Steps take turns, so that what
+slows the machine down slows them all down; on a processor the time is that of the process, summed over its threads.
+What can be counted is counted exactly. Prints a table with the goals, and writes benchmark_training.json and .png.
+"""
+
+import sys
+
+from benchmark import Goal, run_benchmark
+from contestants import (
+    BOUND,
+    FULL,
+    IN_TURN,
+    LORA,
+    LORA_OURS,
+    PER_TASK,
+    PLAIN,
+    TOGETHER,
+    VMT,
+    training_steps,
+)
+
+
+def make_goals(method: str) -> list[Goal]:
+    return [
+        Goal(
+            "operations, all tasks in a batch against one after the other",
+            "operations",
+            method + TOGETHER,
+            method + IN_TURN,
+            0.33,
+        ),
+        Goal("bytes saved for the backward pass, against the plain plugin", "saved_bytes", method, PLAIN, 0.60),
+        Goal("peak memory, a backward pass per task, against PEFT LoRA", "peak_bytes", method + PER_TASK, LORA, 0.75),
+        Goal(
+            "peak memory, a backward pass per task, against one batch",
+            "peak_bytes",
+            method + PER_TASK,
+            method + TOGETHER,
+            0.38,
+        ),
+        Goal("time against the encoder's passes alone", "seconds", method, BOUND, 1.08),
+        Goal("time against PEFT LoRA as shipped", "seconds", method, LORA, 0.65),
+        Goal("time against PEFT LoRA with our decoders", "seconds", method, LORA_OURS, 0.90),
+        Goal("the chosen tasks per pass against all in a batch", "seconds", method, method + TOGETHER, 1.03),
+        Goal("the chosen tasks per pass against one after the other", "seconds", method, method + IN_TURN, 1.03),
+        Goal("VMT-Adapter against full fine-tuning", "seconds", VMT, FULL, 0.80),
+    ]
+
+
+if __name__ == "__main__":
+    run_benchmark("benchmark_training", __doc__, training_steps, BOUND, make_goals, sys.argv[1:])
