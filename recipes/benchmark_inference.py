@@ -23,6 +23,10 @@ def make_goals(method: str) -> list[Goal]:
     ]
 
 
+@torch.inference_mode()
+def main(arguments: list[str]) -> None:
+    run_benchmark("benchmark_inference", __doc__, predictions, PASSES, make_goals, arguments)
+
+
 if __name__ == "__main__":
-    with torch.inference_mode():
-        run_benchmark("benchmark_inference", __doc__, predictions, PASSES, make_goals, sys.argv[1:])
+    main(sys.argv[1:])

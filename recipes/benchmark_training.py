@@ -54,5 +54,9 @@ def make_goals(method: str) -> list[Goal]:
     ]
 
 
+def main(arguments: list[str]) -> None:
+    run_benchmark("benchmark_training", __doc__, training_steps, BOUND, make_goals, arguments)
+
+
 if __name__ == "__main__":
-    run_benchmark("benchmark_training", __doc__, training_steps, BOUND, make_goals, sys.argv[1:])
+    main(sys.argv[1:])

@@ -113,8 +113,8 @@ def make_lora(problem: Problem, papers_decoders: bool) -> nn.Module:
     return adapt_per_task(model, LoraConfig(r=4, target_modules=names)).to(problem.device, problem.dtype)
 
 
-def training_steps(problem: Problem, method: str) -> dict[str, Contestant]:
-    """Forward and backward passes of all tasks, without an optimiser, by name."""
+def training_steps(problem: Problem, method: str, names: Sequence[str] | None = None) -> dict[str, Contestant]:
+    """Forward and backward passes of all tasks, without an optimiser, by name; `names` chooses some."""
     pixels, labels = problem.pictures(), problem.labels()
 
     def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
@@ -128,31 +128,41 @@ def training_steps(problem: Problem, method: str) -> dict[str, Contestant]:
 
         return Contestant(step, model)
 
-    def per_task() -> None:
-        with ours.generate_once():
-            for task in problem.tasks:
-                ours(pixels, labels, tasks=[task], full_resolution=False).loss.backward()
-        ours.zero_grad()
+    def train_per_task(model: nn.Module) -> Contestant:
+        model.train()
 
-    def plainly() -> None:
-        losses = [plain(pixels, labels, tasks=[task], full_resolution=False).loss for task in problem.tasks]
-        sum(losses).backward()
-        plain.zero_grad()
+        def step() -> None:
+            with model.generate_once():
+                for task in problem.tasks:
+                    model(pixels, labels, tasks=[task], full_resolution=False).loss.backward()
+            model.zero_grad()
 
-    ours, plain = make_adapted(problem, method), make_adapted(problem, method, papers_decoders=True).train()
-    return {
-        BOUND: bound(problem, pixels),
-        method: train(ours),
-        method + TOGETHER: train(ours, len(problem.tasks)),
-        method + IN_TURN: train(ours, 1),
-        method + PER_TASK: Contestant(per_task, ours),
-        PLAIN: Contestant(plainly, plain),
-        LORA: train(make_lora(problem, papers_decoders=True)),
-        LORA_OURS: train(make_lora(problem, papers_decoders=False)),
-        FULL: train(make_dense(problem, papers_decoders=True)),
-        FULL_OURS: train(make_dense(problem)),
-        VMT: train(make_adapted(problem, VMT)),
+        return Contestant(step, model)
+
+    def train_plainly(model: nn.Module) -> Contestant:
+        model.train()
+
+        def step() -> None:
+            sum(model(pixels, labels, tasks=[task], full_resolution=False).loss for task in problem.tasks).backward()
+            model.zero_grad()
+
+        return Contestant(step, model)
+
+    ours = make_adapted(problem, method)
+    makers = {
+        BOUND: lambda: bound(problem, pixels),
+        method: lambda: train(ours),
+        method + TOGETHER: lambda: train(ours, len(problem.tasks)),
+        method + IN_TURN: lambda: train(ours, 1),
+        method + PER_TASK: lambda: train_per_task(ours),
+        PLAIN: lambda: train_plainly(make_adapted(problem, method, papers_decoders=True)),
+        LORA: lambda: train(make_lora(problem, papers_decoders=True)),
+        LORA_OURS: lambda: train(make_lora(problem, papers_decoders=False)),
+        FULL: lambda: train(make_dense(problem, papers_decoders=True)),
+        FULL_OURS: lambda: train(make_dense(problem)),
+        VMT: lambda: train(make_adapted(problem, VMT)),
     }
+    return {name: make() for name, make in makers.items() if names is None or name in names}
 
 
 def bound(problem: Problem, pixels: Tensor) -> Contestant:

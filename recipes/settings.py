@@ -67,6 +67,7 @@ class Settings:
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them")
     mixed_precision: str = option("no", f"one of {PRECISIONS}")
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
+    backward_per_task: bool = option(False, "free what a task keeps before the next: memory of one task, same result")
     workers: int = option(4, "processes that load pictures")
     preparation_workers: int = option(2, "processes that prepare the data before the first run on it")
     holdout: float = option(0.0, "part of the training pictures to score instead of the val split; 0: that split")

@@ -19,6 +19,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
 from checkpoints import Progress, open_folder, recorded, resume, save, write_json
 from datasets import Dataset
+from gradients import add_gradients
 from loaders import load_data, make_loader
 from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
@@ -124,13 +125,11 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
     losses = []  # of the batches since the last entry of the tracker, left on the device until then
     for batch in loader:
         with accelerator.accumulate(run.model):
-            output = run.model(**batch, full_resolution=False)
-            accelerator.backward(output.loss)
+            losses.append(add_gradients(run.model, batch, run.tasks, settings.backward_per_task, accelerator))
             if accelerator.sync_gradients and settings.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
             run.optimizer.step()
             run.optimizer.zero_grad()
-        losses.append(torch.stack([output.losses[task].detach() for task in run.tasks]))
         if not accelerator.sync_gradients:
             continue
         run.scheduler.step()

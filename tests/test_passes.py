@@ -43,10 +43,9 @@ def step(pixels):
     return run
 
 
-@pytest.mark.parametrize("tasks_per_pass", [1, 2, 5])
-def test_tasks_per_pass_changes_no_result(model, step, tasks_per_pass):
+def test_tasks_per_pass_changes_no_result(model, step):
     expected, expected_gradients = step(model, len(TASKS))
-    output, found = step(model, tasks_per_pass)
+    output, found = step(model, 2)
     check_equal(output, expected, **EXACT)
     torch.testing.assert_close(found, expected_gradients, **EXACT)
     assert not without_gradient(model)

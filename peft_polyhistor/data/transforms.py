@@ -7,24 +7,24 @@ canvas, at the picture's own size; resize to the training size. Pictures and nor
 kernel, the other labels take the nearest pixel. The border that a turn exposes is black in the picture, class 0 in
 semseg and human_parts, 0 in saliency and ignored in normals.
 
-Note: The papers' code resizes with OpenCV, whose cubic kernel skips pixels on shrinking; here it widens (antialias).
+Note: The papers' code interpolates once for the draw and once for the size, with OpenCV, whose cubic kernel skips
+pixels on shrinking. Here what grows is interpolated once in all, and on shrinking the kernel widens (antialias).
 """
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from .archive import DENSE_TASKS
 from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES
+from .geometry import Draw, Geometry
 
 
 # ImageNet's statistics of RGB in [0, 1] (torchvision).
@@ -62,24 +62,8 @@ def rotate_normals(normals: Tensor, degrees: float) -> Tensor:
     The pixels stay where they are.
     """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y, z = normals.unbind(-3)
-    return torch.stack([x * cos + y * sin, y * cos - x * sin, z], dim=-3)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """What chance decided for one picture: mirror it, then turn it counter-clockwise, then enlarge it."""
-
-    flip: bool
-    degrees: float
-    scale: float
-
-    def to_source(self) -> tuple[float, float, float, float]:
-        """Matrix (row by row) from a pixel's offset to the centre, in the result, to its offset in the original."""
-        cos = math.cos(math.radians(self.degrees)) / self.scale
-        sin = math.sin(math.radians(self.degrees)) / self.scale
-        mirror = -1.0 if self.flip else 1.0
-        return mirror * cos, -mirror * sin, sin, cos
+    matrix = normals.new_tensor([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    return (matrix @ normals.flatten(-2)).view_as(normals)
 
 
 class JointTransform:
@@ -133,58 +117,18 @@ class JointTransform:
         result = {"image_id": list(batch["image_id"]), "pixel_values": []} | {task: [] for task in tasks}
         for row, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
             draw = self._draw(image_id) if self.train else None
-            result["pixel_values"].append(self._pixel_values(image, draw))
+            geometry = Geometry((image.height, image.width), self.image_size, draw)
+            result["pixel_values"].append(_to_pixel_values(image, geometry))
             for task in tasks:
                 label = batch[task][row]
                 _check_label(image_id, task, label, image.size)
-                result[task].append(self._label(image_id, task, label, draw))
+                result[task].append(_to_label(image_id, task, label, geometry))
         return result
 
-    def _draw(self, image_id: str) -> _Draw:
+    def _draw(self, image_id: str) -> Draw:
         random = np.random.default_rng((self.seed, int(self._epoch), crc32(image_id.encode())))
         flip = random.random() < 0.5
-        return _Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
-
-    def _pixel_values(self, image: Image.Image, draw: _Draw | None) -> Tensor:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
-        if draw is not None:
-            # A cubic kernel overshoots: clip before the cast, which would wrap.
-            pixels = _warp_cubic(pixels.float(), draw).round_().clamp_(0, 255).to(torch.uint8)
-        pixels = _resize_cubic(pixels, self.image_size)[0].float()
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return pixels.sub_(mean).div_(std)
-
-    def _label(self, image_id: str, task: str, label: Image.Image, draw: _Draw | None) -> Tensor:
-        if task == "normals":
-            return self._normals(label, draw)
-        values = torch.from_numpy(_nearest(label, self.image_size, draw))
-        if task == "saliency":
-            return (values > 127)[None].float()  # value / 255 > 0.5
-        values = values.long()
-        classes = NUM_CLASSES[task]
-        if ((values >= classes) & (values != IGNORE)).any():
-            raise ValueError(
-                f"{task} of {image_id} holds values up to {values[values != IGNORE].max()}; allowed are the class ids "
-                f"0 to {classes - 1} and {IGNORE} for pixels to ignore. Map other values to {IGNORE}."
-            )
-        if task == "human_parts" and not values.any():
-            values.fill_(IGNORE)
-        return values
-
-    def _normals(self, label: Image.Image, draw: _Draw | None) -> Tensor:
-        colors = np.asarray(label)
-        valid = (colors[..., 0] | colors[..., 1] | colors[..., 2]) > 0  # black marks pixels without a normal
-        normals = torch.from_numpy(colors / np.float32(127.5) - np.float32(1))
-        normals = normals.mul_(torch.from_numpy(valid)[..., None]).permute(2, 0, 1)[None]
-        if draw is not None:
-            normals = _warp_cubic(normals, draw)
-        normals = _resize_cubic(normals, self.image_size)[0]
-        if draw is not None:
-            normals = rotate_normals(flip_normals(normals) if draw.flip else normals, draw.degrees)
-        # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
-        kept = torch.from_numpy(_nearest(Image.fromarray(valid.view(np.uint8)), self.image_size, draw))
-        length = normals.square().sum(dim=0).sqrt_()  # ten times as fast as `norm` over the first axis
-        return normals * torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0)
+        return Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -209,26 +153,40 @@ def _check_label(image_id: str, task: str, label: Any, size: tuple[int, int]) ->
         )
 
 
-def _warp_cubic(pixels: Tensor, draw: _Draw) -> Tensor:
-    """Applies a draw to `(1, channels, height, width)`; zero outside the original."""
-    height, width = pixels.shape[-2:]
-    a, b, c, d = draw.to_source()
-    # `affine_grid` counts in half sides from the centre.
-    matrix = pixels.new_tensor([[[a, b * height / width, 0], [c * width / height, d, 0]]])
-    grid = F.affine_grid(matrix, pixels.shape, align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+def _to_pixel_values(image: Image.Image, geometry: Geometry) -> Tensor:
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    # Whole values, as decoding gives them; a cubic kernel overshoots.
+    pixels = geometry.interpolate(pixels).float().round_().clamp_(0, 255)
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return pixels.sub_(mean).div_(std)
 
 
-def _resize_cubic(pixels: Tensor, image_size: tuple[int, int]) -> Tensor:
-    return F.interpolate(pixels, image_size, mode="bicubic", antialias=True)
+def _to_label(image_id: str, task: str, label: Image.Image, geometry: Geometry) -> Tensor:
+    if task == "normals":
+        return _to_normals(label, geometry)
+    values = geometry.take_nearest(label)
+    if task == "saliency":
+        return torch.from_numpy(values > 127)[None].float()  # value / 255 > 0.5
+    classes = NUM_CLASSES[task]
+    wrong = values[(values >= classes) & (values != IGNORE)]
+    if wrong.size:
+        raise ValueError(
+            f"{task} of {image_id} holds values up to {wrong.max()}; allowed are the class ids 0 to {classes - 1} and "
+            f"{IGNORE} for pixels to ignore. Map other values to {IGNORE}."
+        )
+    if task == "human_parts" and not values.any():
+        values.fill(IGNORE)
+    return torch.from_numpy(values).long()
 
 
-def _nearest(label: Image.Image, image_size: tuple[int, int], draw: _Draw | None) -> np.ndarray:
-    """Stored values of a one-channel picture after draw and resize; zero outside the original."""
-    height, width = image_size
+def _to_normals(label: Image.Image, geometry: Geometry) -> Tensor:
+    colors = torch.from_numpy(np.array(label)).permute(2, 0, 1).contiguous()
+    valid = colors.amax(dim=0) > 0  # black marks pixels without a normal
+    normals = geometry.interpolate(colors.float().div_(127.5).sub_(1).mul_(valid))
+    draw = geometry.draw
     if draw is not None:
-        a, b, c, d = draw.to_source()
-        x, y = label.width / 2, label.height / 2
-        matrix = (a, b, x - a * x - b * y, c, d, y - c * x - d * y)
-        label = label.transform(label.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
-    return np.array(label.resize((width, height), Image.Resampling.NEAREST))
+        normals = rotate_normals(flip_normals(normals) if draw.flip else normals, draw.degrees)
+    # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
+    kept = torch.from_numpy(geometry.take_nearest(Image.fromarray(valid.byte().numpy())))
+    length = normals.square().sum(dim=0).sqrt_()  # far faster than `norm` over the first axis
+    return normals.mul_(torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0))

@@ -20,7 +20,7 @@ from peft_polyhistor.data import (
     normalize_image_size,
     rotate_normals,
 )
-from peft_polyhistor.data.transforms import _Draw
+from peft_polyhistor.data.geometry import Draw
 
 
 # float32 arithmetic on values of about 1.
@@ -82,7 +82,7 @@ def test_palette_indices_are_the_classes():
     expected = np.array(semseg)
     semseg.putpalette(noise(768).tobytes())
     assert semseg.mode == "P"
-    result = transform({"image": Image.new("RGB", semseg.size), "semseg": semseg}, draw=_Draw(False, 0.0, 1.0))
+    result = transform({"image": Image.new("RGB", semseg.size), "semseg": semseg}, draw=Draw(False, 0.0, 1.0))
     np.testing.assert_array_equal(result["semseg"], expected)
 
 
@@ -100,7 +100,7 @@ def test_results_have_the_size_asked_for():
     assert transform(scene(), 16)["pixel_values"].shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize("draw", [_Draw(False, 17.0, 0.8), _Draw(True, -12.0, 1.2), None])
+@pytest.mark.parametrize("draw", [Draw(False, 17.0, 0.8), Draw(True, -12.0, 1.2), None])
 @pytest.mark.parametrize("image_size", [(HEIGHT, WIDTH), (30, 77)])
 def test_labels_stay_on_the_picture(draw, image_size):
     result = transform(scene(), image_size, draw)
@@ -116,7 +116,7 @@ def test_labels_stay_on_the_picture(draw, image_size):
 def test_geometry_follows_its_definition():
     """Every label pixel against the formula: flip, then turn counter-clockwise and enlarge about the centre."""
     semseg = noise(11, 17, high=21)
-    draw = _Draw(True, 20.0, 0.9)
+    draw = Draw(True, 20.0, 0.9)
     batch = {"image": Image.new("RGB", (17, 11)), "semseg": Image.fromarray(semseg)}
     found = transform(batch, (11, 17), draw)["semseg"]
     flipped, cos, sin = semseg[:, ::-1], math.cos(math.radians(20)), math.sin(math.radians(20))
@@ -129,7 +129,7 @@ def test_geometry_follows_its_definition():
 def test_positive_degrees_turn_counter_clockwise_on_screen():
     image = np.zeros((41, 41, 3), np.uint8)
     image[19:22, 34:37] = 255  # right of the centre
-    result = to_bytes(transform({"image": Image.fromarray(image)}, 41, _Draw(False, 20.0, 1.0))["pixel_values"])
+    result = to_bytes(transform({"image": Image.fromarray(image)}, 41, Draw(False, 20.0, 1.0))["pixel_values"])
     row, column = divmod(int(result[..., 0].argmax()), 41)
     assert (row, column) == pytest.approx((20 - 15 * math.sin(math.radians(20)), 34), abs=1.5)
 
@@ -141,7 +141,7 @@ def test_exposed_border():
         "saliency": Image.new("L", (WIDTH, HEIGHT), 255),
         "normals": Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 255)),
     }
-    result = transform(batch, draw=_Draw(False, 10.0, 0.75))
+    result = transform(batch, draw=Draw(False, 10.0, 0.75))
     corner, centre = (..., 0, 0), (..., HEIGHT // 2, WIDTH // 2)
     assert to_bytes(result["pixel_values"])[0, 0].abs().max() < 1e-3
     for task in ("semseg", "human_parts", "saliency"):
@@ -169,8 +169,8 @@ def test_rotate_normals_follows_its_formula(degrees):
 def test_flip_is_the_mirrored_picture():
     batch = scene()
     mirrored = {name: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for name, picture in batch.items()}
-    found = transform(batch, draw=_Draw(True, 13.0, 1.1))
-    expected = transform(mirrored, draw=_Draw(False, 13.0, 1.1))
+    found = transform(batch, draw=Draw(True, 13.0, 1.1))
+    expected = transform(mirrored, draw=Draw(False, 13.0, 1.1))
     for task in ("semseg", "human_parts", "saliency"):
         assert torch.equal(found[task], expected[task])
     torch.testing.assert_close(found["pixel_values"], expected["pixel_values"], atol=TOLERANCE, rtol=0)
@@ -199,7 +199,7 @@ def bowl_normals(degrees):
 def test_normals_turn_with_the_surface_they_belong_to(degrees):
     encoded = np.round((bowl_normals(0) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
     batch = {"image": Image.new("RGB", (61, 61)), "normals": Image.fromarray(encoded)}
-    found = transform(batch, 61, _Draw(False, degrees, 1.0))["normals"].numpy()
+    found = transform(batch, 61, Draw(False, degrees, 1.0))["normals"].numpy()
     valid = found.any(axis=0)
     cosine = (found * bowl_normals(degrees)).sum(axis=0)[valid].clip(-1, 1)
     assert 0.8 < valid.mean() < 1
@@ -212,7 +212,7 @@ def test_pixels_without_a_normal_do_not_bleed():
     normals = np.full((30, 30, 3), (128, 255, 128), np.uint8)
     normals[:, 12:17] = 0
     batch = {"image": Image.new("RGB", (30, 30)), "normals": Image.fromarray(normals)}
-    for size, draw in [(30, _Draw(False, 0.0, 1.0)), (47, None), (19, None), (47, _Draw(False, 0.0, 0.8))]:
+    for size, draw in [(30, Draw(False, 0.0, 1.0)), (47, None), (19, None), (47, Draw(False, 0.0, 0.8))]:
         found = transform(batch, size, draw)["normals"]
         valid = found.any(dim=0)
         assert 0 < valid.float().mean() < 0.9
@@ -224,13 +224,13 @@ def test_a_picture_without_parts_after_the_geometry_is_ignored():
     parts[0, 0] = 1  # leaves the canvas on enlarging
     batch = {"image": Image.new("RGB", (WIDTH, HEIGHT)), "human_parts": Image.fromarray(parts)}
     assert transform(batch)["human_parts"].unique().tolist() == [0, 1]
-    assert transform(batch, draw=_Draw(False, 0.0, 1.2))["human_parts"].unique().tolist() == [255]
+    assert transform(batch, draw=Draw(False, 0.0, 1.2))["human_parts"].unique().tolist() == [255]
     batch["human_parts"] = Image.new("L", (WIDTH, HEIGHT))
     assert transform(batch)["human_parts"].unique().tolist() == [255]
 
 
 @pytest.mark.parametrize(
-    ("image_size", "draw"), [(61, _Draw(False, 9.0, 1.15)), (61, None), (40, _Draw(True, 0.0, 1.0))]
+    ("image_size", "draw"), [(61, Draw(False, 9.0, 1.15)), (61, None), (40, Draw(True, 0.0, 1.0))]
 )
 def test_cubic_overshoot_is_clipped(image_size, draw):
     image = np.zeros((40, 40, 3), np.uint8)

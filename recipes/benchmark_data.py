@@ -1,0 +1,199 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures per second that one core decodes and augments for training: the library's path against plain float PIL.
+
+    python recipes/benchmark_data.py [--data FOLDER] [--image_size 512] [--output_dir runs/benchmark_data]
+
+Both paths draw from the same ranges and give batches of the same tensors to the main process, each from one worker of
+a DataLoader, in turns. What counts is processor time of the worker, so other work on the machine disturbs little.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from random import random, uniform
+from statistics import median
+
+import numpy as np
+import torch
+from checkpoints import write_json
+from datasets import Dataset
+from PIL import Image
+from settings import option
+from tables import align
+from torch.utils.data import DataLoader
+from transformers import HfArgumentParser
+
+from peft_polyhistor.data import (
+    DENSE_TASKS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    JointTransform,
+    collate,
+    flip_normals,
+    load_dense_dataset,
+    rotate_normals,
+    synthetic_scenes,
+)
+from peft_polyhistor.data.geometry import Draw
+
+
+PARTS = ("decode", "augment", "hand over")
+
+
+@dataclass
+class Options:
+    data: str = option(
+        "scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub dataset"
+    )
+    image_size: int = option(512, "side of the pictures in training, pixels")
+    pictures: int = option(96, "pictures of a round")
+    batch_size: int = option(12, "pictures of a batch; the first batch of a round is not counted")
+    rounds: int = option(5, "of each path")
+    output_dir: str = option("runs/benchmark_data", "where results.json goes")
+
+    def __post_init__(self):
+        for name in ("image_size", "batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.pictures < 2 * self.batch_size:
+            raise ValueError(f"`pictures` must fill two batches of {self.batch_size}, got {self.pictures}.")
+
+
+@dataclass
+class TimedRows(torch.utils.data.Dataset):
+    """Augmented rows, each with the processor seconds that its decoding and its augmentation took."""
+
+    data: Dataset
+    augment: Callable[[dict], dict]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[dict, tuple[float, float]]:
+        start = time.process_time()
+        row = self.data[index]
+        decoded = time.process_time()
+        sample = self.augment(row)
+        return sample, (decoded - start, time.process_time() - decoded)
+
+
+def collate_timed(rows: list) -> tuple[dict, np.ndarray, float]:
+    """A batch, the seconds of its pictures by part, and the worker's processor time after stacking."""
+    samples, seconds = zip(*rows, strict=True)
+    return collate(samples), np.sum(seconds, axis=0), time.process_time()
+
+
+def run_library(row: dict, transform: JointTransform) -> dict:
+    return {name: values[0] for name, values in transform({name: [value] for name, value in row.items()}).items()}
+
+
+def run_float_pil(row: dict, image_size: int) -> dict:
+    return float_pil(row, image_size, Draw(random() < 0.5, uniform(-20, 20), uniform(0.75, 1.25)))
+
+
+def float_pil(row: dict, image_size: int, draw: Draw) -> dict:
+    """The usual way: all of a row to float32 at once, then every channel through one operation after the other."""
+    maps = {name: np.asarray(row[name], np.float32) for name in ("image", *DENSE_TASKS)}
+    maps["normals"] = (maps["normals"] / 127.5 - 1) * maps["normals"].any(axis=-1, keepdims=True)
+    move = partial(move_channels, image_size=image_size, draw=draw)
+    moved = {name: torch.from_numpy(move(pixels, name in ("image", "normals"))) for name, pixels in maps.items()}
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    human_parts = moved["human_parts"][0].long()
+    normals = rotate_normals(flip_normals(moved["normals"]) if draw.flip else moved["normals"], draw.degrees)
+    return {
+        "pixel_values": (moved["image"].clamp(0, 255) / 255 - mean) / std,
+        "semseg": moved["semseg"][0].long(),
+        "human_parts": human_parts if human_parts.any() else human_parts.fill_(255),
+        "saliency": (moved["saliency"] / 255 > 0.5).float(),
+        "normals": normals / normals.square().sum(dim=0).sqrt().clamp(min=1e-6),
+    }
+
+
+def move_channels(pixels: np.ndarray, is_cubic: bool, image_size: int, draw: Draw) -> np.ndarray:
+    """Flip, rotation, scale and resize of `(height, width)` or `(height, width, channels)`; channels come first."""
+    kernel = Image.Resampling.BICUBIC if is_cubic else Image.Resampling.NEAREST
+    height, width = pixels.shape[:2]
+    step = 1 / draw.scale
+    scale = (step, 0, (1 - step) * width / 2, 0, step, (1 - step) * height / 2)
+    moved = []
+    for plane in np.moveaxis(pixels.reshape(height, width, -1), -1, 0):
+        channel = Image.fromarray(np.ascontiguousarray(plane))
+        if draw.flip:
+            channel = channel.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # Each on the same canvas: a scale below 1 shows that the turn cut off corners.
+        channel = channel.rotate(draw.degrees, kernel).transform(
+            (width, height), Image.Transform.AFFINE, scale, kernel
+        )
+        moved.append(np.asarray(channel.resize((image_size, image_size), kernel)))
+    return np.stack(moved)
+
+
+def measure(data: Dataset, augment: Callable[[dict], dict], batch_size: int) -> tuple[dict[str, float], float]:
+    """Processor milliseconds per picture by part, in a worker, and the bytes of a picture that it hands over."""
+    loader = DataLoader(TimedRows(data, augment), batch_size, num_workers=1, collate_fn=collate_timed, drop_last=True)
+    (batch, _, start), *batches = loader
+    seconds = sum(seconds for _, seconds, _ in batches)
+    rest = batches[-1][-1] - start - seconds.sum()
+    pictures = len(batches) * batch_size
+    nbytes = sum(values.nbytes for values in (batch["pixel_values"], *batch["labels"].values()))
+    return dict(zip(PARTS, 1e3 * np.array([*seconds, rest]) / pictures, strict=True)), nbytes / batch_size
+
+
+def load(options: Options) -> Dataset:
+    if options.data == "scenes":
+        return synthetic_scenes(count=options.pictures, image_size=(375, 500))  # as most of PASCAL's
+    data = load_dense_dataset(options.data, DENSE_TASKS, "train")
+    if len(data) < options.pictures:
+        raise ValueError(f"{options.data} has {len(data)} pictures to train on; give --pictures of at most that.")
+    return data.select(range(options.pictures))
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+    return {"median": round(median(values), 2), "lowest": round(min(values), 2), "highest": round(max(values), 2)}
+
+
+def main(options: Options) -> dict:
+    data, transform = load(options), JointTransform(options.image_size, train=True)
+    paths = {
+        "library": partial(run_library, transform=transform),
+        "float PIL": partial(run_float_pil, image_size=options.image_size),
+    }
+    parts, sizes = {name: [] for name in paths}, {}
+    for epoch in range(options.rounds):
+        transform.set_epoch(epoch)
+        for name, augment in paths.items():
+            milliseconds, sizes[name] = measure(data, augment, options.batch_size)
+            parts[name].append(milliseconds)
+    speeds = {name: [1e3 / sum(milliseconds.values()) for milliseconds in rounds] for name, rounds in parts.items()}
+    ratios = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
+    results = {
+        "pictures_per_second_and_core": {name: summarize(values) for name, values in speeds.items()},
+        "library_over_float_pil": summarize(ratios),
+        "milliseconds_per_picture": {
+            name: {part: summarize([r[part] for r in rounds]) for part in PARTS} for name, rounds in parts.items()
+        },
+        "bytes_per_picture": sizes,
+        "options": asdict(options),
+    }
+    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+    write_json(Path(options.output_dir) / "results.json", results)
+    report(results)
+    return results
+
+
+def report(results: dict) -> None:
+    rows = [["path", "pictures/s and core", "from", "to", *(f"{part} ms" for part in PARTS), "MB per picture"]]
+    for name, speed in results["pictures_per_second_and_core"].items():
+        parts = [f"{part['median']:.1f}" for part in results["milliseconds_per_picture"][name].values()]
+        figures = [f"{speed[key]:.1f}" for key in ("median", "lowest", "highest")]
+        rows.append([name, *figures, *parts, f"{results['bytes_per_picture'][name] / 1e6:.2f}"])
+    print(align(rows, left=(0,)))
+    print("library / float PIL: {median} (from {lowest} to {highest})".format(**results["library_over_float_pil"]))
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses(sys.argv[1:]))
