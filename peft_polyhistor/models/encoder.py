@@ -22,16 +22,12 @@ from transformers import (
     SwinModel,
     Swinv2Backbone,
     Swinv2Model,
-    TimmBackbone,
-    TimmWrapperModel,
-    TimmWrapperPreTrainedModel,
 )
 from transformers.backbone_utils import BackboneMixin
 
 from .pvt import PvtStages
 from .stages import BackboneStages, StageEncoder
 from .swin import SwinStages, Swinv2Stages
-from .timm_stages import view_timm, wrap_timm
 
 
 # The first that a model is an instance of.
@@ -73,10 +69,10 @@ def view_encoder(model: nn.Module) -> StageEncoder:
 
 
 def _view(model: nn.Module) -> StageEncoder:
-    if isinstance(model, TimmWrapperPreTrainedModel | TimmBackbone):
+    if any(cls.__module__.startswith(("timm.", "transformers.models.timm_")) for cls in type(model).__mro__):
+        from .timm_stages import view_timm  # only now: timm takes longer to import than all of this package
+
         return view_timm(model)
-    if type(model).__module__.startswith("timm."):
-        return view_timm(wrap_timm(model))
     inner = _as_backbone(model.base_model if isinstance(model, PreTrainedModel) else model)
     for kind, view in VIEWS.items():
         if isinstance(inner, kind):
@@ -109,7 +105,7 @@ def build_encoder(config: PreTrainedConfig) -> StageEncoder:
     if config.model_type == "pvt":
         return view_encoder(PvtModel(config))
     if config.model_type == "timm_wrapper":
-        return view_encoder(TimmWrapperModel(config))
+        return view_encoder(transformers.TimmWrapperModel(config))
     return view_encoder(AutoBackbone.from_config(config))
 
 

@@ -76,12 +76,15 @@ def _fit_shift(block: nn.Module, args: tuple[Tensor, ...]) -> None:
     block.shift_size = tuple(side // 2 if shifts else 0 for side in block.window_size)
 
 
-def view_timm(model: TimmWrapperPreTrainedModel | TimmBackbone) -> TimmStages:
-    """The stages of a wrapped model of timm.
+def view_timm(model: nn.Module) -> TimmStages:
+    """The stages of a model of timm, bare or in a wrapper of transformers.
 
     Raises:
         TypeError: The model does not give its stages away.
+        ValueError: Of a bare one; see `wrap_timm`.
     """
+    if not isinstance(model, TimmWrapperPreTrainedModel | TimmBackbone):
+        model = wrap_timm(model)
     net = net_of(model)
     if hasattr(net, "forward_intermediates") and hasattr(net, "prune_intermediate_layers"):
         return TimmStages(model)

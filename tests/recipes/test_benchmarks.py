@@ -121,3 +121,12 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters(load_recipe):
         hidden = (x @ weight).sigmoid()  # x for the weight, and the sigmoid's output
         (hidden * hidden).sum().backward()  # which is kept already
     assert counter.peak == 2 * 3 * 5 * 4
+
+
+def test_memory_table_counts_what_fits(load_recipe):
+    recipe = load_recipe("memory_table")
+    header, *rows = recipe.main(recipe.MemorySettings(encoders=["swin-micro"], image_size=64, memory=[1, 2]))
+    assert header[-2:] == ["1 GB", "2 GB"]
+    together, per_task = ([int(cell) for cell in row[-2:]] for row in rows[:2])
+    assert 0 < together[0] < together[1] < per_task[1]
+    assert per_task[0] == pytest.approx(4 * together[0], abs=4)
