@@ -6,6 +6,9 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 them.
 """
 
+from .cards import TrainingRecord
+from .hub import publish
+from .loading import load
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig
 from .methods.compacter import CompacterConfig, CompacterPlusPlusConfig, PhmConfig
@@ -45,14 +48,17 @@ __all__ = [
     "SharedAdapterConfig",
     "StageEncoder",
     "Task",
+    "TrainingRecord",
     "VmtAdapterConfig",
     "VmtAdapterLiteConfig",
     "VptDeepConfig",
     "VptShallowConfig",
     "__version__",
     "get_tasks",
+    "load",
     "load_encoder",
     "load_original_swin",
+    "publish",
     "register_task",
     "relative_change",
     "view_encoder",

@@ -33,7 +33,8 @@ class MultiTaskConfig(PeftConfig):
         modules_to_save: Further modules that train and are saved as a whole. The decoders of a
             `MultiTaskDenseModel` are among them without being named.
         init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
-        shared_norms: Of the decoders that are saved with the adapter; recorded when a dense model is adapted.
+        made_for: The encoder, and the decoders that are saved with the adapter; recorded when a model is adapted, by
+            which `load` builds it again and other encoders are refused.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -58,7 +59,9 @@ class MultiTaskConfig(PeftConfig):
         default=None, metadata={"help": "Further modules that train and are saved as a whole."}
     )
     init_weights: bool = field(default=True, metadata={"help": "Start as an exact identity of the frozen encoder."})
-    shared_norms: bool | None = field(default=None, metadata={"help": "Recorded: of the decoders saved with it."})
+    made_for: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Recorded: encoder and decoders of the model it was made for."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from checkpoints import Progress, open_folder, recorded, resume, save, write_json
+from checkpoints import Progress, open_folder, recorded, resume, save, versions, write_json
 from datasets import Dataset
 from loaders import load_data, make_loader
 from methods import build_model, own_items, tasks_of
@@ -168,6 +168,7 @@ def finish(run: Run, folder: Path) -> dict:
         "history": run.progress.history,
         "seconds": round(run.progress.seconds, 1),
         "settings": recorded(run.accelerator, run.settings),
+        "versions": versions(),
     }
     if run.accelerator.is_main_process:
         picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)
