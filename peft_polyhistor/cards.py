@@ -49,9 +49,9 @@ class TrainingRecord:
         image_size: Side of the pictures, pixels.
         command: What trains it again.
         seed: Of the run.
-        steps: Optimiser steps when it was saved.
+        steps: Optimiser steps when it was saved; 0 where no run is recorded yet.
         versions: By package.
-        scores: Of this checkpoint.
+        scores: Of this checkpoint; empty where they were not measured.
         scores_by_seed: Of runs that differ in nothing but the seed, this one among them; empty for one run.
         limits: Sentences for the card.
         files: Uploaded with the checkpoint, by name; a `predictions.png` is shown in the card.
@@ -239,7 +239,8 @@ def _limits(config: MultiTaskConfig, base: Base, training: TrainingRecord | None
     if training is None:
         return [*limits, "How it was trained and how well it does is not recorded here."]
     pictures = f"{training.dataset_name} at {training.image_size} x {training.image_size} pixels"
-    return [*limits, f"Trained and scored on {pictures}; elsewhere it was not measured.", *training.limits]
+    measured = f"Trained and scored on {pictures}; elsewhere it was not measured."
+    return [*limits, measured if training.scores else f"Made for {pictures}; not measured.", *training.limits]
 
 
 def _references(config: MultiTaskConfig) -> list[str]:

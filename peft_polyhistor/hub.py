@@ -8,7 +8,6 @@ of a method never sees the `PeftModel` around it. So `PeftModel` gets a `push_to
 adapters of this package and leaves all others to the inherited one.
 """
 
-from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,8 +107,8 @@ def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> 
 _inherited = PeftModel.push_to_hub
 
 
-@wraps(_inherited)
 def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
+    """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does."""
     if isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
         return publish(self, repo_id, **kwargs)
     return _inherited(self, repo_id, **kwargs)

@@ -34,12 +34,12 @@ SCENES = Source(
     "the embedded scenes of peft-polyhistor",
     "peft-polyhistor-scenes",
     "none needed: the scenes are drawn by peft-polyhistor, which is under Apache-2.0",
-    ("The scenes are drawn by a computer. They show that training works; on photographs the predictions are poor.",),
+    ("The scenes are drawn by a computer. They show that it learns, not how well it does on photographs.",),
 )
 PASCAL = Source(
     "PASCAL-Context (PASCAL_MT)",
     "pascal-context",
-    "photographs of PASCAL VOC 2010 from Flickr, under Flickr's terms of use; labels by their authors, for research",
+    "photographs of PASCAL VOC 2010 from Flickr, under Flickr's terms of use; for the labels, ask their authors",
 )
 
 
@@ -105,6 +105,25 @@ def record_of(
     )
 
 
+def record_without_run(settings: Settings, config: Path) -> TrainingRecord:
+    """What a config says of a checkpoint that no recorded run has made yet."""
+    source = source_of(settings.data)
+    return TrainingRecord(
+        dataset_name=source.name,
+        dataset_type=source.type,
+        dataset_is_on_hub=source.is_on_hub,
+        dataset_license=source.license,
+        split="val",
+        image_size=settings.image_size,
+        command=command_of(vars(settings), config),
+        seed=settings.seed,
+        steps=0,
+        versions={},
+        scores={},
+        limits=source.limits,
+    )
+
+
 def evaluation_of(results: Mapping, checkpoint: str) -> dict:
     """The entry of the run's history that a checkpoint is of: `best` is the first of the highest merit."""
     history = results["history"]
@@ -117,7 +136,9 @@ def command_of(settings: Mapping, config: Path | None) -> str:
     launch = COMMAND if processes == 1 else COMMAND.replace("launch", f"launch --num_processes {processes}")
     if config is None:
         return f"{launch} {TRAINING}"
-    return launch if config == DEFAULT_CONFIG else f"{launch} recipes/configs/{config.name}"
+    command = launch if config == DEFAULT_CONFIG else f"{launch} recipes/configs/{config.name}"
+    command += "" if settings["data"] == "scenes" else f" --data {Path(settings['data']).name}"
+    return command + (f" --seed {settings['seed']}" if settings["seed"] else "")
 
 
 def _check_same_but_seed(settings: Mapping, other: Mapping) -> None:

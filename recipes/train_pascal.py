@@ -5,9 +5,8 @@
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings come from a YAML file (the first argument) and from arguments, which win. Every method is trained in turn
-with the same settings, each in a folder of its own under `--output_dir`: the checkpoints `best` and `last`,
-results.json, predictions.png, and `state`, from which `--resume` goes on.
+Settings: a YAML file (the first argument), then arguments, which win. Methods train in turn, each in a folder of its
+own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.png, `state`, where `--resume` goes on.
 """
 
 import sys
