@@ -3,10 +3,9 @@
 """PEFT methods that adapt one frozen hierarchical vision transformer to many dense tasks.
 
 Importing this package registers its methods with PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` know
-them.
+them, and gives `PeftModel.push_to_hub` a card for their adapters.
 """
 
-from .cards import TrainingRecord
 from .hub import publish
 from .loading import load
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
@@ -24,6 +23,7 @@ from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
+from .training_record import TrainingRecord
 from .version import __version__
 
 

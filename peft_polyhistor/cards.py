@@ -6,8 +6,8 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from .config import MultiTaskConfig
 from .evaluation import is_of_decoder
 from .models.encoder import ASSETS
 from .tasks import TASKS
+from .training_record import PREVIEW, TrainingRecord
 
 
 TEMPLATE = ASSETS / "model_card.md"
 WEIGHTS = "adapter_model.safetensors"
-PREVIEW = "predictions.png"
 # What people search for, where it is not the name of the task.
 SEARCH_WORDS = {
     "semseg": "semantic-segmentation",
@@ -32,47 +32,6 @@ SEARCH_WORDS = {
     "normals": "surface-normal-estimation",
 }
 METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # ours: as the Hub calls them
-
-Scores = Mapping[str, Mapping[str, float]]  # by task and metric
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """What a run recorded of itself; the card repeats it and adds nothing.
-
-    Args:
-        dataset_name: For readers.
-        dataset_type: Its Hub id; or, where it is not on the Hub, a word for it.
-        dataset_is_on_hub: `dataset_type` is a Hub id.
-        dataset_license: A sentence.
-        split: The part it was scored on.
-        image_size: Side of the pictures, pixels.
-        command: What trains it again.
-        seed: Of the run.
-        steps: Optimiser steps when it was saved; 0 where no run is recorded yet.
-        versions: By package.
-        scores: Of this checkpoint; empty where they were not measured.
-        scores_by_seed: Of runs that differ in nothing but the seed, this one among them; empty for one run.
-        limits: Sentences for the card.
-        files: Uploaded with the checkpoint, by name; a `predictions.png` is shown in the card.
-        preview: What that picture shows.
-    """
-
-    dataset_name: str
-    dataset_type: str
-    dataset_is_on_hub: bool
-    dataset_license: str
-    split: str
-    image_size: int
-    command: str
-    seed: int
-    steps: int
-    versions: Mapping[str, str]
-    scores: Scores
-    scores_by_seed: Mapping[int, Scores] = field(default_factory=dict)
-    limits: Sequence[str] = ()
-    files: Mapping[str, Path] = field(default_factory=dict)
-    preview: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +89,7 @@ def make_card(
     file_size: int,
     training: TrainingRecord | None = None,
     license: str = "apache-2.0",
+    tags: Sequence[str] = (),
 ) -> ModelCard:
     """The card of an adapter.
 
@@ -140,15 +100,18 @@ def make_card(
         file_size: Of its weights, bytes.
         training: What is known of its training; `None`: nothing, and the card says so.
         license: Of the weights, as the Hub spells it.
+        tags: Besides those that say what it is.
 
     Raises:
         ValueError: As in `base_of`.
     """
     config = model.peft_config[adapter_name]
     base = base_of(config)
+    metadata = _metadata(config, base, repo_id, training, license)
+    metadata.tags += [tag for tag in tags if tag not in metadata.tags]
     decoders = (config.made_for or {}).get("decoders")
     return ModelCard.from_template(
-        _metadata(config, base, repo_id, training, license),
+        metadata,
         template_path=str(TEMPLATE),
         title=repo_id.rpartition("/")[2],
         method=f"`{config.method.lower().removeprefix('mtl_')}`",

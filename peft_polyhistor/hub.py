@@ -8,6 +8,7 @@ of a method never sees the `PeftModel` around it. So `PeftModel` gets a `push_to
 adapters of this package and leaves all others to the inherited one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from peft import PeftModel
 
-from .cards import WEIGHTS, TrainingRecord, base_of, make_card
+from .cards import WEIGHTS, base_of, make_card
 from .config import MultiTaskConfig
+from .training_record import TrainingRecord
 
 
 def publish(
@@ -26,6 +28,7 @@ def publish(
     base_model: str | None = None,
     training: TrainingRecord | None = None,
     license: str = "apache-2.0",
+    tags: Sequence[str] = (),
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -44,6 +47,7 @@ def publish(
         base_model: Hub id of the encoder, where it was loaded from a folder. The adapter keeps it.
         training: What is known of the training, for the card, and files to upload with it.
         license: Of the weights, as the Hub spells it.
+        tags: Of the card, besides those that say what it is.
         private: Of a repository that is made; `None` for the default of its owner.
         token: Of a user who may write there; `None` for the one that `hf auth login` left.
         revision: The branch, which is made where there is none; `None` for `main`.
@@ -72,7 +76,7 @@ def publish(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         # PEFT's own card, which `save_pretrained` wrote, is replaced.
         size = (folder / WEIGHTS).stat().st_size
-        make_card(model, name, repo_id, size, training, license).save(folder / "README.md")
+        make_card(model, name, repo_id, size, training, license, tags).save(folder / "README.md")
         files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
         return _upload(
             api,

@@ -21,6 +21,7 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",  # the Hub's own protocol for large files, which the small one does not speak
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     HF_HUB_DISABLE_TELEMETRY="1",
+    NO_PROXY="127.0.0.1",
 )
 for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE"):
     os.environ.pop(name, None)

@@ -14,8 +14,9 @@ from peft import get_peft_model
 from tiny_models import make_dense, make_swin
 
 from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord
-from peft_polyhistor.cards import PREVIEW, TEMPLATE, count_saved, make_card, score_rows
+from peft_polyhistor.cards import TEMPLATE, count_saved, make_card, score_rows
 from peft_polyhistor.evaluation import count_trainable
+from peft_polyhistor.training_record import PREVIEW
 
 
 CARDS = Path(__file__).parent.parent / "hub_cards"
@@ -47,11 +48,11 @@ def card_of(model, **kwargs):
 
 
 def test_metadata_makes_it_findable():
-    data = card_of(make_model(make_dense()), training=RECORD, license="mit").data
+    data = card_of(make_model(make_dense()), training=RECORD, license="mit", tags=["swin"]).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("peft", "image-segmentation", "mit")
     assert (data.base_model, data.base_model_relation) == ("ann/tiny-swin", "adapter")
     assert data.datasets == ["ann/pictures"]
-    assert {"POLYHISTOR", "semseg", "semantic-segmentation", "surface-normal-estimation"} <= set(data.tags)
+    assert {"POLYHISTOR", "semseg", "semantic-segmentation", "surface-normal-estimation", "swin"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_value) == ("ann/pictures", "val", 31.42)
 
