@@ -49,7 +49,9 @@ class Base:
 
     @property
     def license(self) -> str:
-        return "Apache-2.0, with peft-polyhistor" if self.is_embedded else f"see {self.text}"
+        if self.is_embedded:
+            return "Apache-2.0, with peft-polyhistor, whose assets say on which photographs it was pretrained"
+        return f"see {self.text}"
 
 
 def base_of(config: MultiTaskConfig) -> Base:

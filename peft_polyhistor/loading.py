@@ -42,10 +42,10 @@ def load(
         revision: A branch, tag or commit.
         token: For private repositories; `None` for the one that `hf auth login` left.
         is_trainable: Adapters and decoders go on training; otherwise all is frozen.
-        **kwargs: For `huggingface_hub.snapshot_download`, such as `cache_dir` or `force_download`.
+        **kwargs: For the downloads of checkpoint and encoder: `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
-        FileNotFoundError: There is no such folder, repository, revision or file.
+        FileNotFoundError: There is no such folder, repository, revision or file, or not the encoder.
         ValueError: It is no dense model of this package, it is damaged, its encoder is not known, or it does not fit
             the encoder or the tasks registered here.
     """
@@ -53,7 +53,7 @@ def load(
     config = _read_config(folder, str(name))
     shapes = _read_shapes(folder / WEIGHTS, str(name))
     if not isinstance(encoder, nn.Module):
-        encoder = _load_encoder(config, encoder, token)
+        encoder = _load_encoder(config, encoder, str(name), token=token, **kwargs)
     # An adapter may know more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **config.made_for["decoders"])
@@ -128,11 +128,18 @@ def _damage(file: Path, name: str, error: Exception) -> str:
     )
 
 
-def _load_encoder(config: MultiTaskConfig, given: str | Path | None, token: str | bool | None) -> nn.Module:
+def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, **kwargs: Any) -> nn.Module:
     # A folder is as good as a Hub id here, as long as it is there.
-    name = given or config.base_model_name_or_path or base_of(config).name
-    options = {"revision": config.revision} if config.revision and not given else {}
-    return load_encoder(name, use_safetensors=True, token=token, **options)
+    encoder = given or config.base_model_name_or_path or base_of(config).name
+    if config.revision and not given:
+        kwargs["revision"] = config.revision
+    try:
+        return load_encoder(encoder, use_safetensors=True, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). Where it is in another place, give "
+            "encoder='its folder or Hub id'."
+        ) from error
 
 
 def _check_shapes(saved: Shapes, model: PeftModel, name: str) -> None:

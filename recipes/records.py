@@ -33,7 +33,7 @@ class Source:
 SCENES = Source(
     "the embedded scenes of peft-polyhistor",
     "peft-polyhistor-scenes",
-    "none needed: the scenes are drawn by peft-polyhistor, which is under Apache-2.0",
+    "drawn by peft-polyhistor, which is under Apache-2.0",
     ("The scenes are drawn by a computer. They show that it learns, not how well it does on photographs.",),
 )
 PASCAL = Source(
@@ -85,7 +85,8 @@ def record_of(
     for other in others:
         _check_same_but_seed(settings, other["settings"])
     entry, source = evaluation_of(results, checkpoint), source_of(settings["data"])
-    last = results["history"][-1]["step"]
+    evaluations, last = len(results["history"]), results["history"][-1]["step"]
+    chosen = (f"It is the best of {evaluations} evaluations on the split that its scores are of.",)
     runs = {run["settings"]["seed"]: evaluation_of(run, checkpoint)["scores"] for run in (results, *others)}
     return TrainingRecord(
         dataset_name=source.name,
@@ -100,7 +101,7 @@ def record_of(
         versions=results.get("versions", {}),
         scores=entry["scores"],
         scores_by_seed=dict(sorted(runs.items())) if others else {},
-        limits=source.limits,
+        limits=source.limits + (chosen if checkpoint == "best" and evaluations > 1 else ()),
         preview=f"Pictures of the split, with labels and with predictions after the last step, {last}.",
     )
 

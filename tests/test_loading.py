@@ -107,3 +107,6 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path):
     with pytest.raises(ValueError, match="not known which encoder"):
         load(saved[1])
     load(saved[1], encoder="swin-micro")
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
+    with pytest.raises(FileNotFoundError, match=r"The encoder '\./gone' of .* cannot be loaded .*give encoder="):
+        load(saved[1])

@@ -37,6 +37,7 @@ def test_a_card_has_the_scores_of_its_checkpoint(records, make_results):
     assert (best.steps, best.scores["semseg"]) == (20, {"mIoU": 3.0})
     assert (last.steps, last.scores["semseg"]) == (30, {"mIoU": 2.0})
     assert best.preview == last.preview and "after the last step, 30" in best.preview
+    assert "best of 3 evaluations" in best.limits[-1] and last.limits == records.SCENES.limits
     assert best.versions == {"torch": "2.15.0"} and best.scores_by_seed == {}
     with pytest.raises(ValueError, match="leaves the checkpoints 'best' and 'last', got 'state'"):
         records.record_of(make_results(), "state")
