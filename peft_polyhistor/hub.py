@@ -66,14 +66,7 @@ def publish(
         folder = save_adapter(model, name, Path(temporary))
         base_of(model.peft_config[name])  # its errors come before anything is changed on the Hub
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.model_info(repo_id).private:
-            raise ValueError(
-                f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings "
-                "or choose another name; nothing was uploaded."
-            )
-        if revision is not None and not revision.startswith("refs/pr/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        repo_id = _open_repository(api, repo_id, private, revision)
         # PEFT's own card, which `save_pretrained` wrote, is replaced.
         size = (folder / WEIGHTS).stat().st_size
         make_card(model, name, repo_id, size, training, license, tags).save(folder / "README.md")
@@ -94,6 +87,19 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
     # There is no vocabulary to look up on the Hub.
     model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
     return folder if adapter_name == "default" else folder / adapter_name
+
+
+def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """Makes the repository and the branch where they are missing, and returns the repository's full name."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "
+            "choose another name; nothing was uploaded."
+        )
+    if revision is not None and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
 
 
 def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> CommitInfo:
