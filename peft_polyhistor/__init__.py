@@ -3,9 +3,11 @@
 """PEFT methods that adapt one frozen hierarchical vision transformer to many dense tasks.
 
 Importing this package registers its methods with PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` know
-them.
+them, and gives `PeftModel.push_to_hub` a card for their adapters.
 """
 
+from .hub import publish
+from .loading import load
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig
 from .methods.compacter import CompacterConfig, CompacterPlusPlusConfig, PhmConfig
@@ -21,6 +23,7 @@ from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
+from .training_record import TrainingRecord
 from .version import __version__
 
 
@@ -45,14 +48,17 @@ __all__ = [
     "SharedAdapterConfig",
     "StageEncoder",
     "Task",
+    "TrainingRecord",
     "VmtAdapterConfig",
     "VmtAdapterLiteConfig",
     "VptDeepConfig",
     "VptShallowConfig",
     "__version__",
     "get_tasks",
+    "load",
     "load_encoder",
     "load_original_swin",
+    "publish",
     "register_task",
     "relative_change",
     "view_encoder",

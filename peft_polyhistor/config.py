@@ -36,7 +36,8 @@ class MultiTaskConfig(PeftConfig):
         tasks_per_pass: Tasks that go through the encoder as one batch; the results are the same. `None` picks what is
             fast for the size of the pictures and fits the device; all that is asked for at once go through it one
             such batch after the other. Without effect where one pass serves all tasks. May be changed at any time.
-        shared_norms: Of the decoders that are saved with the adapter; recorded when a dense model is adapted.
+        made_for: The encoder, and the decoders that are saved with the adapter; recorded when a model is adapted, by
+            which `load` builds it again, and which refuses other encoders where it comes from a checkpoint.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -64,11 +65,14 @@ class MultiTaskConfig(PeftConfig):
     tasks_per_pass: int | None = field(
         default=None, metadata={"help": "Tasks that go through the encoder as one batch; None: what is fast and fits."}
     )
-    shared_norms: bool | None = field(default=None, metadata={"help": "Recorded: of the decoders saved with it."})
+    made_for: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Recorded: encoder and decoders of the model it was made for."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType[self.method]
+        self.is_of_checkpoint = self.made_for is not None  # else recorded anew for every model that it adapts
         if self.task_type is not None:
             raise ValueError(
                 f"`task_type` must be None, got '{self.task_type}': PEFT's task types wrap text models. Leave it out."

@@ -10,11 +10,13 @@ results.json    written when the run is finished, and not before
 import json
 import math
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -22,7 +24,7 @@ from peft import PeftModel
 from settings import Settings
 from torch import nn
 
-from peft_polyhistor import TASKS
+from peft_polyhistor import TASKS, __version__
 from peft_polyhistor.evaluation import headline
 from peft_polyhistor.per_task import PerTaskEncoder, save_per_task
 
@@ -97,6 +99,13 @@ def _save_state(accelerator: Accelerator, settings: Settings, folder: Path) -> N
 def recorded(accelerator: Accelerator, settings: Settings) -> dict:
     """What a run was made with; a batch is that of a process."""
     return asdict(settings) | {"processes": accelerator.num_processes}
+
+
+def versions() -> dict[str, str]:
+    """Of what a run computes with."""
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets")
+    own = {"python": platform.python_version(), "peft-polyhistor": __version__}
+    return own | {package: version(package) for package in packages}
 
 
 def open_folder(accelerator: Accelerator, folder: Path, settings: Settings) -> dict | None:

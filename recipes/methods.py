@@ -60,10 +60,19 @@ def shares_pass(method: str) -> bool:
     return method == "full" or (method in METHODS and METHODS[method].shares_pass)
 
 
-def build_model(method: str, settings: "Settings", loss_weights: dict[str, float]) -> nn.Module:
-    """The dense model, with what `method` trains trainable and nothing else."""
+def build_model(
+    method: str, settings: "Settings", loss_weights: dict[str, float], encoder: nn.Module | None = None
+) -> nn.Module:
+    """The dense model, with what `method` trains trainable and nothing else.
+
+    Args:
+        method: Its name.
+        settings: Of the run.
+        loss_weights: By task.
+        encoder: In place of the pretrained one that the settings name.
+    """
     model = MultiTaskDenseModel.from_encoder(
-        load_encoder(settings.encoder),
+        encoder or load_encoder(settings.encoder),
         tasks_of(method, settings),
         decoder_width=settings.decoder_width,
         decoder_dropout=settings.decoder_dropout,

@@ -5,9 +5,8 @@
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings come from a YAML file (the first argument) and from arguments, which win. Every method is trained in turn
-with the same settings, each in a folder of its own under `--output_dir`: the checkpoints `best` and `last`,
-results.json, predictions.png, and `state`, from which `--resume` goes on.
+Settings: a YAML file (the first argument), then arguments, which win. Methods train in turn, each in a folder of its
+own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.png, `state`, where `--resume` goes on.
 """
 
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from checkpoints import Progress, open_folder, recorded, resume, save, write_json
+from checkpoints import Progress, open_folder, recorded, resume, save, versions, write_json
 from datasets import Dataset
 from gradients import add_gradients
 from loaders import load_data, make_loader
@@ -167,6 +166,7 @@ def finish(run: Run, folder: Path) -> dict:
         "history": run.progress.history,
         "seconds": round(run.progress.seconds, 1),
         "settings": recorded(run.accelerator, run.settings),
+        "versions": versions(),
     }
     if run.accelerator.is_main_process:
         picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)

@@ -15,8 +15,8 @@ from torch import nn
 
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
-from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
+from .base import check_base, describe_base, routed_module
 from .generation import Adapter
 from .routing import GENERATORS, SHARED, TaskAdapters
 from .site import AdapterSite, Site, base_of
@@ -68,10 +68,14 @@ class AdapterTuner(TaskSet, BaseTuner):
 
     def _prepare_model(self, peft_config: MultiTaskConfig, model: nn.Module) -> None:
         # All that can be wrong is found here, before the model is touched.
-        self._sites = {site.name: site for site in self._choose_sites(model, peft_config)}
+        sites = self._choose_sites(model, peft_config)
+        self._sites = {site.name: site for site in sites}
         self._check_fit(model, peft_config)
+        base = describe_base(model, sites)
+        check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
+        peft_config.made_for = base
 
     def _check_target_module_exists(self, peft_config: MultiTaskConfig, key: str) -> bool | _ExcludedModule:
         if key in self._sites:
@@ -201,17 +205,11 @@ def aimed_at(config: MultiTaskConfig, names: list[str]) -> MultiTaskConfig:
     return config
 
 
-def routed_module(model: nn.Module) -> nn.Module:
-    """The module whose calls name tasks: the encoder of a dense model, else the model itself."""
-    return next((module for module in model.modules() if isinstance(module, StageEncoder)), model)
-
-
 def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
     Raises:
-        ValueError: The model has a decoder for a task that the adapter does not know, or the decoders saved with the
-            adapter have other norms.
+        ValueError: The model has a decoder for a task that the adapter does not know.
     """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
@@ -219,12 +217,6 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
             f"The adapter is for the tasks {config.tasks}, and the model has decoders for {model.config.tasks}: there "
             f"is no adapter for {missing}. Build the model with tasks of the adapter, or train an adapter for these."
         )
-    if config.shared_norms not in (None, model.config.shared_norms):
-        raise ValueError(
-            f"The decoders saved with the adapter have shared_norms={config.shared_norms}, and the model's have "
-            f"shared_norms={model.config.shared_norms}. Build the model with that of the adapter."
-        )
-    config.shared_norms = model.config.shared_norms
     if not config.inference_mode:  # else a saved adapter, which may come without decoders
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
 

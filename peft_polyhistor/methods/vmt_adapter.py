@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..adapter.base import routed_module
 from ..adapter.bottleneck import (
     BottleneckTuner,
     BottleneckWeights,
@@ -28,7 +29,6 @@ from ..adapter.bottleneck import (
 )
 from ..adapter.matrices import DenseMatrix, Sites, TaskWeights
 from ..adapter.site import Site
-from ..adapter.tuner import routed_module
 from ..config import BottleneckConfig
 from ..models.blocks import Block
 from ..models.encoder import StageEncoder

@@ -138,6 +138,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     encoder = view_encoder(model_class.from_pretrained(source, **kwargs))
     # What PEFT records as the base model, and looks for on the Hub: the embedded encoder is not there.
     encoder.config.name_or_path = "" if name in embedded else name
+    if name in embedded:
+        encoder.config.embedded_name = name  # by which `peft_polyhistor.load` finds it again
     return encoder
 
 

@@ -43,6 +43,11 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.loss_weights = dict(loss_weights or {})
         super().__init__(**kwargs)
 
+    def decoder_settings(self) -> dict[str, Any]:
+        """The fields that shape and weigh the decoders, whatever the encoder and the tasks."""
+        names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, less the place the encoder was loaded from."""
         output = super().to_dict()

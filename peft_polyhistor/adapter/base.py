@@ -1,0 +1,59 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What an adapter records of the model it was made for, so that it is found again and no other is taken for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..config import MultiTaskConfig
+from ..models.blocks import find_blocks
+from ..models.encoder import StageEncoder
+from ..models.multitask import MultiTaskDenseModel
+from .site import Site
+
+
+# Of an encoder, by which others are told apart; two of one architecture are not.
+ARCHITECTURE = ("model_type", "blocks", "widths")
+
+
+def routed_module(model: nn.Module) -> nn.Module:
+    """The module whose calls name tasks: the encoder of a dense model, else the model itself."""
+    return next((module for module in model.modules() if isinstance(module, StageEncoder)), model)
+
+
+def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
+    """The `made_for` of adapters at these sites.
+
+    Returns:
+        `encoder`, the name of an embedded encoder, for which PEFT has no field; `model_type`, the number of `blocks`
+        and the `widths` of the sites, channels; `decoders`, the fields of `MultiTaskDenseConfig` that shape the
+        decoders. `None` stands for what is not there.
+    """
+    config = getattr(routed_module(model), "config", None)
+    return {
+        "encoder": getattr(config, "embedded_name", None),
+        "model_type": getattr(config, "model_type", None),
+        "blocks": len(find_blocks(model)),
+        "widths": [site.width for site in sites],
+        "decoders": model.config.decoder_settings() if isinstance(model, MultiTaskDenseModel) else None,
+    }
+
+
+def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
+    """Raises ValueError where a saved adapter was made for another architecture, or for other norms of its maps."""
+    made_for = config.made_for if config.is_of_checkpoint else base
+    if any(made_for[key] != base[key] for key in ARCHITECTURE):
+        theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
+        raise ValueError(
+            f"The adapter was made for {config.base_model_name_or_path or made_for['encoder'] or 'an encoder'} with "
+            f"{theirs}, and this encoder has {ours}. Load it onto the encoder it was made for; to train on this one, "
+            "make a config with made_for=None."
+        )
+    norms = [known["decoders"]["shared_norms"] for known in (made_for, base) if known["decoders"]]
+    if len(set(norms)) > 1:
+        raise ValueError(
+            f"The decoders saved with the adapter have shared_norms={norms[0]}, and the model's have "
+            f"shared_norms={norms[1]}. Build the model with that of the adapter."
+        )

@@ -1,0 +1,156 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a published or saved dense model in one call: encoder, decoders and adapters."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .cards import WEIGHTS, base_of
+from .config import MultiTaskConfig
+from .models.encoder import load_encoder
+from .models.multitask import MultiTaskDenseModel
+from .registry import METHODS
+
+
+CONFIG = "adapter_config.json"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def load(
+    name: str | Path,
+    *,
+    encoder: nn.Module | str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> PeftModel:
+    """A dense model from its checkpoint alone: the frozen encoder, the decoders and the adapters, ready to predict.
+
+    What was loaded once loads again without a network. Weights are read from safetensors and from nothing else.
+
+    Args:
+        name: `"user/name"` on the Hub, or a folder.
+        encoder: In place of the one that the checkpoint names: its folder or Hub id, or the model.
+        revision: A branch, tag or commit.
+        token: For private repositories; `None` for the one that `hf auth login` left.
+        is_trainable: Adapters and decoders go on training; otherwise all is frozen.
+        **kwargs: For the downloads of checkpoint and encoder: `cache_dir`, `force_download`, `local_files_only`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository, revision or file, or not the encoder.
+        ValueError: It is no dense model of this package, it is damaged, its encoder is not known, or it does not fit
+            the encoder or the tasks registered here.
+    """
+    folder = _find(str(name), revision=revision, token=token, **kwargs)
+    config = _read_config(folder, str(name))
+    shapes = _read_shapes(folder / WEIGHTS, str(name))
+    if not isinstance(encoder, nn.Module):
+        encoder = _load_encoder(config, encoder, str(name), token=token, **kwargs)
+    # An adapter may know more tasks than there are decoders.
+    tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
+    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **config.made_for["decoders"])
+    config.inference_mode = not is_trainable
+    model = PeftModel(dense, config)
+    _check_shapes(shapes, model, str(name))
+    model.load_adapter(str(folder), "default", is_trainable=is_trainable)
+    return model
+
+
+def _find(name: str, **kwargs: Any) -> Path:
+    """The folder of a checkpoint, downloaded where it is one of the Hub."""
+    if Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser()
+    elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
+    else:
+        folder = _download(name, **kwargs)
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}; "
+            "weights in any other format are not read."
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
+    try:
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
+    except RevisionNotFoundError as error:
+        refs = HfApi(token=token).list_repo_refs(name)
+        known = [ref.name for ref in (*refs.branches, *refs.tags)]
+        raise FileNotFoundError(f"'{name}' has no revision '{revision}'. It has {known}, and its commits.") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
+            "private one give token=... or run `hf auth login`."
+        ) from error
+
+
+def _read_config(folder: Path, name: str) -> MultiTaskConfig:
+    try:
+        peft_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(_damage(folder / CONFIG, name, error)) from error
+    known = [config.method for config in METHODS.values()]
+    if peft_type not in known:
+        raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; for others use PEFT.")
+    config = PeftConfig.from_pretrained(str(folder))
+    if not (config.made_for and config.made_for["decoders"]):
+        raise ValueError(
+            f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
+            f"PeftModel.from_pretrained(encoder, '{name}')."
+        )
+    return config
+
+
+def _read_shapes(file: Path, name: str) -> Shapes:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(_damage(file, name, error)) from error
+
+
+def _damage(file: Path, name: str, error: Exception) -> str:
+    return (
+        f"{file.name} of '{name}' is damaged ({error}; {file.stat().st_size} bytes). Load it with "
+        "force_download=True; if that does not help, it was published so, and another revision may be whole."
+    )
+
+
+def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, **kwargs: Any) -> nn.Module:
+    # A folder is as good as a Hub id here, as long as it is there.
+    encoder = given or config.base_model_name_or_path or base_of(config).name
+    if config.revision and not given:
+        kwargs["revision"] = config.revision
+    try:
+        return load_encoder(encoder, use_safetensors=True, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). Where it is in another place, give "
+            "encoder='its folder or Hub id'."
+        ) from error
+
+
+def _check_shapes(saved: Shapes, model: PeftModel, name: str) -> None:
+    """Raises ValueError unless the file has the weights of the model, all of them and no others."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    own = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    wrong = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
+    if wrong:
+        examples = "; ".join(f"{key}: {saved.get(key)} in it, {own.get(key)} in the model" for key in wrong[:3])
+        raise ValueError(
+            f"'{name}' does not fit the model of its tasks {model.peft_config['default'].tasks} and encoder "
+            f"{type(model.base_model.model.encoder).__name__}: {len(wrong)} weights differ, such as {examples}. Give "
+            "the encoder it was trained on, and register its tasks as they were then."
+        )

@@ -1,0 +1,77 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes a checkpoint of train_pascal.py on the Hugging Face Hub.
+
+    hf auth login
+    python recipes/publish.py runs/scenes/polyhistor_lite/best --repo user/name
+
+Uploads adapters and decoders (safetensors), adapter_config.json, the card, predictions.png, results.json and the
+settings as training.yaml, in one commit. After a failed upload, the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from records import RESULTS, record_of, write_files
+
+from peft_polyhistor import load
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", type=Path, help="the folder best or last of a finished run")
+    parser.add_argument("--repo", required=True, help="where it goes: user/name")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--revision", help="the branch, made where there is none; main by default")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of a commit")
+    parser.add_argument("--base_model", help="Hub id of the encoder, where it was loaded from a folder")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--other_seeds", type=Path, nargs="+", default=[], help="folders of runs with other seeds, for mean and range"
+    )
+    return parser.parse_args(argv)
+
+
+def read_results(run: Path) -> dict:
+    """The results of a finished run.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    if not (run / RESULTS).is_file():
+        raise FileNotFoundError(
+            f"There is no {run / RESULTS}. Give the folder `best` or `last` of a finished run; --resume True finishes "
+            "a run."
+        )
+    return json.loads((run / RESULTS).read_text(encoding="utf-8"))
+
+
+def main(argv: Sequence[str]) -> str:
+    arguments = parse_arguments(argv)
+    checkpoint = arguments.checkpoint.expanduser().resolve()
+    results = read_results(checkpoint.parent)
+    training = record_of(results, checkpoint.name, [read_results(run) for run in arguments.other_seeds])
+    model = load(checkpoint)  # what does not load is not published
+    with TemporaryDirectory() as folder:
+        commit = model.push_to_hub(
+            arguments.repo,
+            base_model=arguments.base_model,
+            training=replace(training, files=write_files(checkpoint.parent, results, Path(folder))),
+            license=arguments.license,
+            private=arguments.private or None,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+        )
+    print(commit.pr_url or commit.commit_url)
+    return commit.oid
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,90 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What publish.py and cards.py say of a run. The upload itself is in hub_round_trip.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+CARDS = Path(__file__).parents[2] / "hub_cards"
+
+
+@pytest.fixture
+def records(load_recipe):
+    return load_recipe("records")
+
+
+@pytest.fixture
+def make_results(load_recipe, tmp_path):
+    """`make_results(**settings)`: results of a run that was best in the middle."""
+    settings_class = load_recipe("settings").Settings
+
+    def make(**changes):
+        settings = vars(settings_class(output_dir=str(tmp_path / "runs"), tasks=["semseg", "normals"], **changes))
+        scores = [
+            {"semseg": {"mIoU": value}, "normals": {"mErr": 30.0}} for value in (1.0, 3.0 + settings["seed"], 2.0)
+        ]
+        history = [{"step": 10 * (i + 1), "scores": entry} for i, entry in enumerate(scores)]
+        return {"history": history, "settings": settings | {"processes": 1}, "versions": {"torch": "2.15.0"}}
+
+    return make
+
+
+def test_a_card_has_the_scores_of_its_checkpoint(records, make_results):
+    best, last = (records.record_of(make_results(data="scenes"), name) for name in ("best", "last"))
+    assert (best.steps, best.scores["semseg"]) == (20, {"mIoU": 3.0})
+    assert (last.steps, last.scores["semseg"]) == (30, {"mIoU": 2.0})
+    assert best.preview == last.preview and "after the last step, 30" in best.preview
+    assert "best of 3 evaluations" in best.limits[-1] and last.limits == records.SCENES.limits
+    assert best.versions == {"torch": "2.15.0"} and best.scores_by_seed == {}
+    with pytest.raises(ValueError, match="leaves the checkpoints 'best' and 'last', got 'state'"):
+        records.record_of(make_results(), "state")
+
+
+def test_seeds_make_one_mean_where_nothing_else_differs(records, make_results):
+    runs = [make_results(seed=seed) for seed in (2, 0)]
+    record = records.record_of(runs[0], "best", runs[1:])
+    assert record.seed == 2 and record.scores["semseg"] == {"mIoU": 5.0}
+    assert {seed: scores["semseg"]["mIoU"] for seed, scores in record.scores_by_seed.items()} == {0: 3.0, 2: 5.0}
+    for other, told in ((make_results(seed=2), r"\[\]"), (make_results(steps=5), r"\['steps'\]")):
+        with pytest.raises(ValueError, match=rf"differ in their seed and in nothing else.*{told}"):
+            records.record_of(runs[0], "best", [other])
+
+
+def test_data_is_called_what_it_is_and_where_it_is_stays_here(records, make_results, tmp_path):
+    assert records.source_of("scenes").type == "peft-polyhistor-scenes"
+    assert records.source_of("/data/PASCAL_MT").type == "pascal-context"
+    hub = records.source_of("ann/pictures")
+    assert hub.is_on_hub and hub.type == "ann/pictures"
+    folder = records.source_of(str(tmp_path))
+    assert (folder.name, folder.is_on_hub) == (tmp_path.name, False) and "not recorded" in folder.license
+    results = make_results(data=str(tmp_path), encoder=str(tmp_path))
+    files = records.write_files(tmp_path / "run", results, tmp_path)
+    assert files.keys() == {"results.json", "training.yaml"}
+    assert not any(str(tmp_path) in file.read_text() for file in files.values())
+    assert json.loads(files["results.json"].read_text())["history"] == results["history"]
+
+
+def test_the_command_repeats_the_run(records, make_results):
+    settings = make_results(data="scenes", seed=3)["settings"]
+    assert records.command_of(settings, None) == "accelerate launch recipes/train_pascal.py training.yaml"
+    assert records.command_of(settings, records.DEFAULT_CONFIG).endswith("train_pascal.py --seed 3")
+    two = records.command_of(settings | {"processes": 2, "data": "/data/PASCAL_MT", "seed": 0}, Path("a.yaml"))
+    assert two == (
+        "accelerate launch --num_processes 2 recipes/train_pascal.py recipes/configs/a.yaml --data PASCAL_MT"
+    )
+
+
+def test_a_run_that_is_not_finished_is_not_published(load_recipe, tmp_path):
+    (tmp_path / "best").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no .*results\.json\. Give the folder `best` or `last` of"):
+        load_recipe("publish").main([str(tmp_path / "best"), "--repo", "ann/lite"])
+
+
+@pytest.mark.parametrize("name", ["pascal_swin_tiny_polyhistor_lite", "scenes_swin_micro_polyhistor_lite"])
+def test_cards_are_those_of_the_configs_and_the_recorded_runs(load_recipe, name):
+    cards = load_recipe("cards")
+    assert set(cards.CONFIGS) == {card.stem for card in CARDS.glob("*_*.md")}
+    assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == str(cards.fill(name))

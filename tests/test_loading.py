@@ -1,0 +1,112 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`load` of a folder, and what an adapter records of the model it was made for."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from methods_table import check_equal
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+
+
+NAMES = ["semseg", "normals"]
+
+
+@pytest.fixture
+def saved(perturb, tmp_path):
+    """A trained model on the embedded encoder, and its folder."""
+    dense = MultiTaskDenseModel.from_encoder(
+        load_encoder("swin-micro"), NAMES, decoder_width=12, loss_weights={"semseg": 3.0}
+    )
+    model = perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=NAMES, reduction_factor=4))).eval()
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+@torch.no_grad()
+def test_builds_the_model_from_the_folder_alone(saved, pixels):
+    model, folder = saved
+    loaded = load(folder)
+    check_equal(loaded(pixels), model(pixels))
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.base_model.model.config.loss_weights == {"semseg": 3.0}
+    trains = load(str(folder), is_trainable=True)
+    names = {name for name, parameter in trains.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def test_tasks_that_came_and_went_are_those_of_the_folder(saved, pixels, tmp_path):
+    model, _ = saved
+    model.add_task("saliency", from_="semseg")
+    model.remove_task("normals")
+    model.save_pretrained(tmp_path / "changed")
+    check_equal(load(tmp_path / "changed")(pixels), model(pixels))
+    model.bake().save_pretrained(tmp_path / "baked")
+    check_equal(load(tmp_path / "baked")(pixels), model(pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_another_encoder_is_refused(saved, make_swin, tmp_path):
+    _, folder = saved
+    for encoder in (make_swin(), make_swin(embed_dim=24, num_heads=[1, 2, 4, 8], depths=[2, 2, 4, 2])):
+        with pytest.raises(ValueError, match=r"made for swin-micro with .*\[24, 24, 48.*this encoder has .*'widths'"):
+            load(folder, encoder=encoder)
+        with pytest.raises(ValueError, match="made for swin-micro with"):
+            PeftModel.from_pretrained(encoder, folder)
+    encoder.save_pretrained(tmp_path / "swin")
+    with pytest.raises(ValueError, match="made for swin-micro with"):
+        load(folder, encoder=tmp_path / "swin")
+
+
+def test_other_tasks_are_refused(saved, monkeypatch):
+    _, folder = saved
+    monkeypatch.setitem(TASKS, "semseg", replace(TASKS["semseg"], channels=5, class_names=(), palette=()))
+    with pytest.raises(ValueError, match=r"does not fit .* 2 weights differ.*\(21,\) in it, \(5,\) in the model"):
+        load(folder)
+    monkeypatch.delitem(TASKS, "semseg")
+    with pytest.raises(ValueError, match=r"Unknown tasks \['semseg'\].*`register_task` adds one"):
+        load(folder)
+
+
+def test_a_file_that_lacks_weights_is_refused(saved):
+    _, folder = saved
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(max(weights))
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"1 weights differ, such as .*: None in it, \(\d+"):
+        load(folder)
+
+
+def test_damaged_files_are_named(saved):
+    _, folder = saved
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        file = folder / name
+        content = file.read_bytes()
+        file.write_bytes(content[:100])
+        with pytest.raises(ValueError, match=rf"{name} of '.*' is damaged \(.*100 bytes\).*force_download"):
+            load(folder)
+        file.write_bytes(content)
+
+
+def test_what_is_no_checkpoint_is_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder '\./nowhere'"):
+        load("./nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config\.json and no adapter_model\.safetensors"):
+        load(tmp_path / "empty")
+    file = saved[1] / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    settings["made_for"]["encoder"] = None
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="not known which encoder"):
+        load(saved[1])
+    load(saved[1], encoder="swin-micro")
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
+    with pytest.raises(FileNotFoundError, match=r"The encoder '\./gone' of .* cannot be loaded .*give encoder="):
+        load(saved[1])
