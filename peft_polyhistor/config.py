@@ -33,11 +33,12 @@ class MultiTaskConfig(PeftConfig):
         modules_to_save: Further modules that train and are saved as a whole. The decoders of a
             `MultiTaskDenseModel` are among them without being named.
         init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
-        tasks_per_pass: Tasks that go through the encoder as one batch; the results are the same. `None` picks what is
-            fast for the size of the pictures and fits the device; all that is asked for at once go through it one
-            such batch after the other. Without effect where one pass serves all tasks. May be changed at any time.
-        made_for: The encoder, and the decoders that are saved with the adapter; recorded when a model is adapted, by
-            which `load` builds it again, and which refuses other encoders where it comes from a checkpoint.
+        tasks_per_pass: Tasks that go through the encoder as one batch; a call runs as many batches as it takes, with
+            the same results but for what is drawn at random (dropout). `None`: all at once on accelerators, on a
+            processor as many as are faster together. Without effect where one pass serves all tasks, and where other
+            hooks on the encoder must see all of a call. May be changed in a model's `peft_config` at any time.
+        made_for: Recorded of a model that is adapted: what its encoder is, and its decoders. `load` builds the model
+            again from it, and a saved adapter refuses other encoders by it.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -63,7 +64,8 @@ class MultiTaskConfig(PeftConfig):
     )
     init_weights: bool = field(default=True, metadata={"help": "Start as an exact identity of the frozen encoder."})
     tasks_per_pass: int | None = field(
-        default=None, metadata={"help": "Tasks that go through the encoder as one batch; None: what is fast and fits."}
+        default=None,
+        metadata={"help": "Tasks that go through the encoder as one batch; None: by device and picture size."},
     )
     made_for: dict[str, Any] | None = field(
         default=None, metadata={"help": "Recorded: encoder and decoders of the model it was made for."}
@@ -72,7 +74,6 @@ class MultiTaskConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType[self.method]
-        self.is_of_checkpoint = self.made_for is not None  # else recorded anew for every model that it adapts
         if self.task_type is not None:
             raise ValueError(
                 f"`task_type` must be None, got '{self.task_type}': PEFT's task types wrap text models. Leave it out."

@@ -3,7 +3,7 @@
 """The training steps and the predictions that the benchmarks compare: ours, and references on equal encoders."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from peft_polyhistor.models.decoder import DenseDecoder
 from peft_polyhistor.per_task import adapt_per_task
 
 
-BOUND = "frozen encoder, a pass per task"
+BOUND, BOUND_TOGETHER = "frozen encoder, a pass per task", "frozen encoder, all tasks in a batch"
 LORA, LORA_OURS = "PEFT LoRA, the paper's decoders", "PEFT LoRA"
+LORA_PER_TASK = "PEFT LoRA, the paper's decoders, a backward pass per task"
 FULL, FULL_OURS = "full fine-tuning, the paper's decoders", "full fine-tuning"
 PLAIN = "plain plugin"
 VMT = "vmt_adapter"
@@ -132,7 +133,7 @@ def training_steps(problem: Problem, method: str, names: Sequence[str] | None = 
         model.train()
 
         def step() -> None:
-            with model.generate_once():
+            with getattr(model, "generate_once", nullcontext)():
                 for task in problem.tasks:
                     model(pixels, labels, tasks=[task], full_resolution=False).loss.backward()
             model.zero_grad()
@@ -150,13 +151,15 @@ def training_steps(problem: Problem, method: str, names: Sequence[str] | None = 
 
     ours = make_adapted(problem, method)
     makers = {
-        BOUND: lambda: bound(problem, pixels),
+        BOUND: lambda: bound(problem, [pixels] * len(problem.tasks)),
+        BOUND_TOGETHER: lambda: bound(problem, [pixels.repeat(len(problem.tasks), 1, 1, 1)]),
         method: lambda: train(ours),
         method + TOGETHER: lambda: train(ours, len(problem.tasks)),
         method + IN_TURN: lambda: train(ours, 1),
         method + PER_TASK: lambda: train_per_task(ours),
         PLAIN: lambda: train_plainly(make_adapted(problem, method, papers_decoders=True)),
         LORA: lambda: train(make_lora(problem, papers_decoders=True)),
+        LORA_PER_TASK: lambda: train_per_task(make_lora(problem, papers_decoders=True)),
         LORA_OURS: lambda: train(make_lora(problem, papers_decoders=False)),
         FULL: lambda: train(make_dense(problem, papers_decoders=True)),
         FULL_OURS: lambda: train(make_dense(problem)),
@@ -165,12 +168,12 @@ def training_steps(problem: Problem, method: str, names: Sequence[str] | None = 
     return {name: make() for name, make in makers.items() if names is None or name in names}
 
 
-def bound(problem: Problem, pixels: Tensor) -> Contestant:
-    """The least work: for every task the frozen encoder, and its gradient from the maps to the first block."""
+def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
+    """The frozen encoder on each batch, and the gradient from its maps to its first block: no step does without."""
     encoder = make_dense(problem).encoder.requires_grad_(False).train()
     first_block = encoder.get_submodule(find_blocks(encoder)[0].name)
     with torch.no_grad():
-        gradients = [torch.ones_like(stage_map) for stage_map in encoder(pixels)]
+        gradients = [torch.ones_like(stage_map) for stage_map in encoder(batches[0])]
 
     def start_gradient(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         args[0].requires_grad_()
@@ -178,7 +181,7 @@ def bound(problem: Problem, pixels: Tensor) -> Contestant:
     first_block.register_forward_pre_hook(start_gradient)
 
     def step() -> None:
-        for _ in problem.tasks:
+        for pixels in batches:
             torch.autograd.backward(encoder(pixels), gradients)
 
     return Contestant(step, encoder)
@@ -202,14 +205,14 @@ def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
         return Contestant(step, model)
 
     ours = make_adapted(problem, method)
-    contestants = {
+    return {
         PASSES: predict_in_turn(make_dense(problem, papers_decoders=True)),
         PASSES_OURS: predict_in_turn(make_dense(problem)),
         method + GENERATED: predict(ours),
+        method + BAKED: predict(ours.bake()),
+        VMT: predict(make_adapted(problem, VMT)),
+        LORA_OURS: predict(make_lora(problem, papers_decoders=False)),
     }
-    if not METHODS[method].shares_pass:
-        contestants[method + BAKED] = predict(ours.bake())
-    return contestants | {VMT: predict(make_adapted(problem, VMT)), LORA_OURS: predict(make_lora(problem, False))}
 
 
 @contextmanager

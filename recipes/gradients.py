@@ -48,4 +48,5 @@ def _average(model: nn.Module, accelerator: Accelerator) -> None:
         if parameter.grad is not None:
             parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))
     for buffer in model.buffers():
-        buffer.copy_(broadcast(buffer))
+        if buffer.is_floating_point():  # the statistics of BatchNorm
+            broadcast(buffer)

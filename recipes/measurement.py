@@ -27,7 +27,7 @@ class Cost:
 
     Args:
         flops: Floating-point operations of matrix products, convolutions and attention.
-        operations: Calls of PyTorch's operators, but for views.
+        operations: Calls of PyTorch's operators, but for views and fresh memory.
         saved_bytes: Kept for the backward pass at once at the most, the parameters of the model left out.
         peak_bytes: Memory at the most, above what was there before the step.
     """
@@ -38,13 +38,17 @@ class Cost:
     peak_bytes: int
 
 
+aten = torch.ops.aten
+FREE = (aten._unsafe_view, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
+
+
 class OperationCounter(TorchDispatchMode):
-    """Counts the calls of operators that compute or copy; views do neither."""
+    """Counts the calls of operators that compute or copy, which views and fresh memory do not."""
 
     calls = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += not function.is_view
+        self.calls += not (function.is_view or function.overloadpacket in FREE)
         return function(*args, **(kwargs or {}))
 
 

@@ -6,7 +6,8 @@
 
 The bytes are measured on this machine: what a second picture adds to what a step of one task keeps for the backward
 pass. To a batch of them come the model, what a step keeps whatever its batch, gradients and Adam's two moments of
-what trains, and a tenth of the memory for what libraries and temporary results need.
+what trains, and a tenth of the memory for what libraries and temporary results need. Autocast is that of a processor;
+that of a GPU keeps some results, such as those of norms, in float32, and takes more.
 """
 
 import math

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One result, whatever the number of tasks that go through the encoder together and however often is generated."""
 
+import copy
+
 import pytest
 import torch
 from methods_table import (
@@ -169,3 +171,49 @@ def count_calls(model):
     adapters = next(module for name, module in model.named_modules() if name.endswith("task_adapters"))
     adapters.generators["default"].register_forward_hook(lambda *_: calls.append("generate"))
     return calls
+
+
+@for_two_methods
+def test_a_backward_pass_after_the_block_is_an_error(model, pixels):
+    with model.generate_once():
+        loss = loss_of(model(pixels.double(), tasks=TASKS))
+    with pytest.raises(RuntimeError, match="Call `backward` within the block"):
+        loss.backward()
+
+
+@for_two_methods
+def test_weights_kept_without_gradient_do_not_serve_where_it_is_needed(model, pixels):
+    with torch.no_grad(), model.generate_once(), torch.enable_grad():
+        loss_of(model(pixels.double(), tasks=TASKS)).backward()
+    assert not without_gradient(model)
+
+
+@for_two_methods
+def test_a_copy_made_in_the_block_is_on_its_own(model, pixels, perturb):
+    with torch.no_grad(), model.generate_once():
+        expected = model(pixels.double(), tasks=TASKS)
+        other = copy.deepcopy(model)
+    check_equal(other(pixels.double(), tasks=TASKS), expected, **EXACT)
+    assert differ(perturb(other)(pixels.double(), tasks=TASKS), expected)
+
+
+@for_two_methods
+def test_a_task_added_in_the_block_is_generated(adapt, make_swin, perturb, pixels):
+    model = perturb(adapt(make_swin())).double()
+    with torch.no_grad(), model.generate_once():
+        expected = model(pixels.double(), task=TASKS[0])
+        model.add_task("depth", from_=TASKS[0])
+        check_equal(model(pixels.double(), task="depth"), expected, **EXACT)
+
+
+@for_two_methods
+def test_hooks_of_others_see_every_picture(adapt, make_base, perturb, pixels):
+    results = []
+    for size in (1, len(TASKS)):
+        base = make_base().double()
+        encoder = getattr(base, "encoder", base) if hasattr(base, "decoders") else base
+        encoder.register_forward_pre_hook(lambda module, args: (args[0] * 1.1, *args[1:]))
+        torch.manual_seed(0)
+        model = perturb(adapt(base, tasks_per_pass=size)).double()
+        results.append(model(pixels.double(), tasks=TASKS))
+    check_equal(*results, **EXACT)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .features import drop_features
+
 
 class Routed(Protocol):
     """What leads a forward pass: it has a `route`, and runs code as part of the pass that a route came from."""
@@ -55,14 +57,6 @@ class BoundCheckpoint:
         yield route, False
         while True:
             yield (route._replace(features={}) if hasattr(route, "features") else route), True
-
-
-def drop_features(route: Any) -> None:
-    """Lets go of what layers left on a route.
-
-    Autograd holds on to the route of checkpointed layers, and what they leave to autograd: a circle never collected.
-    """
-    getattr(route, "features", {}).clear()
 
 
 def bind_checkpoints(model: nn.Module, routed: Routed) -> None:

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,11 +48,13 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
         raise TypeError(
             f"`tasks` must be a list of names, got {tasks!r}. For one task write task= with one of {known}."
         )
+    if not known:
+        raise ValueError("The active adapters have no task in common. Activate adapters that do, or one of them.")
     if task is None and tasks is None:
         if len(known) == 1:
             return tuple(known)
         raise ValueError(
-            f"The active adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
+            f"The adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
             "with a list of them."
         )
     named = (task,) if tasks is None else tuple(tasks)
@@ -66,7 +69,8 @@ def generate(adapters: Sequence[tuple[Adapter, nn.Module]], tasks: Sequence[str]
 
     Args:
         adapters: Each with its generator.
-        tasks: The tasks, which become the leading axis of every tensor, unless they share a pass of the encoder.
+        tasks: The tasks, which become the leading axis of every tensor; of methods whose tasks share a pass of the
+            encoder, of those tensors that differ by task.
     """
     weights: SiteWeights = {}
     for adapter, generator in adapters:
@@ -105,28 +109,47 @@ class KeptWeights:
     Gradient of any number of backward passes gathers in them; `backward` hands it on to the generators at once.
 
     Args:
+        generators: What they come from.
         tasks: Their tasks.
         weights: What the generators made for these.
     """
 
-    def __init__(self, tasks: Sequence[str], weights: SiteWeights):
+    def __init__(self, generators: Sequence[nn.Module], tasks: Sequence[str], weights: SiteWeights):
+        self._generators, self._with_gradient = generators, torch.is_grad_enabled()
         self._generated, self._kept, self._of_task = [], [], {}
+        self._is_over = False
         for task, of_task in zip(tasks, cut_weights(weights, [1] * len(tasks)), strict=True):
             leaves, structure = tree_flatten(of_task)
-            kept = [
-                leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
-                for leaf in leaves
-            ]
+            kept = [self._keep(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._of_task[task] = tree_unflatten(kept, structure)
             self._generated += leaves
             self._kept += kept
+
+    def _keep(self, generated: Tensor) -> Tensor:
+        kept = generated.detach().requires_grad_(generated.requires_grad)
+        if kept.requires_grad:
+            kept.register_hook(self._refuse_late_gradient)
+        return kept
+
+    def _refuse_late_gradient(self, gradient: Tensor) -> None:
+        if self._is_over:
+            raise RuntimeError(
+                "A backward pass came after the `generate_once` block that its forward pass was in, and would not "
+                "reach what generates the weights. Call `backward` within the block."
+            )
+
+    def serves(self, generators: Sequence[nn.Module]) -> bool:
+        """They come from these generators and no others, and lead gradient where it is asked for."""
+        is_same = len(generators) == len(self._generators) and all(map(is_, generators, self._generators))
+        return is_same and (self._with_gradient or not torch.is_grad_enabled())
 
     def of(self, tasks: Sequence[str]) -> SiteWeights:
         """Weights of some of the tasks."""
         return join_weights([self._of_task[task] for task in tasks])
 
     def backward(self) -> None:
-        """Hands the gathered gradient on."""
+        """Hands the gathered gradient on; none can come after that."""
+        self._is_over = True
         pairs = [
             (generated, kept.grad)
             for generated, kept in zip(self._generated, self._kept, strict=True)

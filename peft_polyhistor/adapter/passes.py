@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 # Pixels of a pass beyond which a larger one is no faster on a processor (recipes/results/speed.md).
-ENOUGH_PIXELS = 2**20
+ENOUGH_PIXELS = 2**19
 
 
 def choose_tasks_per_pass(pixel_values: Tensor | None, tasks: int) -> int:
@@ -27,5 +27,5 @@ def choose_tasks_per_pass(pixel_values: Tensor | None, tasks: int) -> int:
     if torch.compiler.is_compiling():
         return tasks  # one graph, whatever the size
     pixels = pixel_values.shape[0] * pixel_values.shape[-2] * pixel_values.shape[-1]
-    passes = math.ceil(tasks * pixels / max(ENOUGH_PIXELS, pixels))
+    passes = max(1, math.ceil(tasks * pixels / max(ENOUGH_PIXELS, pixels)))
     return math.ceil(tasks / passes)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tasks a forward pass serves, and the weights its sites use for them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..models.encoder import StageEncoder
 from .batches import first_tensor, repeat_batch, split_batch
-from .checkpointing import bind_checkpoints, drop_features, unbind_checkpoint
+from .checkpointing import bind_checkpoints, unbind_checkpoint
+from .features import add_features, drop_features
 from .generation import Adapter, KeptWeights, SiteWeights, cut_weights, generate, resolve_tasks
 from .passes import choose_tasks_per_pass
 
@@ -33,7 +34,7 @@ class Route(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a call of the encoder asks for that its first pass leaves to be done."""
+    """What a call of the encoder asks for."""
 
     tasks: tuple[str, ...]
     arguments: tuple[tuple, dict[str, Any]]  # without those that name tasks
@@ -68,7 +69,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         self.info: dict[str, Adapter] = {}
         self.route: Route | None = None
         self._call: Call | None = None
-        self._kept: tuple[list[str], KeptWeights] | None = None  # by which adapters, over several calls
+        self._kept: KeptWeights | None = None  # over several calls
         self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
         self._hooks: list = []
 
@@ -125,12 +126,12 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         if not self.active_adapters or not self.info:  # all deleted: the frozen encoder on its own
             if not isinstance(module, StageEncoder):
                 refuse_tasks(module, args, kwargs)
-            self.route = Route((), {}, True, {})
+            self.route, self._call = Route((), {}, True, {}), None
             return args, kwargs
         asked = {name: kwargs[name] for name in ("task", "tasks") if kwargs.get(name) is not None}
         arguments = args, {name: value for name, value in kwargs.items() if name not in ("task", "tasks")}
         tasks = resolve_tasks(self._tasks_of(self.active_adapters), **asked)
-        self.route, *later = self._routes(tasks, arguments)
+        self.route, *later = self._routes(module, tasks, arguments)
         self._call = Call(tasks, arguments, "tasks" not in asked, later)
         bind_checkpoints(module, self)
         return self._lay_out(arguments, self.route)
@@ -154,17 +155,25 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
                     parts += split_batch(module.forward(*args, **kwargs), len(later.tasks))
         return parts[0] if call.is_for_one else dict(zip(call.tasks, parts, strict=True))
 
-    def _routes(self, tasks: tuple[str, ...], arguments: tuple[tuple, dict[str, Any]]) -> list[Route]:
+    def _routes(
+        self, module: nn.Module, tasks: tuple[str, ...], arguments: tuple[tuple, dict[str, Any]]
+    ) -> list[Route]:
         """The passes of the encoder that a call is made of."""
         if self.disable_adapters:
             return [Route(tasks, {}, True, {})]  # the frozen encoder does not know tasks: one pass serves all
         weights = self._generate(tasks, self.active_adapters)
-        size = len(tasks) if self.shares_pass else self._tasks_per_pass(first_tensor(arguments), len(tasks))
+        in_one = self.shares_pass or self._is_hooked(module)
+        size = len(tasks) if in_one else self._tasks_per_pass(first_tensor(arguments), len(tasks))
         if size >= len(tasks):
             return [Route(tasks, weights, self.shares_pass, {})]
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         cut = cut_weights(weights, [len(group) for group in groups])
         return [Route(group, of_group, False, {}) for group, of_group in zip(groups, cut, strict=True)]
+
+    def _is_hooked(self, module: nn.Module) -> bool:
+        """Others change what goes into the encoder, or what comes out of it before it is handed to the tasks."""
+        first = next(iter(module._forward_hooks.values()))
+        return first != self.leave or any(hook != self.enter for hook in module._forward_pre_hooks.values())
 
     def _tasks_per_pass(self, pixel_values: Tensor | None, tasks: int) -> int:
         asked = [self.info[name].config.tasks_per_pass for name in self.active_adapters]
@@ -189,16 +198,17 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         return self._generate(resolve_tasks(self._tasks_of(adapter_names), **asked), adapter_names)
 
     @contextmanager
-    def generated_once(self) -> Iterator[None]:
-        """Calls in this block share the weights that are generated here; see `AdapterTuner.generate_once`."""
+    def generate_once(self) -> Iterator[None]:
+        """Calls in this block share the weights that are generated here; see `TaskSet.generate_once`."""
         names, before = self.active_adapters, self._kept
-        if names and not self.shares_pass:
-            tasks = self._tasks_of(names)
-            self._kept = (names, KeptWeights(tasks, self._generate(tuple(tasks), names)))
+        tasks = [] if self.shares_pass else self._tasks_of(names)
+        if tasks:
+            generators = [self.generators[name] for name in names]
+            self._kept = kept = KeptWeights(generators, tasks, self._generate(tuple(tasks), names))
         try:
             yield
-            if self._kept is not before:
-                self._kept[1].backward()
+            if tasks:
+                kept.backward()
         finally:
             self._kept = before
 
@@ -208,9 +218,14 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         return [name for name in first if all(name in tasks for tasks in others)]
 
     def _generate(self, tasks: tuple[str, ...], adapter_names: list[str]) -> SiteWeights:
-        if self._kept is not None and self._kept[0] == adapter_names:
-            return self._kept[1].of(tasks)
+        generators = [self.generators[name] for name in adapter_names]
+        if self._kept is not None and self._kept.serves(generators):
+            return self._kept.of(tasks)
         return generate([(self.info[name], self.generators[name]) for name in adapter_names], tasks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles take no part in a call or a block of code that the original is in."""
+        return {**self.__dict__, "route": None, "_call": None, "_kept": None}
 
     @contextmanager
     def following(self, route: Route) -> Iterator[None]:
@@ -220,24 +235,6 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             yield
         finally:
             self.route = before
-
-
-def add_features(maps: Any, features: Mapping[int, Tensor], task: int) -> Any:
-    """The output of a shared pass for one task: itself, or where the task has features the stage maps plus those.
-
-    Args:
-        maps: Output of the encoder; stage maps `(batch, channels, height, width)` where there are features.
-        features: By stage `(tasks, batch, tokens, channels)`; tokens in front of those of the map are left out.
-        task: Index of the task in the features.
-    """
-    if not features:
-        return maps
-    of_task = list(maps)
-    for stage, of_tasks in features.items():
-        height, width = maps[stage].shape[-2:]
-        tokens = of_tasks[task][:, -height * width :]
-        of_task[stage] = maps[stage] + tokens.mT.unflatten(-1, (height, width)).to(maps[stage].dtype)
-    return type(maps)(of_task)
 
 
 def refuse_tasks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

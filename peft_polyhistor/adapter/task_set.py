@@ -76,12 +76,20 @@ class TaskSet(BaseTuner):
             with model.generate_once():
                 for task in tasks:
                     model(pixel_values, labels, tasks=[task]).loss.backward()
+            optimizer.step()
+
+        Clipping, unscaling and the optimiser come after the block: within it the generators have no gradient yet.
+        Their parameters must not change within it. If the block fails, they get no gradient.
+
+        Raises:
+            RuntimeError: Of a backward pass that comes after the block.
 
         Note:
             Where one pass of the encoder serves all tasks, every call generates as always. Under DDP call the model
-            that it wraps, and average the gradients afterwards; recipes/train_pascal.py does so.
+            that it wraps, and average the gradients afterwards, as recipes/gradients.py does. Not for FSDP, which
+            shows a module its whole parameters in its own forward pass alone.
         """
-        with getattr(self.model, SHARED).generated_once() if hasattr(self.model, SHARED) else nullcontext():
+        with getattr(self.model, SHARED).generate_once() if hasattr(self.model, SHARED) else nullcontext():
             yield
 
     def merge_and_unload(
@@ -131,15 +139,16 @@ class TaskSet(BaseTuner):
         return self.model
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
-        config, adapters = self.peft_config[adapter_name], getattr(self.model, SHARED, None)
-        changed = replace(config, tasks=tasks)  # which checks the names
+        adapters = getattr(self.model, SHARED, None)
+        changed = replace(self.peft_config[adapter_name], tasks=tasks)  # which checks the names
         if adapters is not None:
             old = adapters.generators[adapter_name]
             new = changed.make_generator(adapters.info[adapter_name].sites)
             reference = next(old.parameters())
             copy_tasks(old, new.to(reference.device, reference.dtype), rows)
             adapters.generators[adapter_name] = new.train(old.training)
-        config.tasks = tasks
+            adapters.info[adapter_name].config = changed
+        self.peft_config[adapter_name] = changed
 
     def _one_adapter(self, adapter_name: str | None) -> str:
         given = self.active_adapters if adapter_name is None else [adapter_name]

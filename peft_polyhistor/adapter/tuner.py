@@ -75,7 +75,10 @@ class AdapterTuner(TaskSet, BaseTuner):
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
-        peft_config.made_for = base
+        # A model has a copy of its own: the same config may adapt others, of which the record would not be true.
+        [name] = [name for name, config in self.peft_config.items() if config is peft_config]
+        self.peft_config[name] = copy(peft_config)
+        self.peft_config[name].made_for = base
 
     def _check_target_module_exists(self, peft_config: MultiTaskConfig, key: str) -> bool | _ExcludedModule:
         if key in self._sites:
@@ -94,7 +97,7 @@ class AdapterTuner(TaskSet, BaseTuner):
     ) -> None:
         adapters = getattr(self.model, SHARED, None)
         if adapters is None or adapter_name not in adapters.generators:
-            adapters = self._add_generator(peft_config, adapter_name)
+            adapters = self._add_generator(self.peft_config[adapter_name], adapter_name)
         if not isinstance(target, AdapterSite):
             site = self._sites[current_key]
             wrapped = site.layer(target, site, adapters)

@@ -74,7 +74,7 @@ class Geometry:
 
     @cached_property
     def _grid(self) -> Tensor:
-        """Where `grid_sample` finds each pixel; on the larger of both sizes, so that the draw itself never shrinks."""
+        """Where `grid_sample` finds each pixel, on the larger of both sizes: what shrinks, the resize does."""
         (height, width), (a, b, c, d) = self.size, self.draw.to_source()
         canvas = [max(sides) for sides in zip(self.size, self.image_size, strict=True)]
         # `affine_grid` counts in half sides from the centre, which are the same on any canvas.
