@@ -63,12 +63,21 @@ def test_another_encoder_is_refused(saved, make_swin, tmp_path):
         load(folder, encoder=tmp_path / "swin")
 
 
-def test_other_tasks_are_refused(saved, monkeypatch):
+@pytest.fixture
+def tasks():
+    """The known tasks, which are afterwards what they were, in their order."""
+    before = dict(TASKS)
+    yield TASKS
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_other_tasks_are_refused(saved, tasks):
     _, folder = saved
-    monkeypatch.setitem(TASKS, "semseg", replace(TASKS["semseg"], channels=5, class_names=(), palette=()))
+    tasks["semseg"] = replace(tasks["semseg"], channels=5, class_names=(), palette=())
     with pytest.raises(ValueError, match=r"does not fit .* 2 weights differ.*\(21,\) in it, \(5,\) in the model"):
         load(folder)
-    monkeypatch.delitem(TASKS, "semseg")
+    del tasks["semseg"]
     with pytest.raises(ValueError, match=r"Unknown tasks \['semseg'\].*`register_task` adds one"):
         load(folder)
 
