@@ -32,6 +32,7 @@ loader = accelerator.prepare(loader)
 scores = evaluate_tasks(model, loader, list(TASKS), accelerator)
 if accelerator.is_main_process:
     print(json.dumps({"processes": accelerator.num_processes, "scores": scores}))
+accelerator.end_training()
 """
 
 

@@ -71,6 +71,7 @@ def main(layout: str, file: str) -> None:
             trained[row.name, base.__name__] = dict(zip(trainable(model), map(torch.clone, whole), strict=True))
     if accelerator.is_main_process:
         torch.save({"processes": accelerator.num_processes, "trained": trained}, file)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
