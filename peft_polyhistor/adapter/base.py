@@ -43,7 +43,7 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
     """Raises ValueError where a saved adapter was made for another architecture, or for other norms of its maps."""
-    made_for = config.made_for or base
+    made_for = config.made_for if config.is_of_checkpoint else base
     if any(made_for[key] != base[key] for key in ARCHITECTURE):
         theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
         raise ValueError(

@@ -75,10 +75,11 @@ class AdapterTuner(TaskSet, BaseTuner):
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
-        # A model has a copy of its own: the same config may adapt others, of which the record would not be true.
-        [name] = [name for name, config in self.peft_config.items() if config is peft_config]
-        self.peft_config[name] = copy(peft_config)
-        self.peft_config[name].made_for = base
+        if peft_config.made_for and not peft_config.is_of_checkpoint:
+            # It has adapted a model before, of which the record stays true; this one has a copy.
+            [name] = [name for name, config in self.peft_config.items() if config is peft_config]
+            peft_config = self.peft_config[name] = copy(peft_config)
+        peft_config.made_for = base
 
     def _check_target_module_exists(self, peft_config: MultiTaskConfig, key: str) -> bool | _ExcludedModule:
         if key in self._sites:
