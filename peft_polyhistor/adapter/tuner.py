@@ -75,8 +75,8 @@ class AdapterTuner(TaskSet, BaseTuner):
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
-        if peft_config.made_for and not peft_config.is_of_checkpoint:
-            # It has adapted a model before, of which the record stays true; this one has a copy.
+        if peft_config.made_for not in (None, base) and not peft_config.is_of_checkpoint:
+            # It has adapted another model, of which the record stays true; this one has a copy.
             *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest
             peft_config = self.peft_config[name] = copy(peft_config)
         peft_config.made_for = base
