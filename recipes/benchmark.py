@@ -16,7 +16,7 @@ import transformers
 from contestants import Contestant, Problem, registered
 from encoders import ENCODERS
 from line_plot import draw_lines
-from measurement import Cost, measure_cost, measure_times
+from measurement import measure_cost, measure_times
 from settings import option
 from tables import align
 from transformers import HfArgumentParser
@@ -150,11 +150,10 @@ def print_result(result: Mapping, reference: str) -> None:
     rows = [["", "seconds", "range", "ratio", "GFLOP", "operations", "saved MB", "peak MB"]]
     unit = result["figures"][reference]["seconds"]
     for name, figures in result["figures"].items():
-        cost = Cost(**{key: figures[key] for key in Cost.__dataclass_fields__})
         low, high = figures["range"]
         times = [f"{figures['seconds']:.3f}", f"{low:.3f}-{high:.3f}", f"{figures['seconds'] / unit:.2f}"]
-        sizes = [f"{cost.saved_bytes / 1e6:.0f}", f"{cost.peak_bytes / 1e6:.0f}"]
-        rows.append([name, *times, f"{cost.flops / 1e9:.1f}", str(cost.operations), *sizes])
+        sizes = [f"{figures['saved_bytes'] / 1e6:.0f}", f"{figures['peak_bytes'] / 1e6:.0f}"]
+        rows.append([name, *times, f"{figures['flops'] / 1e9:.1f}", str(figures["operations"]), *sizes])
     print(align(rows, left=(0,)))
     print(f"seconds: on a processor those of all its threads; ratio: of seconds, to '{reference}'")
     for goal in result["goals"]:

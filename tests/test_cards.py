@@ -123,5 +123,5 @@ def test_cards_of_the_recipes_are_what_the_hub_takes(card):
 
 def test_bad_metadata_is_told():
     assert check_metadata("---\nlicense: [\n---\n") != []
-    bad = "license: 3\ntags: semseg\nbase_model: /home/me\nbase_model_relation: child\nmodel-index:\n- name: x\n"
+    bad = "license: 3\ntags: semseg\nbase_model: /a/folder\nbase_model_relation: child\nmodel-index:\n- name: x\n"
     assert len(check_metadata(f"---\n{bad}---\n")) == 5

@@ -189,6 +189,14 @@ def test_weights_kept_without_gradient_do_not_serve_where_it_is_needed(model, pi
 
 
 @for_two_methods
+def test_without_adapters_the_block_does_nothing(adapt, make_swin, pixels):
+    model = adapt(make_swin())
+    model.delete_adapter("default")
+    with model.base_model.generate_once(), torch.no_grad():
+        check_equal(model.base_model.model(pixels), make_swin()(pixels))
+
+
+@for_two_methods
 def test_a_copy_made_in_the_block_is_on_its_own(model, pixels, perturb):
     with torch.no_grad(), model.generate_once():
         expected = model(pixels.double(), tasks=TASKS)

@@ -201,7 +201,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
     def generate_once(self) -> Iterator[None]:
         """Calls in this block share the weights that are generated here; see `TaskSet.generate_once`."""
         names, before = self.active_adapters, self._kept
-        tasks = [] if self.shares_pass else self._tasks_of(names)
+        tasks = self._tasks_of(names) if names and not self.shares_pass else []
         if tasks:
             generators = [self.generators[name] for name in names]
             self._kept = kept = KeptWeights(generators, tasks, self._generate(tuple(tasks), names))
@@ -221,7 +221,8 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         generators = [self.generators[name] for name in adapter_names]
         if self._kept is not None and self._kept.serves(generators):
             return self._kept.of(tasks)
-        return generate([(self.info[name], self.generators[name]) for name in adapter_names], tasks)
+        infos = [self.info[name] for name in adapter_names]
+        return generate(list(zip(infos, generators, strict=True)), tasks)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles take no part in a call or a block of code that the original is in."""
