@@ -15,6 +15,7 @@ from .tasks import TASKS
 
 
 UNLABELED = (224, 224, 192)  # the colour of unlabeled contours in VOC's own pictures
+HIGHLIGHT = (230, 60, 40)
 CAPTION = 14  # pixels
 
 
@@ -25,13 +26,19 @@ def paint_picture(pixel_values: Tensor) -> np.ndarray:
 
 
 def paint_label(task: str, label: Tensor) -> np.ndarray:
-    """A label without its batch axis, `(height, width, 3)` uint8; unlabeled pixels are pale."""
+    """A label without its batch axis, or a prediction of its form, `(height, width, 3)` uint8; unlabeled is pale.
+
+    Raises:
+        ValueError: The task has neither a palette nor one or three channels, so that nothing says how it looks.
+    """
     label = label.cpu()
     row = TASKS[task]
     if row.palette:
         colours = np.full((256, 3), UNLABELED, dtype=np.uint8)
         colours[: len(row.palette)] = row.palette
         return colours[label.numpy().astype(np.uint8)]
+    if row.channels not in (1, 3):
+        raise ValueError(f"Task '{task}' has {row.channels} channels and no palette. Give its row of TASKS a palette.")
     if row.channels == 1:
         return _to_bytes(label.expand(3, -1, -1))
     painted = _to_bytes((label + 1) / 2)
@@ -40,14 +47,30 @@ def paint_label(task: str, label: Tensor) -> np.ndarray:
 
 
 def paint_prediction(task: str, logits: Tensor) -> np.ndarray:
-    """Logits without their batch axis, `(height, width, 3)` uint8: classes, probability or unit vectors."""
-    logits = logits.detach().cpu().float()
+    """What logits without their batch axis predict, `(height, width, 3)` uint8."""
+    return paint_label(task, TASKS[task].predict(logits.detach().cpu()[None])[0])
+
+
+def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) -> np.ndarray:
+    """A picture `(height, width, 3)` uint8 under a label of its size: as `paint_label`, where there is something.
+
+    Class 0 of a task with classes leaves the picture free, and so does 0 in a task of one channel, which is painted in
+    one colour.
+
+    Args:
+        task: Its name.
+        label: As in `paint_label`.
+        picture: uint8.
+        opacity: Of what is painted, 0 to 1.
+    """
     row = TASKS[task]
+    painted, share = paint_label(task, label), opacity
     if row.palette:
-        return paint_label(task, logits.argmax(dim=0))
-    if row.channels == 1:
-        return paint_label(task, logits.sigmoid())
-    return paint_label(task, torch.nn.functional.normalize(logits, dim=0))
+        share = (label.cpu().numpy() > 0)[..., None] * opacity
+    elif row.channels == 1:
+        share = painted[..., :1] / 255 * opacity
+        painted = np.array(HIGHLIGHT)
+    return (picture * (1 - share) + painted * share).round().astype(np.uint8)
 
 
 def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The dense tasks, one row each: output channels, loss, label check, metric, weight, colours."""
+"""The dense tasks, one row each: output channels, loss, label check, prediction, metric, weight, colours."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .classes import HUMAN_PARTS, VOC_CLASSES, voc_palette
 from .losses import (
     balanced_binary_cross_entropy,
     check_binary_labels,
@@ -18,34 +19,11 @@ from .losses import (
     cross_entropy,
     normal_loss,
 )
+from .predictions import class_ids, probability, unit_vectors
 
 
 if TYPE_CHECKING:
     from .running_metric import RunningMetric
-
-
-VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
-
-
-def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colours, 0 to 255, of the first class ids as PASCAL VOC paints them.
-
-    The bits of the id are dealt out in turn to red, green and blue, each from its highest bit down.
-
-    Raises:
-        ValueError: For more than 256 classes, or fewer than 0.
-    """
-    if not 0 <= classes <= 256:
-        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Make one of your own.")
-
-    def intensity(class_id: int, channel: int) -> int:
-        return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple(tuple(intensity(class_id, channel) for channel in range(3)) for class_id in range(classes))
 
 
 @dataclass(frozen=True)
@@ -58,6 +36,7 @@ class Task:
         loss: `(logits, target)` to a scalar.
         check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
             fit. Must not look at values on a GPU.
+        predict: Turns logits into predictions of the form that labels have, batch first.
         metric: Makes an empty metric. Imports it then and not before, as `evaluate` takes seconds to import.
         score: Key of `metric().compute()` that stands for the task.
         higher_is_better: Direction of that score.
@@ -75,6 +54,7 @@ class Task:
     channels: int
     loss: Callable[[Tensor, Tensor], Tensor]
     check: Callable[[str, Sequence[int], Tensor], None]
+    predict: Callable[[Tensor], Tensor]
     metric: Callable[[], "RunningMetric"]
     score: str
     higher_is_better: bool
@@ -121,6 +101,7 @@ TASKS: dict[str, Task] = {
         channels=len(VOC_CLASSES),
         loss=cross_entropy,
         check=check_class_labels,
+        predict=class_ids,
         metric=partial(_mean_iou, len(VOC_CLASSES)),
         score="mIoU",
         higher_is_better=True,
@@ -134,6 +115,7 @@ TASKS: dict[str, Task] = {
         channels=len(HUMAN_PARTS),
         loss=cross_entropy,
         check=check_class_labels,
+        predict=class_ids,
         metric=partial(_mean_iou, len(HUMAN_PARTS)),
         score="mIoU",
         higher_is_better=True,
@@ -147,6 +129,7 @@ TASKS: dict[str, Task] = {
         channels=1,
         loss=balanced_binary_cross_entropy,
         check=check_binary_labels,
+        predict=probability,
         metric=_saliency_scores,
         score="mIoU",
         higher_is_better=True,
@@ -158,6 +141,7 @@ TASKS: dict[str, Task] = {
         channels=3,
         loss=normal_loss,
         check=check_normal_labels,
+        predict=unit_vectors,
         metric=_mean_angular_error,
         score="mErr",
         higher_is_better=False,

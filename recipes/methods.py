@@ -78,6 +78,7 @@ def build_model(
         decoder_dropout=settings.decoder_dropout,
         shared_norms=shares_pass(method),
         loss_weights=loss_weights,
+        image_size=settings.image_size,
     )
     if method in METHODS:
         model = get_peft_model(model, method_config(method, settings))

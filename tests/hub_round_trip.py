@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
@@ -17,6 +18,7 @@ from tiny_models import make_swin, perturb
 from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor.predictor import MultiTaskPredictor
 
 
 TASKS = ["semseg", "saliency", "normals"]
@@ -34,7 +36,7 @@ def base(hub, monkeypatch):
 @pytest.fixture
 def model():
     """A dense model as a user makes it, whose weights are no fresh ones."""
-    dense = MultiTaskDenseModel.from_encoder(load_encoder(BASE), TASKS, decoder_width=12)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder(BASE), TASKS, decoder_width=12, image_size=96)
     return perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=TASKS))).eval()
 
 
@@ -57,6 +59,9 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
     assert f'peft_polyhistor.load("{REPO}")' in card.text and "Not measured" in card.text
     check_equal(predict(load(REPO, cache_dir=tmp_path)), predict(model))
     assert list(tmp_path.rglob("*.safetensors"))
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    predictor = MultiTaskPredictor.from_pretrained(REPO, cache_dir=tmp_path)
+    np.testing.assert_equal(predictor(picture).maps, MultiTaskPredictor(model)(picture).maps)
     load(REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_equal(predict(load(REPO)), predict(model))

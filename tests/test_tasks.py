@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from peft_polyhistor.classes import voc_palette
 from peft_polyhistor.tasks import (
     TASKS,
     Task,
@@ -17,7 +18,6 @@ from peft_polyhistor.tasks import (
     get_tasks,
     register_task,
     relative_change,
-    voc_palette,
 )
 
 

@@ -28,8 +28,8 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
     Returns:
         `encoder`, the name of an embedded encoder, for which PEFT has no field; `model_type`, the number of `blocks`
-        and the `widths` of the sites, channels; `decoders`, the fields of `MultiTaskDenseConfig` that shape the
-        decoders. `None` stands for what is not there.
+        and the `widths` of the sites, channels; `decoders`, the `decoder_settings` of a dense model. `None` stands for
+        what is not there.
     """
     config = getattr(routed_module(model), "config", None)
     return {

@@ -196,11 +196,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         return losses
 
     def _check_input(self, pixel_values: Tensor, tasks: Sequence[str] | None) -> list[str]:
-        if tasks is not None:
-            tasks = [task.name for task in get_tasks(tasks)]
-            unknown = [task for task in tasks if task not in self.config.tasks]
-            if unknown:
-                raise ValueError(f"No decoder for {unknown}: this model has {self.config.tasks}. Ask for those.")
+        tasks = self.config.choose_tasks(tasks)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"Pictures must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
         least = self.encoder.strides[-1]
@@ -209,7 +205,7 @@ class MultiTaskDenseModel(PreTrainedModel):
                 f"Pictures of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels are too small: the encoder's "
                 f"coarsest stride is {least}, so both sides must be at least {least}. Enlarge them."
             )
-        return tasks or self.config.tasks
+        return tasks
 
 
 AutoConfig.register(MultiTaskDenseConfig.model_type, MultiTaskDenseConfig, exist_ok=True)

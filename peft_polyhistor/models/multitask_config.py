@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..tasks import get_tasks
+
 
 class MultiTaskDenseConfig(PreTrainedConfig):
     """Config of a `MultiTaskDenseModel`.
@@ -19,6 +21,8 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         shared_norms: One norm per stage map for all decoders, where the encoder wants norms: the paper's choice for
             methods whose tasks share one pass of the encoder. Otherwise every decoder has its own.
         loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
+        image_size: Side or (height, width) of the pictures that it trains on, pixels; a `MultiTaskPredictor` resizes
+            to it. The model itself takes pictures of any size.
     """
 
     model_type = "multitask_dense"
@@ -31,6 +35,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         decoder_dropout: float = 0.1,
         shared_norms: bool = False,
         loss_weights: Mapping[str, float] | None = None,
+        image_size: int | Sequence[int] | None = None,
         **kwargs: Any,
     ):
         if isinstance(encoder, dict):
@@ -41,11 +46,22 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.decoder_dropout = decoder_dropout
         self.shared_norms = shared_norms
         self.loss_weights = dict(loss_weights or {})
+        self.image_size = image_size
         super().__init__(**kwargs)
 
+    def choose_tasks(self, tasks: Sequence[str] | None) -> list[str]:
+        """The names of tasks asked for, which are all for `None`; ValueError for one that the model does not have."""
+        if tasks is None:
+            return self.tasks
+        names = [task.name for task in get_tasks(tasks)]
+        unknown = [name for name in names if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"No decoder for {unknown}: this model has {self.tasks}. Ask for those.")
+        return names
+
     def decoder_settings(self) -> dict[str, Any]:
-        """The fields that shape and weigh the decoders, whatever the encoder and the tasks."""
-        names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights")
+        """The fields that an adapter keeps: all but the encoder and the tasks, which it knows."""
+        names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size")
         return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
