@@ -1,0 +1,85 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An app in the browser: upload a picture, choose a checkpoint and tasks, see the maps. `pip install -e ".[demo]"`
+
+python recipes/demo.py runs/scenes/polyhistor_lite/best user/name
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import gradio as gr
+from accelerate import PartialState
+from PIL import Image
+
+from peft_polyhistor import TASKS
+from peft_polyhistor.predictor import MultiTaskPredictor, Prediction
+
+
+Shown = list[tuple[Image.Image, str]]  # pictures and their captions
+
+
+def make_app(predictors: dict[str, MultiTaskPredictor]) -> gr.Blocks:
+    """The app, for checkpoints by name."""
+    first = next(iter(predictors))
+    with gr.Blocks(title="peft-polyhistor", analytics_enabled=False) as app:
+        gr.Markdown("# One frozen encoder, many dense tasks")
+        with gr.Row():
+            with gr.Column(scale=1):
+                picture = gr.Image(type="pil", label="Picture")
+                checkpoint = gr.Dropdown(list(predictors), value=first, label="Checkpoint")
+                tasks = gr.CheckboxGroup(predictors[first].tasks, value=predictors[first].tasks, label="Tasks")
+                opacity = gr.Slider(0, 1, value=0.6, label="Opacity of the maps")
+                button = gr.Button("Predict", variant="primary")
+            with gr.Column(scale=2):
+                maps = gr.Gallery(label="Maps", columns=2, height="auto", object_fit="contain")
+        checkpoint.change(lambda name: _offer(predictors[name].tasks), checkpoint, tasks)
+        # Gradio runs one call of a function at a time, which is what a predictor serves.
+        button.click(_make_answer(predictors), [picture, checkpoint, tasks, opacity], maps)
+    return app
+
+
+def _offer(tasks: list[str]) -> gr.CheckboxGroup:
+    return gr.CheckboxGroup(choices=tasks, value=tasks)
+
+
+def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., Shown]:
+    def answer(picture: Image.Image | None, checkpoint: str, tasks: list[str], opacity: float) -> Shown:
+        if picture is None:
+            raise gr.Error("Upload a picture first.")
+        if not tasks:
+            raise gr.Error("Choose at least one task.")
+        loaded = predictors[checkpoint]
+        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.image_size)(picture)
+        return [(prediction.overlay(task, opacity), caption(task, prediction)) for task in tasks]
+
+    return answer
+
+
+def caption(task: str, prediction: Prediction, most: int = 5) -> str:
+    """The task, and the classes that cover most of the picture."""
+    if not TASKS[task].class_names:
+        return task
+    shares = list(prediction.classes(task).items())[:most]
+    return f"{task}: {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", help="folders, or 'user/name' on the Hub")
+    parser.add_argument("--image_size", type=int, help="pixels of a side in the model; default: that of its training")
+    parser.add_argument("--port", type=int, help="of the app on this machine (default: the first free one from 7860)")
+    options = parser.parse_args(argv)
+    predictors = {}
+    for name in options.checkpoints:
+        predictors[name] = MultiTaskPredictor.from_pretrained(name, image_size=options.image_size)
+        predictors[name].model.to(PartialState().device)
+    make_app(predictors).launch(server_port=options.port)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
