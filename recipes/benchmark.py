@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from contestants import Contestant, Problem, registered
+from contestants import Problem, registered
 from encoders import ENCODERS
 from line_plot import draw_lines
 from measurement import measure_cost, measure_times
 from settings import option
+from steps import Contestant
 from tables import align
 from transformers import HfArgumentParser
 

@@ -13,7 +13,7 @@ import sys
 
 import torch
 from benchmark import Goal, run_benchmark
-from contestants import BAKED, PASSES, PASSES_OURS, predictions
+from steps import BAKED, PASSES, PASSES_OURS, predictions
 
 
 def make_goals(method: str) -> list[Goal]:

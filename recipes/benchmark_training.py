@@ -13,10 +13,11 @@ What can be counted is counted exactly. Prints a table with the goals, and write
 import sys
 
 from benchmark import Goal, run_benchmark
-from contestants import (
+from steps import (
     BOUND,
     BOUND_TOGETHER,
     FULL,
+    GENERATION,
     IN_TURN,
     LORA,
     LORA_OURS,
@@ -25,6 +26,8 @@ from contestants import (
     PLAIN,
     TOGETHER,
     VMT,
+    VMT_ENCODER,
+    VMT_ENCODER_ONE,
     training_steps,
 )
 
@@ -55,6 +58,8 @@ def make_goals(method: str) -> list[Goal]:
         Goal("time against PEFT LoRA, the paper's decoders", "seconds", method, (LORA,), 0.65),
         Goal("time against PEFT LoRA with our decoders", "seconds", method, (LORA_OURS,), 0.90),
         Goal("time, the chosen tasks per pass against the faster of the others", "seconds", method, styles, 1.03),
+        Goal("time of the generation, share of a step (of 512 px)", "seconds", method + GENERATION, (method,), 0.012),
+        Goal("time, VMT-Adapter's encoder, 4 tasks against 1", "seconds", VMT_ENCODER, (VMT_ENCODER_ONE,), 1.10),
         Goal("time, VMT-Adapter against full fine-tuning with the paper's decoders", "seconds", VMT, (FULL,), 0.80),
     ]
 

@@ -16,6 +16,11 @@ def contestants(load_recipe):
 
 
 @pytest.fixture
+def steps(load_recipe):
+    return load_recipe("steps")
+
+
+@pytest.fixture
 def make_problem(contestants):
     """`make_problem(tasks)`: few pixels, and the smallest encoder."""
 
@@ -53,27 +58,25 @@ def test_decoder_is_the_papers(contestants):
     torch.testing.assert_close(found, decoder(maps), rtol=0, atol=1e-10)
 
 
-def test_a_step_of_tasks_costs_as_many_steps_of_one(contestants, make_problem):
+def test_a_step_of_tasks_costs_as_many_steps_of_one(contestants, steps, make_problem):
     with contestants.registered(2) as tasks:
-        four = contestants.training_steps(make_problem(tasks), "polyhistor_lite")["polyhistor_lite"].step
-        ones = [
-            contestants.training_steps(make_problem([t]), "polyhistor_lite")["polyhistor_lite"].step for t in tasks
-        ]
+        four = steps.training_steps(make_problem(tasks), "polyhistor_lite")["polyhistor_lite"].step
+        ones = [steps.training_steps(make_problem([t]), "polyhistor_lite")["polyhistor_lite"].step for t in tasks]
         assert count_flops(four) <= sum(count_flops(one) for one in ones)
 
 
-def test_operations_do_not_grow_with_the_tasks_as_passes_do(contestants, make_problem, load_recipe):
+def test_operations_do_not_grow_with_the_tasks_as_passes_do(contestants, steps, make_problem, load_recipe):
     def count(number, how):
         with contestants.registered(number) as tasks:
             problem = make_problem(tasks, encoder="Swin-T", image_size=96, batch_size=1)
-            step = contestants.training_steps(problem, "polyhistor_lite", [f"polyhistor_lite{how}"])
+            [step] = steps.training_steps(problem, "polyhistor_lite", [f"polyhistor_lite{how}"]).values()
             with load_recipe("measurement").OperationCounter() as counter:
-                step[f"polyhistor_lite{how}"].step()
+                step.step()
         return counter.calls
 
-    together = count(4, contestants.TOGETHER)
-    assert count(8, contestants.TOGETHER) <= 1.26 * together
-    assert together <= 0.35 * count(4, contestants.IN_TURN)
+    together = count(4, steps.TOGETHER)
+    assert count(8, steps.TOGETHER) <= 1.26 * together
+    assert together <= 0.35 * count(4, steps.IN_TURN)
 
 
 def test_tasks_beyond_four_are_known_for_as_long_as_they_are_needed(contestants):
@@ -141,9 +144,17 @@ def test_a_goal_is_a_ratio_to_the_best_of_its_references(load_recipe):
 
 
 @pytest.mark.parametrize("name", ["benchmark_training", "benchmark_inference"])
-def test_goals_are_about_steps_that_there_are(name, contestants, make_problem, load_recipe):
+def test_goals_are_about_steps_that_there_are(name, contestants, steps, make_problem, load_recipe):
     with contestants.registered(1) as tasks:
-        make = contestants.training_steps if name == "benchmark_training" else contestants.predictions
-        steps = make(make_problem(tasks), "polyhistor_lite")
+        make = steps.training_steps if name == "benchmark_training" else steps.predictions
+        names = make(make_problem(tasks), "polyhistor_lite").keys()
     for goal in load_recipe(name).make_goals("polyhistor_lite"):
-        assert {goal.step, *goal.references} <= set(steps)
+        assert {goal.step, *goal.references} <= names
+
+
+def test_the_start_is_measured(load_recipe, capsys, monkeypatch):
+    recipe = load_recipe("benchmark_startup")
+    monkeypatch.setattr(recipe, "IMPORTS", ("import json", "import json, decimal"))
+    monkeypatch.setitem(recipe.ENCODERS, "Swin-B", recipe.ENCODERS["swin-micro"])
+    assert recipe.main(rounds=1)[1] > 0
+    assert "import peft_polyhistor" in capsys.readouterr().out

@@ -1,0 +1,57 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What it takes to start: the import of the package, and adapters for a large encoder.
+
+    python recipes/benchmark_startup.py
+
+Imports run in processes of their own, with PEFT alone and with this package, in turns. Seconds are those of the
+processor, medians of the rounds.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from statistics import median
+
+from encoders import ENCODERS
+from peft import get_peft_model
+from tables import align
+
+from peft_polyhistor import HyperformerConfig
+
+
+IMPORTS = ("import peft", "import peft, peft_polyhistor")
+LIMITS = (0.15, 2.0)  # seconds
+ROUNDS = 5
+
+
+def time_import(code: str) -> float:
+    """Seconds that a fresh process takes for some imports."""
+    code = f"import time; start = time.process_time(); {code}; print(time.process_time() - start)"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def time_adapters() -> float:
+    """Seconds for Hyperformer's hypernetworks, the largest there are, on a Swin-B."""
+    encoder = ENCODERS["Swin-B"]()
+    start = time.process_time()
+    get_peft_model(encoder, HyperformerConfig())
+    return time.process_time() - start
+
+
+def main(rounds: int = ROUNDS) -> list[float]:
+    alone, both = zip(*([time_import(code) for code in IMPORTS] for _ in range(rounds)), strict=True)
+    figures = [median(both) - median(alone), median(time_adapters() for _ in range(rounds))]
+    names = ("import peft_polyhistor, beyond import peft", "get_peft_model: Hyperformer, Swin-B, 4 tasks")
+    print(align(make_rows(names, figures)))
+    return figures
+
+
+def make_rows(names: Sequence[str], figures: Sequence[float]) -> list[list[str]]:
+    cells = zip(names, figures, LIMITS, strict=True)
+    return [["", "seconds", "goal"], *([name, f"{figure:.2f}", f"{limit:.2f}"] for name, figure, limit in cells)]
+
+
+if __name__ == "__main__":
+    main()
