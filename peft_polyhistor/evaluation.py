@@ -3,23 +3,26 @@
 """Scores of a dense model over a data set, and what it costs in parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .tasks import TASKS
 
 
-@torch.no_grad()
+if TYPE_CHECKING:
+    from .running_metric import RunningMetric
+
+
 def evaluate_tasks(
     model: nn.Module, batches: Iterable[Mapping], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
     """All scores of every task: one pass for all tasks, counts instead of predictions kept.
 
-    The same figures on any number of processes and at any batch size: what a prepared loader adds to even out the
-    processes is dropped before it is summed. Leaves the model in the mode it was in.
+    The same figures on any number of processes and at any batch size. Leaves the model in the mode it was in.
 
     Args:
         model: A `MultiTaskDenseModel`, adapted or not, prepared by `accelerator`.
@@ -29,17 +32,74 @@ def evaluate_tasks(
 
     Returns:
         By task, what the task's metric computes; percent or degrees.
+
+    Raises:
+        ValueError: There is no batch.
+    """
+    return score_tasks(collect_statistics(model, batches, tasks, accelerator))
+
+
+@torch.no_grad()
+def collect_statistics(
+    model: nn.Module, batches: Iterable[Mapping], tasks: Sequence[str], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """What scores are made of: by task a row of counts per picture, in the order of the data, on every process.
+
+    `(pictures, columns)` int64 in CPU memory. What a prepared loader adds to even out the processes is dropped.
+
+    Args: Those of `evaluate_tasks`.
+
+    Raises:
+        ValueError: There is no batch.
     """
     training = model.training
     model.eval()
     metrics = {task: TASKS[task].metric() for task in tasks}
+    rows = {task: [] for task in tasks}
     for batch in tqdm(batches, desc="evaluating", leave=False, disable=not accelerator.is_main_process):
         logits = model(batch["pixel_values"], tasks=list(tasks), full_resolution=False).logits
         for task, metric in metrics.items():
-            rows = metric.statistics(logits[task], batch["labels"][task])
-            metric.update(accelerator.gather_for_metrics(rows))
+            statistics = metric.statistics(logits[task], batch["labels"][task])
+            rows[task].append(accelerator.gather_for_metrics(statistics).cpu())
     model.train(training)
-    return {task: metric.compute() for task, metric in metrics.items()}
+    if not all(rows.values()):
+        raise ValueError("There is no picture to score: the loader is empty. Give one with at least one batch.")
+    return {task: torch.cat(parts) for task, parts in rows.items()}
+
+
+def score_tasks(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """All scores of every task, from the rows of `collect_statistics`; percent or degrees."""
+    return {task: _metric_of(task, rows).compute() for task, rows in statistics.items()}
+
+
+def score_classes(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Score of each class by task and name, of the tasks with classes; NaN where a class is nowhere.
+
+    Percent, from the rows of `collect_statistics`.
+    """
+    scores = {task: _metric_of(task, rows).class_scores() for task, rows in statistics.items()}
+    return {
+        task: dict(zip(TASKS[task].class_names, values, strict=True))
+        for task, values in scores.items()
+        if values and TASKS[task].class_names
+    }
+
+
+def score_pictures(statistics: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Headline score of each picture by itself, by task; NaN where a picture has no label for it.
+
+    Percent or degrees, from the rows of `collect_statistics`, in their order.
+    """
+    return {
+        task: [scores[TASKS[task].score] for scores in TASKS[task].metric().picture_scores(rows)]
+        for task, rows in statistics.items()
+    }
+
+
+def _metric_of(task: str, statistics: Tensor) -> "RunningMetric":
+    metric = TASKS[task].metric()
+    metric.update(statistics)
+    return metric
 
 
 def headline(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -35,7 +35,8 @@ class MeanIoU(RunningMetric):
     """Mean intersection over union, in percent: `{"mIoU": ...}`.
 
     Intersections and unions are summed over all pictures, and the quotients averaged over all classes, background
-    included. A class that is neither labeled nor predicted anywhere counts 0. Predictions are logits
+    included. A class that is neither labeled nor predicted anywhere counts 0; in `picture_scores`, where most classes
+    are nowhere, it does not count. `class_scores` are the quotients, in percent. Predictions are logits
     `(batch, num_classes, h, w)`, references are class ids `(batch, height, width)`.
 
     Args:
@@ -71,9 +72,20 @@ class MeanIoU(RunningMetric):
         return torch.cat([intersections, unions], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        return {"mIoU": 100 * sum(iou or 0 for iou in self._ious(totals)) / self.num_classes}
+
+    def _picture_scores(self, counts: list[int]) -> dict[str, float]:
+        present = [iou for iou in self._ious(counts) if iou is not None]
+        return {"mIoU": 100 * sum(present) / len(present) if present else math.nan}
+
+    def _class_scores(self, totals: list[int]) -> list[float]:
+        return [math.nan if iou is None else 100 * iou for iou in self._ious(totals)]
+
+    def _ious(self, totals: list[int]) -> list[float | None]:
+        """IoU of each class; None for one that is neither labeled nor predicted."""
         intersections, unions = totals[: self.num_classes], totals[self.num_classes :]
-        ious = [intersection / max(union, 1) for intersection, union in zip(intersections, unions, strict=True)]
-        return {"mIoU": 100 * sum(ious) / self.num_classes}
+        pairs = zip(intersections, unions, strict=True)
+        return [intersection / union if union else None for intersection, union in pairs]
 
 
 class SaliencyScores(RunningMetric):
@@ -86,11 +98,13 @@ class SaliencyScores(RunningMetric):
     - maxF: F1 of the mean precision and the mean recall over pictures. As in the protocol's published evaluation code,
       the precision of a picture without predicted foreground is 0, and so is the recall of one without foreground.
 
+    In `picture_scores`, the best threshold is that of the picture, and one without foreground has no score.
+
     Predictions are logits `(batch, 1, h, w)`, references are 0 or 1 in floating point, `(batch, 1, height, width)`.
     """
 
     def __init__(self):
-        super().__init__(columns=3 * len(SALIENCY_THRESHOLDS))
+        super().__init__(columns=3 * len(SALIENCY_THRESHOLDS) + 1)  # the last one counts foreground
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_binary_labels("SaliencyScores", shape, references, check_values=True)
@@ -109,13 +123,17 @@ class SaliencyScores(RunningMetric):
         iou = _fixed_point_ratio(true_positives, foreground + false_positives, empty=ONE)
         precision = _fixed_point_ratio(true_positives, true_positives + false_positives, empty=0)
         recall = _fixed_point_ratio(true_positives, foreground, empty=0)
-        return torch.cat([iou, precision, recall], dim=1)
+        return torch.cat([iou, precision, recall, foreground[:, :1]], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
         count, whole = len(SALIENCY_THRESHOLDS), ONE * pictures
-        ious, precisions, recalls = totals[:count], totals[count : 2 * count], totals[2 * count :]
+        ious, precisions, recalls = totals[:count], totals[count : 2 * count], totals[2 * count : -1]
         f1s = [2 * p * r / (max(p + r, 1) * whole) for p, r in zip(precisions, recalls, strict=True)]
         return {"mIoU": 100 * max(ious) / whole, "maxF": 100 * max(f1s)}
+
+    def _picture_scores(self, counts: list[int]) -> dict[str, float]:
+        scores = self._scores(counts, 1)
+        return scores if counts[-1] else dict.fromkeys(scores, math.nan)
 
 
 class MeanAngularError(RunningMetric):

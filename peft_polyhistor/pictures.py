@@ -73,6 +73,18 @@ def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) ->
     return (picture * (1 - share) + painted * share).round().astype(np.uint8)
 
 
+def paint_row(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> np.ndarray:
+    """The picture, then label and prediction of every task of the logits, `(height, columns * width, 3)` uint8.
+
+    Args: Those of `draw_grid`, without their batch axis.
+    """
+    cells = [paint_picture(pixel_values)]
+    for task, task_logits in logits.items():
+        prediction = resize_to_label(task_logits[None], pixel_values)[0]
+        cells += [paint_label(task, labels[task]), paint_prediction(task, prediction)]
+    return np.concatenate(cells, axis=1)
+
+
 def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
     """One row per picture: the picture, then label and prediction of every task, under a line of captions.
 
@@ -81,15 +93,13 @@ def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mappin
         labels: By task, as in training.
         logits: By task, at any size.
     """
-    rows = []
-    for i, picture in enumerate(pixel_values):
-        cells = [paint_picture(picture)]
-        for task, task_logits in logits.items():
-            prediction = resize_to_label(task_logits[i : i + 1], pixel_values)[0]
-            cells += [paint_label(task, labels[task][i]), paint_prediction(task, prediction)]
-        rows.append(np.concatenate(cells, axis=1))
+    rows = [paint_row(pixel_values[i], _item(labels, i), _item(logits, i)) for i in range(len(pixel_values))]
     captions = ["picture"] + [f"{task} {kind}" for task in logits for kind in ("label", "prediction")]
     return _caption(np.concatenate(rows), captions)
+
+
+def _item(by_task: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+    return {task: values[i] for task, values in by_task.items()}
 
 
 def _caption(pixels: np.ndarray, captions: Sequence[str]) -> Image.Image:

@@ -50,6 +50,14 @@ class RunningMetric(evaluate.Metric):
         """Scores from the sum of all rows."""
         raise NotImplementedError(f"{type(self).__name__} must define `_scores`.")
 
+    def _picture_scores(self, counts: list[int]) -> dict[str, float]:
+        """Scores of one picture by itself, from its row; NaN where nothing of it is labeled."""
+        return self._scores(counts, 1)
+
+    def _class_scores(self, totals: list[int]) -> list[float]:
+        """Score of each class from the sum of all rows, NaN for one that is nowhere; empty where there are none."""
+        return []
+
     def statistics(self, predictions: Tensor, references: Tensor) -> Tensor:
         """Counts of each picture, `(batch, columns)` int64, on the device of the predictions.
 
@@ -79,14 +87,39 @@ class RunningMetric(evaluate.Metric):
         Raises:
             ValueError: If these are not rows of this metric.
         """
-        if statistics.dtype != torch.int64 or statistics.ndim != 2 or statistics.shape[1] != self._columns:
-            raise ValueError(
-                f"{type(self).__name__}.update got {statistics.dtype} of shape {tuple(statistics.shape)}; it takes "
-                f"torch.int64 of shape (pictures, {self._columns}). Pass what `statistics` returned."
-            )
-        for row in statistics.tolist():
+        for row in self._read_rows("update", statistics):
             self._totals = [total + value for total, value in zip(self._totals, row, strict=True)]
             self._pictures += 1
+
+    def _read_rows(self, method: str, statistics: Tensor) -> list[list[int]]:
+        if statistics.dtype != torch.int64 or statistics.ndim != 2 or statistics.shape[1] != self._columns:
+            raise ValueError(
+                f"{type(self).__name__}.{method} got {statistics.dtype} of shape {tuple(statistics.shape)}; it takes "
+                f"torch.int64 of shape (pictures, {self._columns}). Pass what `statistics` returned."
+            )
+        return statistics.tolist()
+
+    def picture_scores(self, statistics: Tensor) -> list[dict[str, float]]:
+        """Scores of each picture by itself, from rows that `statistics` made; the state stays as it is.
+
+        NaN where nothing of a picture is labeled, or a prediction for it is not finite.
+
+        Raises:
+            ValueError: If these are not rows of this metric.
+        """
+        scores = []
+        for *counts, not_finite in self._read_rows("picture_scores", statistics):
+            values = self._picture_scores(counts)
+            scores.append(dict.fromkeys(values, math.nan) if not_finite else values)
+        return scores
+
+    def class_scores(self) -> list[float]:
+        """Score of each class over everything added, which stays; empty for a metric without classes.
+
+        NaN for a class that is neither labeled nor predicted, and for all of them if a prediction was not finite.
+        """
+        scores = self._class_scores(self._totals[:-1])
+        return [math.nan] * len(scores) if self._totals[-1] > 0 else scores
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
         """Adds a batch of pictures; see `statistics` for shapes and errors."""

@@ -41,12 +41,14 @@ class Progress:
     best: tuple[int, float] | None = None
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
+    losses: list[dict] = field(default_factory=list)
+    details: dict = field(default_factory=dict)  # of the last evaluation, see details.py
 
     def start_clock(self) -> None:
         self._started = time.monotonic() - self.seconds
 
-    def add(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        self.seconds = time.monotonic() - self._started
+    def add(self, scores: Mapping[str, Mapping[str, float]], details: dict) -> None:
+        self.seconds, self.details = time.monotonic() - self._started, details
         self.history.append({"step": self.step, "scores": scores})
 
     def state_dict(self) -> dict:

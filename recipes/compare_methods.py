@@ -10,21 +10,21 @@ given again after an interruption, or with more methods or seeds. Changes are ag
 where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
 them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed, in runs of
 --grid_steps (0: as long as all); the rate of the decoders stays. Writes comparison.json, comparison.md and
-comparison.png (change against parameters) of the methods and seeds of the command: processes may share a folder if
-they train different methods, and the last command names all.
+comparison.svg (change against parameters) of the methods and seeds of the command: processes may share a folder if
+they train different methods, and the last command names all. report.py makes a page of it.
 """
 
-import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from charts import save_chart
 from checkpoints import write_json
 from learning_rates import choose_rate, fix_decoder_rate, score_grid
 from methods import method_config
 from paper import PaperRow, find_row
-from plot import Point, draw_plot
+from plot import draw_plot, find_points
 from settings import Settings, option, parse_with
 from tables import REFERENCES, align, change_of, make_note, make_rows, reference_of, to_markdown
 from train_pascal import train
@@ -101,14 +101,9 @@ def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, Pape
     rows, note = make_rows(results, papers), make_note(results, papers)
     write_json(folder / "comparison.json", summary)
     (folder / "comparison.md").write_text(to_markdown(rows, note), encoding="utf-8")
-    points = {
-        method: Point(results[method][0]["parameters"]["encoder"], content["changes"])
-        for method, content in summary["methods"].items()
-        if content["changes"] and all(map(math.isfinite, content["changes"]))  # a diverged run has no place
-    }
-    (folder / "comparison.png").unlink(missing_ok=True)
-    if points:
-        draw_plot(points, REFERENCES[summary["reference"]]).save(folder / "comparison.png")
+    (folder / "comparison.svg").unlink(missing_ok=True)
+    if points := find_points(results):
+        save_chart(draw_plot(points, REFERENCES[summary["reference"]]), folder / "comparison.svg")
     print(align(rows), note, sep="\n")
     print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")
 

@@ -5,15 +5,15 @@
 import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
-from PIL import Image, ImageDraw, ImageFont
+from charts import LETTER, LINE_HEIGHT, add, find_ticks, label_ticks, new_chart
+from tables import Results, change_of
 
 
-SIZE = (1200, 800)  # pixels
-LEFT, TOP, RIGHT, BOTTOM = 110, 40, 1160, 700  # the frame
-MARGIN = 50  # between the frame and the outermost points
-RADIUS = 8
-INK, GRID, BLUE = "#222222", "#dddddd", "#1f5fa8"
+WIDE, NARROW = 1000, 360  # pixels: of a desk, of a phone
+MARGIN = 28  # between the frame and the outermost points
+RADIUS = 5
 
 
 class Point(NamedTuple):
@@ -27,87 +27,87 @@ class Point(NamedTuple):
         return sum(self.changes) / len(self.changes)
 
 
+def find_points(results: Results) -> dict[str, Point]:
+    """By method its place in the plot; a run without a finite change, such as a diverged one, has none."""
+    changes = {method: change_of(results, method) for method in results}
+    return {
+        method: Point(results[method][0]["parameters"]["encoder"], values)
+        for method, values in changes.items()
+        if values and all(map(math.isfinite, values))
+    }
+
+
 class Axes:
     """Maps figures to pixels. A method without parameters in the encoder stands left of the logarithmic axis."""
 
-    def __init__(self, points: list[Point]):
+    def __init__(self, points: list[Point], size: tuple[int, int]):
+        self.left, self.top, self.right, self.bottom = 64, 12, size[0] - 12, size[1] - 52
         sizes = [math.log10(point.parameters) for point in points if point.parameters]
         self.low, self.high = (math.floor(min(sizes)), math.ceil(max(sizes))) if sizes else (0, 1)
         self.high = max(self.high, self.low + 1)
         self.has_zero = len(sizes) < len(points)
-        self.start = LEFT + (120 if self.has_zero else MARGIN)
+        self.start = self.left + (2.5 if self.has_zero else 1) * MARGIN
         changes = [change for point in points for change in point.changes]
-        self.step = _round_step((max(changes) - min(changes)) / 6)
-        self.bottom = math.floor(min(changes) / self.step) * self.step
-        self.top = max(math.ceil(max(changes) / self.step) * self.step, self.bottom + self.step)
+        self.ticks = find_ticks(min(changes), max(changes), 6)
 
     def x(self, parameters: float) -> float:
         if not parameters:
-            return LEFT + MARGIN
+            return self.left + MARGIN
         share = (math.log10(parameters) - self.low) / (self.high - self.low)
-        return self.start + share * (RIGHT - MARGIN - self.start)
+        return self.start + share * (self.right - MARGIN - self.start)
 
     def y(self, change: float) -> float:
-        share = (change - self.bottom) / (self.top - self.bottom)
-        return BOTTOM - MARGIN - share * (BOTTOM - TOP - 2 * MARGIN)
+        share = (change - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return self.bottom - MARGIN - share * (self.bottom - self.top - 2 * MARGIN)
+
+    def encloses(self, box: tuple) -> bool:
+        return box[0] > self.left and box[2] < self.right and box[1] > self.top and box[3] < self.bottom
 
 
-def _round_step(width: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is no smaller."""
-    power = 10 ** math.floor(math.log10(max(width, 1e-3)))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width)
-
-
-def draw_plot(points: Mapping[str, Point], reference: str) -> Image.Image:
-    """A point with the range of its seeds and a name per method.
+def draw_plot(points: Mapping[str, Point], reference: str, width: int = WIDE) -> Element:
+    """A point with the range of its seeds and a name per method; the more there are, the higher it is.
 
     Args:
         points: By name.
         reference: What changes are measured against, in words.
+        width: WIDE or NARROW.
     """
-    sheet = Image.new("RGB", SIZE, "white")
-    draw, axes = ImageDraw.Draw(sheet), Axes(list(points.values()))
-    _draw_axes(draw, axes)
-    _draw_titles(sheet, draw, reference)
+    size = width, 320 + 12 * min(len(points), 20)
+    chart = new_chart(*size, f"Change against {reference} by trainable parameters of {', '.join(points)}")
+    axes = Axes(list(points.values()), size)
+    _draw_axes(chart, axes)
+    _draw_titles(chart, axes, reference, size)
     centres = {name: (axes.x(point.parameters), axes.y(point.mean)) for name, point in points.items()}
-    taken = [(LEFT, axes.y(0) - 2, RIGHT, axes.y(0) + 2)]
+    taken = [(axes.left, axes.y(0) - 1, axes.right, axes.y(0) + 1)]
     for name, point in points.items():
         x, y = centres[name]
         top, bottom = axes.y(max(point.changes)), axes.y(min(point.changes))
-        draw.line([(x, top), (x, bottom)], fill=BLUE, width=3)
-        draw.ellipse([x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS], fill=BLUE)
+        mark = add(chart, "g", "mark")
+        add(mark, "title", "", f"{name}: {point.parameters:,} parameters, {point.mean:+.2f} percent")
+        add(mark, "line", "range", x1=x, x2=x, y1=top, y2=bottom)
+        add(mark, "circle", "centre", cx=x, cy=y, r=RADIUS)
         taken.append((x - RADIUS, min(top, y - RADIUS), x + RADIUS, max(bottom, y + RADIUS)))
     for name, centre in centres.items():
-        taken.append(_draw_name(draw, name, centre, taken))
-    return sheet
+        taken.append(_draw_name(chart, axes, name, centre, taken))
+    return chart
 
 
-def _font(size: int = 20) -> ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _draw_axes(draw: ImageDraw.ImageDraw, axes: Axes) -> None:
-    ticks = round((axes.top - axes.bottom) / axes.step)
-    for i in range(ticks + 1):
-        change = axes.bottom + i * axes.step
-        is_zero, y = abs(change) < axes.step / 2, axes.y(change)
-        draw.line([(LEFT, y), (RIGHT, y)], fill=INK if is_zero else GRID)
-        text = "0" if is_zero else f"{change:+.{_digits(axes.step)}f}"
-        draw.text((LEFT - 12, y), text, fill=INK, font=_font(), anchor="rm")
+def _draw_axes(chart: Element, axes: Axes) -> None:
+    for tick, label in zip(axes.ticks, label_ticks(axes.ticks, "+"), strict=True):
+        y = axes.y(tick)
+        add(chart, "line", "axis" if label == "0" else "grid", x1=axes.left, x2=axes.right, y1=y, y2=y)
+        add(chart, "text", "tick", label, x=axes.left - 8, y=y + 4, text_anchor="end")
     for power in range(axes.low, axes.high + 1):
         x = axes.x(10**power)
-        draw.line([(x, TOP), (x, BOTTOM)], fill=GRID)
-        draw.text((x, BOTTOM + 8), _power_of_ten(power), fill=INK, font=_font(), anchor="ma")
+        add(chart, "line", "grid", x1=x, x2=x, y1=axes.top, y2=axes.bottom)
+        add(chart, "text", "tick", _power_of_ten(power), x=x, y=axes.bottom + 18, text_anchor="middle")
     if axes.has_zero:
-        draw.text((axes.x(0), BOTTOM + 8), "0", fill=INK, font=_font(), anchor="ma")
+        add(chart, "text", "tick", "0", x=axes.x(0), y=axes.bottom + 18, text_anchor="middle")
         middle = (axes.x(0) + axes.start) / 2
-        for x in (middle - 4, middle + 4):  # the axis is broken here
-            draw.line([(x - 4, BOTTOM + 8), (x + 4, BOTTOM - 8)], fill=INK, width=2)
-    draw.rectangle([LEFT, TOP, RIGHT, BOTTOM], outline=INK)
-
-
-def _digits(step: float) -> int:
-    return max(0, -math.floor(math.log10(step)))
+        for x in (middle - 3, middle + 3):  # the axis is broken here
+            add(chart, "line", "axis", x1=x - 3, x2=x + 3, y1=axes.bottom + 6, y2=axes.bottom - 6)
+    width, height = axes.right - axes.left, axes.bottom - axes.top
+    add(chart, "rect", "axis", x=axes.left, y=axes.top, width=width, height=height)
 
 
 def _power_of_ten(power: int) -> str:
@@ -116,39 +116,47 @@ def _power_of_ten(power: int) -> str:
     return f"{10 ** (power - 3)} k" if power >= 3 else str(10**power)
 
 
-def _draw_titles(sheet: Image.Image, draw: ImageDraw.ImageDraw, reference: str) -> None:
-    middle = ((LEFT + RIGHT) / 2, SIZE[1] - 20)
-    draw.text(middle, "trainable parameters in the encoder", fill=INK, font=_font(22), anchor="ms")
-    title = Image.new("RGB", (BOTTOM - TOP, 32), "white")
-    text = f"change against {reference}, percent"
-    ImageDraw.Draw(title).text((title.width / 2, 16), text, fill=INK, font=_font(22), anchor="mm")
-    sheet.paste(title.rotate(90, expand=True), (4, TOP))
+def _draw_titles(chart: Element, axes: Axes, reference: str, size: tuple[int, int]) -> None:
+    x, y = (axes.left + axes.right) / 2, (axes.top + axes.bottom) / 2
+    add(chart, "text", "title", "trainable parameters in the encoder", x=x, y=size[1] - 10, text_anchor="middle")
+    title = f"change against {reference}, percent"
+    add(chart, "text", "title", title, text_anchor="middle", transform=f"translate(14 {y}) rotate(-90)")
 
 
-def _draw_name(draw: ImageDraw.ImageDraw, name: str, centre: tuple[float, float], taken: list[tuple]) -> tuple:
+def _draw_name(chart: Element, axes: Axes, name: str, centre: tuple[float, float], taken: list[tuple]) -> tuple:
     """Writes a name where nothing is yet, with a line to its point where that is not beside it; returns its box."""
-    *_, width, height = draw.textbbox((0, 0), name, font=_font())
-    boxes = [
-        box
-        for box in _places(*centre, width, height)
-        if box[0] > LEFT and box[2] < RIGHT and box[1] > TOP and box[3] < BOTTOM
-    ]
-    box = next((box for box in boxes if not any(_overlap(box, other) for other in taken)), boxes[0])
     x, y = centre
-    end = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
+    width = LETTER * len(name)
+    boxes = (box for box in _places(axes, x, y, width) if axes.encloses(box))
+    free = (box for box in boxes if not any(_overlap(box, other) for other in taken))
+    box = next(free, (x, y, x + width, y + LINE_HEIGHT))
+    end = _nearest(box, x, y)
     if math.dist(centre, end) > 2 * RADIUS + 1:
-        draw.line([centre, end], fill=INK)
-    draw.text(box[:2], name, fill=INK, font=_font())
+        add(chart, "line", "leader", x1=x, y1=y, x2=end[0], y2=end[1])
+    # A letter is narrower than it is taken for, so the name stands at the end of its box that is next to the point.
+    middle = (box[0] + box[2]) / 2
+    place, anchor = (box[0], "start") if box[0] > x else (box[2], "end") if box[2] < x else (middle, "middle")
+    add(chart, "text", "name", name, x=place, y=box[3] - 3, text_anchor=anchor)
     return box
 
 
-def _places(x: float, y: float, width: float, height: float) -> Iterator[tuple[float, float, float, float]]:
-    """Boxes for a name, from beside its point to ever further away."""
-    for distance in range(2 * RADIUS, SIZE[1], RADIUS):
+def _places(axes: Axes, x: float, y: float, width: float) -> Iterator[tuple[float, float, float, float]]:
+    """Boxes for a name: beside its point, then all over the frame from near to far."""
+    height = LINE_HEIGHT
+    for distance in (2 * RADIUS, 3 * RADIUS):
         for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
             left = x + dx * distance - (width if dx < 0 else 0 if dx else width / 2)
             top = y + dy * distance - (height if dy < 0 else 0 if dy else height / 2)
             yield left, top, left + width, top + height
+    lefts = range(axes.left + 1, int(axes.right - width), 2 * RADIUS)
+    tops = range(axes.top + 1, axes.bottom - height, RADIUS)
+    boxes = [(left, top, left + width, top + height) for left in lefts for top in tops]
+    yield from sorted(boxes, key=lambda box: math.dist((x, y), _nearest(box, x, y)))
+
+
+def _nearest(box: tuple, x: float, y: float) -> tuple[float, float]:
+    """The point of a box that is nearest to another."""
+    return min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
 
 
 def _overlap(first: tuple, second: tuple) -> bool:

@@ -73,7 +73,7 @@ class Settings:
     holdout: float = option(0.0, "part of the training pictures to score instead of the val split; 0: that split")
     seed: int = option(0, "of weights, order and augmentation")
     eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch")
-    log_every: int = option(10, "optimiser steps between entries of the tracker")
+    log_every: int = option(10, "optimiser steps between recorded losses")
     resume: bool = option(False, "go on from the last state in the output folder, where there is one")
     tracker: str = option("none", "none, tensorboard or another installed tracker of accelerate")
     output_dir: str = option("runs/train_pascal", "where results go")

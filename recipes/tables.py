@@ -72,6 +72,23 @@ def _mean_and_range(values: list[float], sign: str = "") -> str:
     return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})" if len(values) > 1 else mean
 
 
+def split_range(cell: str) -> tuple[str, str]:
+    """A cell's mean and its range in brackets, empty where there is none."""
+    mean, bracket, rest = cell.partition(" (")
+    return mean, bracket.strip() + rest
+
+
+def find_best(title: str, cells: Sequence[str]) -> list[str]:
+    """The cells of a column whose mean, as printed, is the best; none where no direction is better or one is alone."""
+    direction = "up" if title == "change" else title.rpartition(" ")[2]
+    if direction not in ("up", "down") or len(cells) == 1:
+        return []
+    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-"}
+    finite = [mean for mean in means.values() if math.isfinite(mean)]
+    best = (max if direction == "up" else min)(finite, default=None)
+    return [cell for cell, mean in means.items() if mean == best]
+
+
 def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
     """What the columns mean, for below the table."""
     reference = REFERENCES.get(reference_of(results))

@@ -6,7 +6,8 @@
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
 Settings: a YAML file (the first argument), then arguments, which win. Methods train in turn, each in a folder of its
-own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.png, `state`, where `--resume` goes on.
+own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.png, `gallery`, and `state`, where
+`--resume` goes on. report.py makes a page of it.
 """
 
 import sys
@@ -17,7 +18,8 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
 from checkpoints import Progress, open_folder, recorded, resume, save, versions, write_json
-from datasets import Dataset
+from details import find_details, join_runs
+from gallery import draw_pictures
 from gradients import add_gradients
 from loaders import load_data, make_loader
 from methods import build_model, own_items, tasks_of
@@ -29,9 +31,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor.data import JointTransform, collate
-from peft_polyhistor.evaluation import count_trainable, evaluate_tasks, headline
-from peft_polyhistor.pictures import draw_grid
+from peft_polyhistor.data import JointTransform
+from peft_polyhistor.evaluation import collect_statistics, count_trainable, headline, score_tasks
 
 
 @dataclass
@@ -101,13 +102,7 @@ def train(method: str, settings: Settings) -> dict:
 def train_single_tasks(settings: Settings) -> dict:
     """Trains a model for each task, with the steps of any other run, and returns them as one: parameters summed."""
     runs = {task: train(f"single_task/{task}", settings) for task in settings.tasks}
-    results = {
-        "method": "single_task",
-        "parameters": {part: sum(run["parameters"][part] for run in runs.values()) for part in ("encoder", "all")},
-        "scores": {task: run["scores"][task] for task, run in runs.items()},
-        "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
-        "settings": asdict(settings),
-    }
+    results = {"method": "single_task", **join_runs(runs), "settings": asdict(settings)}
     if PartialState().is_main_process:
         write_json(Path(settings.output_dir) / "single_task" / "results.json", results)
     return results
@@ -121,7 +116,7 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
     loader.set_epoch(epoch)
     if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
         loader = accelerator.skip_first_batches(loader, done * settings.gradient_accumulation)
-    losses = []  # of the batches since the last entry of the tracker, left on the device until then
+    losses = []  # of the batches since the last entry, left on the device until then
     for batch in loader:
         with accelerator.accumulate(run.model):
             losses.append(add_gradients(run.model, batch, run.tasks, settings.backward_per_task, accelerator))
@@ -134,56 +129,54 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
         run.scheduler.step()
         progress.step += 1
         bar.update()
-        if progress.step % settings.log_every == 0:
-            log_losses(run, losses)
-        if progress.step == run.total or progress.step % (settings.eval_every or run.steps_per_epoch) == 0:
+        is_scored = progress.step == run.total or progress.step % (settings.eval_every or run.steps_per_epoch) == 0
+        if is_scored or progress.step % settings.log_every == 0:
+            log_losses(run, losses)  # at an evaluation too: nothing is pending where a resumed run goes on
+        if is_scored:
             evaluate(run, folder)
         if progress.step == run.total:
             return
 
 
 def log_losses(run: Run, losses: list[torch.Tensor]) -> None:
-    """Logs their means over batches and processes, and empties the list."""
-    means = run.accelerator.reduce(torch.stack(losses).mean(dim=0), "mean").tolist()
-    entries = {f"loss/{task}": mean for task, mean in zip(run.tasks, means, strict=True)}
+    """Records and logs their means over batches and processes, and empties the list."""
+    means = run.accelerator.reduce(torch.stack(losses).mean(dim=0), "mean")
+    means = dict(zip(run.tasks, means.tolist(), strict=True))
+    run.progress.losses.append({"step": run.progress.step, "losses": means})
+    entries = {f"loss/{task}": mean for task, mean in means.items()}
     run.accelerator.log(entries | {"learning_rate": run.scheduler.get_last_lr()[0]}, run.progress.step)
     losses.clear()
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    scores = evaluate_tasks(run.model, run.loaders["val"], run.tasks, run.accelerator)
+    statistics = collect_statistics(run.model, run.loaders["val"], run.tasks, run.accelerator)
+    scores = score_tasks(statistics)
     run.accelerator.log({f"score/{task}": score for task, score in headline(scores).items()}, run.progress.step)
-    run.progress.add(scores)
+    run.progress.add(scores, find_details(statistics, run.loaders["val"].dataset))
     save(run.accelerator, run.model, folder, run.progress, run.settings)
 
 
 def finish(run: Run, folder: Path) -> dict:
-    """Writes predictions.png, then results.json, and lets go of the model."""
+    """Writes predictions.png and the gallery, then results.json, and lets go of the model."""
     results = {
         "method": run.method,
         "parameters": run.parameters,
         "scores": run.progress.history[-1]["scores"],
         "history": run.progress.history,
+        "losses": run.progress.losses,
+        **run.progress.details,
         "seconds": round(run.progress.seconds, 1),
         "settings": recorded(run.accelerator, run.settings),
         "versions": versions(),
     }
     if run.accelerator.is_main_process:
-        picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)
-        picture.save(folder / "predictions.png")
+        model, data = run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset
+        draw_pictures(model, data, run.progress.details, folder)
         write_json(folder / "results.json", results)
     for tracker in run.accelerator.trackers:  # `end_training` would end the process group, which the next run needs
         tracker.finish()
     run.accelerator.free_memory()
     return results
-
-
-@torch.no_grad()
-def draw_predictions(model: nn.Module, data: Dataset, pictures: int = 6):
-    batch = collate([data[i] for i in range(min(pictures, len(data)))])
-    model.eval()
-    logits = model(batch["pixel_values"].to(model.device), full_resolution=False).logits
-    return draw_grid(batch["pixel_values"], batch["labels"], logits)
 
 
 def main(settings: Settings) -> list[dict]:

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation and parameter counts of a dense model."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,15 @@ from torch.utils.data import DataLoader
 from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load_encoder
 from peft_polyhistor.data import JointTransform, collate
 from peft_polyhistor.data.synthetic import synthetic_scenes
-from peft_polyhistor.evaluation import count_trainable, evaluate_tasks, headline
+from peft_polyhistor.evaluation import (
+    collect_statistics,
+    count_trainable,
+    evaluate_tasks,
+    headline,
+    score_classes,
+    score_pictures,
+    score_tasks,
+)
 from peft_polyhistor.pictures import draw_grid, paint_label, paint_picture, paint_prediction
 
 
@@ -29,16 +39,37 @@ def model():
 
 
 def test_scores_do_not_depend_on_the_batch_size(scenes, model):
-    accelerator = Accelerator(cpu=True)
-    scores = []
+    accelerator, tasks = Accelerator(cpu=True), list(TASKS)
+    scores, pictures = [], []
     for batch_size in (1, 2, 5):
         loader = accelerator.prepare(DataLoader(scenes, batch_size=batch_size, collate_fn=collate))
-        scores.append(evaluate_tasks(model, loader, list(TASKS), accelerator))
-    for other in scores[1:]:
-        for task, values in scores[0].items():
-            assert other[task] == pytest.approx(values, abs=0.05)  # argmax at ties of logits rounded per batch
+        statistics = collect_statistics(model, loader, tasks, accelerator)
+        scores.append(score_tasks(statistics))
+        pictures.append(score_pictures(statistics))
+    for i in (1, 2):  # argmax at ties of logits rounded per batch
+        for task in tasks:
+            assert scores[i][task] == pytest.approx(scores[0][task], abs=0.05)
+            assert pictures[i][task] == pytest.approx(pictures[0][task], abs=0.5, nan_ok=True)
+    assert evaluate_tasks(model, loader, tasks, accelerator) == scores[2]
     assert model.training
     assert set(headline(scores[0])) == set(TASKS)
+    with pytest.raises(ValueError, match="no picture to score"):
+        evaluate_tasks(model, [], tasks, accelerator)
+
+
+def test_rows_stand_in_the_order_of_the_data_and_say_more_than_the_scores(scenes, model):
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(DataLoader(scenes, batch_size=2, collate_fn=collate))
+    statistics = collect_statistics(model, loader, ["semseg", "human_parts"], accelerator)
+    one = collect_statistics(model, [collate([scenes[3]])], ["semseg"], accelerator)
+    assert (statistics["semseg"][3] - one["semseg"][0]).abs().max() <= 5  # pixels, as above
+    classes = score_classes(statistics)
+    for task, scores in score_tasks(statistics).items():
+        assert list(classes[task]) == list(TASKS[task].class_names)
+        present = [value for value in classes[task].values() if not math.isnan(value)]
+        assert scores["mIoU"] == pytest.approx(sum(present) / len(TASKS[task].class_names))
+    without = [i for i in range(len(scenes)) if bool((scenes[i]["human_parts"] == 255).all())]
+    assert [i for i, value in enumerate(score_pictures(statistics)["human_parts"]) if math.isnan(value)] == without
 
 
 def test_parameters_are_counted_as_the_paper_does(model):

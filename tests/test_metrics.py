@@ -103,6 +103,61 @@ def test_mean_angular_error_matches_the_definition():
     torch.testing.assert_close(metric.compute(predictions=logits, references=references), expected, **FLOAT32_ANGLE)
 
 
+def test_class_scores_match_the_definition():
+    metric, logits, references = class_case()
+    logits[:, -1] = -1e3  # nor is the last class predicted
+    assert all(map(math.isnan, metric.class_scores()))
+    metric.add_batch(predictions=logits, references=references)
+    predicted, valid = resize(logits).argmax(dim=1), references != 255
+    expected = []
+    for c in range(CLASSES - 1):
+        both, either = (predicted == c) & (references == c), (predicted == c) | (references == c)
+        expected.append(100 * (both & valid).sum().item() / (either & valid).sum().item())
+    *scores, absent = metric.class_scores()
+    assert scores == pytest.approx(expected) and math.isnan(absent)
+    assert metric.compute() == {"mIoU": pytest.approx(sum(expected) / CLASSES)}
+
+
+def test_class_scores_of_a_diverged_model_and_of_metrics_without_classes():
+    metric, logits, references = class_case((HEIGHT, WIDTH))
+    logits[0, 0, 0, 0] = math.nan
+    metric.add_batch(predictions=logits, references=references)
+    assert len(metric.class_scores()) == CLASSES and all(map(math.isnan, metric.class_scores()))
+    assert SaliencyScores().class_scores() == MeanAngularError().class_scores() == []
+
+
+@pytest.mark.parametrize("case", [binary_case, normal_case])
+def test_a_picture_scores_what_it_would_alone(case):
+    metric, logits, references = case()
+    references[0] = 1 if case is binary_case else normal_map(0.0, 0.0, 1.0)[0]
+    rows = metric.statistics(logits, references)
+    scores = metric.picture_scores(rows)
+    assert len(metric) == 0 and len(scores) == PICTURES
+    for i in (i for i in range(PICTURES) if references[i].any()):
+        assert scores[i] == metric.compute(predictions=logits[[i]], references=references[[i]])
+
+
+def test_a_picture_scores_the_mean_of_the_classes_that_are_in_it():
+    metric, logits, references = class_case()
+    scores = metric.picture_scores(metric.statistics(logits, references))
+    for i in range(PICTURES):
+        metric.add(prediction=logits[i], reference=references[i])
+        present = [score for score in metric.class_scores() if not math.isnan(score)]
+        assert scores[i] == {"mIoU": pytest.approx(sum(present) / len(present))}
+        metric.reset()
+
+
+@pytest.mark.parametrize(("case", "unlabeled"), [(class_case, 255), (binary_case, 0), (normal_case, 0)])
+def test_a_picture_without_a_label_or_with_predictions_that_are_not_finite_has_no_score(case, unlabeled):
+    metric, logits, references = case((HEIGHT, WIDTH))
+    references[[0, 1]], references[[2, 3]] = references[[4, 5]], references[[5, 4]]
+    references[1] = unlabeled
+    logits[3, 0, 1, 2] = math.inf
+    scores = metric.picture_scores(metric.statistics(logits, references))
+    for i, values in enumerate(scores):
+        assert all(math.isnan(value) == (i in (1, 3)) for value in values.values())
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [SMALL, (HEIGHT, WIDTH), (9, 11)])
 def test_scores_do_not_depend_on_order_batches_or_processes(case, size):
@@ -305,6 +360,8 @@ def test_the_help_of_evaluate_works():
 def test_rows_are_checked():
     with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(pictures, 9\)"):
         MeanIoU(4).update(torch.zeros(2, 9))
+    with pytest.raises(ValueError, match=r"MeanIoU.picture_scores got .* of shape \(2, 3\)"):
+        MeanIoU(4).picture_scores(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"of shape \(2, 15\)"):
         MeanIoU(4).update(torch.zeros(2, 15, dtype=torch.int64))
 

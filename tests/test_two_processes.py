@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from peft_polyhistor import TASKS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.data import JointTransform, collate
 from peft_polyhistor.data.synthetic import synthetic_scenes
-from peft_polyhistor.evaluation import evaluate_tasks
+from peft_polyhistor.evaluation import collect_statistics, score_pictures, score_tasks
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
@@ -29,7 +29,8 @@ with accelerator.main_process_first():
     scenes = synthetic_scenes(split="val", count=5, image_size=64, cache_dir=sys.argv[1])
 loader = DataLoader(scenes.with_transform(JointTransform(64, train=False)), batch_size=1, collate_fn=collate)
 loader = accelerator.prepare(loader)
-scores = evaluate_tasks(model, loader, list(TASKS), accelerator)
+rows = collect_statistics(model, loader, list(TASKS), accelerator)
+scores = {"all": score_tasks(rows), "pictures": str(score_pictures(rows))}  # text, as NaN is not itself
 if accelerator.is_main_process:
     print(json.dumps({"processes": accelerator.num_processes, "scores": scores}))
 accelerator.end_training()

@@ -62,6 +62,13 @@ def test_trains_scores_saves_and_draws(recipe, settings_of, tmp_path, capsys):
     folder = tmp_path / "polyhistor_lite"
     assert json.loads((folder / "results.json").read_text()) == results[1]
     assert (folder / "predictions.png").stat().st_size > 10_000
+    pictures = {
+        f"{task}_{entry['index']}.webp": entry
+        for task, ends in results[1]["pictures"].items()
+        for entry in ends["best"] + ends["worst"]
+    }
+    assert {path.name for path in (folder / "gallery").iterdir()} == set(pictures)
+    assert pictures["semseg_2.webp"]["image_id"] == "synthetic_0_val_000002" and len(results[1]["classes"]) == 2
     assert {path.name for path in (folder / "best").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".new", ".old")]
     printed = capsys.readouterr().out
@@ -70,20 +77,22 @@ def test_trains_scores_saves_and_draws(recipe, settings_of, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "call", "resumed_at"),
-    [("save", 1, 3), ("log_losses", 5, 3), ("log_losses", 2, None), ("draw_predictions", 1, 6)],
+    [("save", 1, 3), ("log_losses", 3, 3), ("log_losses", 1, None), ("draw_pictures", 1, 6)],
     ids=["after a save", "between evaluations", "before the first evaluation", "before the results"],
 )
 def test_resumed_run_ends_like_one_that_was_not_stopped(
     recipe, settings_of, tmp_path, capsys, monkeypatch, name, call, resumed_at
 ):
-    recipe.train("polyhistor_lite", settings_of(tmp_path / "whole"))
-    cut = settings_of(tmp_path / "cut", "--resume", "True", "--log_every", "1")
+    whole = recipe.train("polyhistor_lite", settings_of(tmp_path / "whole", "--log_every", "2"))
+    cut = settings_of(tmp_path / "cut", "--resume", "True", "--log_every", "2")
     train_and_stop(recipe, monkeypatch, cut, name, call)
     capsys.readouterr()
     results = recipe.train("polyhistor_lite", cut)
     expected = f"resumed at step {resumed_at} of 6" if resumed_at else "no state to resume from, so the run starts"
     assert expected in capsys.readouterr().out
     assert [entry["step"] for entry in results["history"]] == [3, 6]
+    assert [entry["step"] for entry in results["losses"]] == [2, 3, 4, 6]
+    assert all(results[name] == whole[name] for name in ("history", "losses", "classes", "pictures"))
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -193,7 +202,8 @@ def test_best_counts_finite_scores_first_and_then_sums_them(load_recipe):
 
 def test_first_evaluation_is_best_whatever_its_scores(recipe, settings_of, tmp_path, monkeypatch):
     scores = iter([scores_of(math.nan, math.nan), scores_of(5.0, math.nan), scores_of(4.0, math.nan)])
-    monkeypatch.setattr(recipe, "evaluate_tasks", lambda *_: next(scores))
+    monkeypatch.setattr(recipe, "collect_statistics", lambda *_: {})
+    monkeypatch.setattr(recipe, "score_tasks", lambda _: next(scores))
     written, original = [], recipe.save
 
     def save(accelerator, model, folder, progress, settings):
@@ -223,8 +233,8 @@ def test_losses_are_averaged_over_batches_and_logged_now_and_then(recipe, settin
 
     monkeypatch.setattr(recipe, "log_losses", log_losses)
     recipe.train("decoders", settings_of(tmp_path, "--gradient_accumulation", "2", "--steps", "4", "--log_every", "2"))
-    # An epoch has 5 batches and so 3 steps; the mean starts anew with an epoch.
-    assert lengths == [4, 2]
+    # An epoch has 5 batches and so 3 steps; the mean starts anew with an epoch, and after the evaluation at step 3.
+    assert lengths == [4, 1, 2]
 
 
 def test_workers_persist_over_whole_epochs(recipe, settings_of, tmp_path, monkeypatch):
@@ -241,6 +251,9 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(recipe, settings_
     for task, run in runs.items():
         assert run["scores"] == {task: results["scores"][task]} and run["history"][-1]["step"] == 1
         assert json.loads((folders[task] / "last" / "config.json").read_text())["tasks"] == [task]
+    assert results["history"] == [{"step": 1, "scores": results["scores"]}]
+    assert results["losses"][0]["losses"] == {task: run["losses"][0]["losses"][task] for task, run in runs.items()}
+    assert results["pictures"] == {task: run["pictures"][task] for task, run in runs.items()}
     encoder = runs["semseg"]["parameters"]["encoder"]
     assert results["parameters"]["encoder"] == 2 * encoder > 0
     assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
