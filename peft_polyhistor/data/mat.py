@@ -3,7 +3,7 @@
 """Reads one variable of a MATLAB file (version 5 to 7), whatever the file declares.
 
 `scipy.io.loadmat` allocates what a file says its arrays hold, follows its nesting as deep as it goes, and ends the
-process on some damaged files (SciPy 1.17: numbers said to be complex that have no imaginary part). Here nothing is made
+process on some damaged files (SciPy 1.17: numbers said to be complex, without an imaginary part). Here nothing is made
 that is larger than what was read, and what was read has limits.
 """
 

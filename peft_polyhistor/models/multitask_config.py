@@ -5,7 +5,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from ..checks import check_number, check_positive, check_probability, check_truth
 
 
 class MultiTaskDenseConfig(PreTrainedConfig):
@@ -19,6 +21,10 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         shared_norms: One norm per stage map for all decoders, where the encoder wants norms: the paper's choice for
             methods whose tasks share one pass of the encoder. Otherwise every decoder has its own.
         loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
+
+    Raises:
+        ValueError: A field is out of its range; the message says what is allowed.
+        TypeError: A field has the wrong type.
     """
 
     model_type = "multitask_dense"
@@ -33,10 +39,17 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         loss_weights: Mapping[str, float] | None = None,
         **kwargs: Any,
     ):
-        if isinstance(encoder, dict):
-            encoder = AutoConfig.for_model(**encoder)
-        self.encoder = encoder
+        self.encoder = _as_config(encoder)
+        if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+            raise TypeError(f"`tasks` must be a list of names, got {tasks!r}.")
         self.tasks = list(tasks)
+        check_positive("decoder_width", decoder_width)
+        check_probability("decoder_dropout", decoder_dropout)
+        check_truth("shared_norms", shared_norms)
+        if not isinstance(loss_weights, Mapping | None):
+            raise TypeError(f"`loss_weights` must be numbers by task, got {loss_weights!r}.")
+        for weight in (loss_weights or {}).values():
+            check_number("loss_weights", weight)
         self.decoder_width = decoder_width
         self.decoder_dropout = decoder_dropout
         self.shared_norms = shared_norms
@@ -54,3 +67,14 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         if isinstance(output.get("encoder"), dict):
             output["encoder"].pop("_name_or_path", None)
         return output
+
+
+def _as_config(encoder: Any) -> PreTrainedConfig | None:
+    if encoder is None or isinstance(encoder, PreTrainedConfig):
+        return encoder
+    if not isinstance(encoder, dict) or encoder.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`encoder` must be the config of an encoder of transformers, or its dict with a known `model_type`, got "
+            f"{encoder!r}."
+        )
+    return AutoConfig.for_model(**encoder)
