@@ -8,6 +8,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..checks import check_number, check_positive, check_probability, check_truth
+from ..tasks import TASKS
 
 
 class MultiTaskDenseConfig(PreTrainedConfig):
@@ -41,7 +42,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
     ):
         self.encoder = _as_config(encoder)
         if isinstance(tasks, str) or not isinstance(tasks, Sequence):
-            raise TypeError(f"`tasks` must be a list of names, got {tasks!r}.")
+            raise ValueError(f"`tasks` must be a list of names, got {tasks!r}. Known tasks: {', '.join(TASKS)}.")
         self.tasks = list(tasks)
         check_positive("decoder_width", decoder_width)
         check_probability("decoder_dropout", decoder_dropout)
