@@ -23,7 +23,6 @@ from .training_record import PREVIEW, TrainingRecord
 
 
 TEMPLATE = ASSETS / "model_card.md"
-WEIGHTS = "adapter_model.safetensors"
 # What people search for, where it is not the name of the task.
 SEARCH_WORDS = {
     "semseg": "semantic-segmentation",

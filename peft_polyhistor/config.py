@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peft import PeftConfig, PeftType
 from torch import nn
 
+from .checks import check_positive, check_probability, check_record, check_truth
+
 
 if TYPE_CHECKING:
     from .adapter.site import Site
@@ -85,21 +87,38 @@ class MultiTaskConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
                 setattr(self, name, sorted(value) if isinstance(value, set | frozenset) else list(value))
-        if isinstance(self.modules_to_save, str):
-            raise TypeError(f"`modules_to_save` must be a list of names, got the string '{self.modules_to_save}'.")
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            are_names = isinstance(value, list) and all(isinstance(item, str) for item in value)
-            if not (value is None or isinstance(value, str) or are_names):
-                raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
+        self._check_modules()
         if self.layers_to_transform is not None:
             self._check_layers()
         if self.tasks_per_pass is not None:
             check_positive("tasks_per_pass", self.tasks_per_pass)
+        for name in ("init_weights", "inference_mode"):
+            check_truth(name, getattr(self, name))
+        for name in ("base_model_name_or_path", "revision"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)):
+                raise TypeError(f"`{name}` must be a text or None, got {value!r}.")
+        check_record(self.made_for)
 
     @abstractmethod
     def make_generator(self, sites: "list[Site]") -> nn.Module:
         """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
+
+    def _check_modules(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+                continue
+            if name == "modules_to_save":
+                raise TypeError(f"`{name}` must be a list of names, got {value!r}.")
+            if not isinstance(value, str):
+                raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"`{name}` must be a list of names or a regular expression, got {value!r}: {error}."
+                ) from error
 
     def _check_layers(self) -> None:
         if not isinstance(self.layers_to_transform, list):
@@ -139,15 +158,15 @@ class BottleneckConfig(MultiTaskConfig):
     def __post_init__(self):
         super().__post_init__()
         check_positive("reduction_factor", self.reduction_factor)
-        if isinstance(self.sublayers, str) or not self.sublayers or not set(self.sublayers) <= set(SUBLAYERS):
+        is_list = isinstance(self.sublayers, Sequence) and not isinstance(self.sublayers, str)
+        if not is_list or not self.sublayers or any(name not in SUBLAYERS for name in self.sublayers):
             raise ValueError(
                 f"`sublayers` must be a list of one or both of {list(SUBLAYERS)}, got {self.sublayers!r}."
             )
         self.sublayers = list(dict.fromkeys(self.sublayers))
         if self.placement not in PLACEMENTS:
             raise ValueError(f"`placement` must be one of {list(PLACEMENTS)}, got {self.placement!r}.")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"`dropout` must be a probability in [0, 1), got {self.dropout!r}.")
+        check_probability("dropout", self.dropout)
 
     def bottleneck_of(self, width: int) -> int:
         """Bottleneck of a layer of this width, in channels.
@@ -189,12 +208,6 @@ class LowRankConfig(BottleneckConfig):
 
 SUBLAYERS = ("feed_forward", "attention")
 PLACEMENTS = ("parallel", "serial")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
 def _check_names(tasks: Sequence[str]) -> list[str]:

@@ -16,8 +16,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from peft import PeftModel
 
-from .cards import WEIGHTS, base_of, make_card
+from .cards import base_of, make_card
 from .config import MultiTaskConfig
+from .saved_weights import WEIGHTS
 from .training_record import TrainingRecord
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import device, nn
 
-from .cards import WEIGHTS, base_of
+from .cards import base_of
 from .config import MultiTaskConfig
 from .models.encoder import load_encoder
 from .models.multitask import MultiTaskDenseModel
 from .registry import METHODS
+from .saved_weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
 
 
-CONFIG = "adapter_config.json"
-Shapes = dict[str, tuple[int, ...]]
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only")
 
 
 def load(
@@ -47,19 +47,33 @@ def load(
     Raises:
         FileNotFoundError: There is no such folder, repository, revision or file, or not the encoder.
         ValueError: It is no dense model of this package, it is damaged, its encoder is not known, or it does not fit
-            the encoder or the tasks registered here.
+            the encoder or the tasks registered here. Nothing larger than the encoder and the file was made till then.
+        TypeError: There is no such option of downloads.
     """
+    unknown = [option for option in kwargs if option not in DOWNLOAD_OPTIONS]
+    if unknown:
+        raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
     folder = _find(str(name), revision=revision, token=token, **kwargs)
     config = _read_config(folder, str(name))
-    shapes = _read_shapes(folder / WEIGHTS, str(name))
+    try:
+        shapes = read_shapes(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(_damage(folder / WEIGHTS, str(name), error)) from error
     if not isinstance(encoder, nn.Module):
         encoder = _load_encoder(config, encoder, str(name), token=token, **kwargs)
     # An adapter may know more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
-    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **config.made_for["decoders"])
     config.inference_mode = not is_trainable
+    with device("meta"):
+        shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **config.made_for["decoders"])
+    wrong = difference(shapes, adapter_shapes(shell, config))
+    if wrong:
+        raise ValueError(
+            f"'{name}' does not fit the model of its tasks {config.tasks} and encoder {type(encoder).__name__}: "
+            f"{wrong}. Give the encoder it was trained on, and register its tasks as they were then."
+        )
+    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **config.made_for["decoders"])
     model = PeftModel(dense, config)
-    _check_shapes(shapes, model, str(name))
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
     return model
 
@@ -99,26 +113,21 @@ def _download(name: str, revision: str | None, token: str | bool | None, **kwarg
 def _read_config(folder: Path, name: str) -> MultiTaskConfig:
     try:
         peft_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(_damage(folder / CONFIG, name, error)) from error
     known = [config.method for config in METHODS.values()]
     if peft_type not in known:
         raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; for others use PEFT.")
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{CONFIG} of '{name}' has settings that cannot be: {error}") from error
     if not (config.made_for and config.made_for["decoders"]):
         raise ValueError(
             f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
             f"PeftModel.from_pretrained(encoder, '{name}')."
         )
     return config
-
-
-def _read_shapes(file: Path, name: str) -> Shapes:
-    try:
-        with safe_open(file, framework="pt") as weights:
-            return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(_damage(file, name, error)) from error
 
 
 def _damage(file: Path, name: str, error: Exception) -> str:
@@ -140,17 +149,3 @@ def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, 
             f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). Where it is in another place, give "
             "encoder='its folder or Hub id'."
         ) from error
-
-
-def _check_shapes(saved: Shapes, model: PeftModel, name: str) -> None:
-    """Raises ValueError unless the file has the weights of the model, all of them and no others."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    own = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    wrong = sorted(key for key in own.keys() | saved.keys() if own.get(key) != saved.get(key))
-    if wrong:
-        examples = "; ".join(f"{key}: {saved.get(key)} in it, {own.get(key)} in the model" for key in wrong[:3])
-        raise ValueError(
-            f"'{name}' does not fit the model of its tasks {model.peft_config['default'].tasks} and encoder "
-            f"{type(model.base_model.model.encoder).__name__}: {len(wrong)} weights differ, such as {examples}. Give "
-            "the encoder it was trained on, and register its tasks as they were then."
-        )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from .config import MultiTaskConfig
 from .models.blocks import find_blocks
 from .models.encoder import StageEncoder
 from .models.multitask import MultiTaskDenseModel
+from .saved_weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, shapes_of, without_memory
 
 
 DECODERS = "decoders.safetensors"
@@ -140,22 +142,41 @@ def load_per_task(
 
     Raises:
         FileNotFoundError: A file is missing, such as the adapter of a task of the model.
-        ValueError: The model is adapted already.
-        RuntimeError: The decoders are of other tasks or sizes.
+        ValueError: The model is adapted already, or a file is damaged or does not fit it. The model is as it was.
     """
     encoder, folder = _check_plain(model), Path(folder)
-    files = [folder / task / "adapter_config.json" for task in model.config.tasks] + [folder / DECODERS]
+    files = [folder / task / name for task in model.config.tasks for name in (CONFIG, WEIGHTS)] + [folder / DECODERS]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(
             f"{missing} not found. Give a folder of `save_per_task`, and a model of the tasks that were saved."
         )
+    _check_files(model, folder)
     load_model(model.decoders, str(folder / DECODERS))
     first, *others = model.config.tasks
     adapted = PeftModel.from_pretrained(encoder, str(folder / first), adapter_name=first, is_trainable=is_trainable)
     for task in others:
         adapted.load_adapter(str(folder / task), adapter_name=task, is_trainable=is_trainable)
     return _install(model, encoder, adapted, is_trainable)
+
+
+def _check_files(model: MultiTaskDenseModel, folder: Path) -> None:
+    """Raises ValueError unless the files hold the weights of the model, all of them and no others."""
+    file = folder / DECODERS
+    try:
+        wrong = difference(read_shapes(file), shapes_of(model.decoders.state_dict()))
+        for task in [] if wrong else model.config.tasks:
+            file = folder / task / CONFIG
+            config = PeftConfig.from_pretrained(str(folder / task))
+            own = adapter_shapes(without_memory(model.encoder), config, task)
+            file = folder / task / WEIGHTS
+            wrong = difference(read_shapes(file), own)
+            if wrong:
+                break
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}). Save the model again.") from error
+    if wrong:
+        raise ValueError(f"{file} does not fit the model: {wrong}. Give a model like the one that was saved.")
 
 
 def _check_plain(model: MultiTaskDenseModel) -> StageEncoder:

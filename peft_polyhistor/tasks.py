@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense tasks, one row each: output channels, loss, label check, prediction, metric, weight, colours."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .checks import check_number, check_positive
 from .classes import HUMAN_PARTS, VOC_CLASSES, voc_palette
 from .losses import (
     balanced_binary_cross_entropy,
@@ -64,12 +64,14 @@ class Task:
     palette: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self):
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
-        if self.channels < 1:
-            raise ValueError(f"`channels` of task '{self.name}' must be at least 1, got {self.channels}.")
-        if not (math.isfinite(self.loss_weight) and self.loss_weight > 0):
+        check_positive("channels", self.channels)
+        check_number("loss_weight", self.loss_weight)
+        if self.loss_weight <= 0:
             raise ValueError(f"`loss_weight` of task '{self.name}' must be positive, got {self.loss_weight}.")
+        if not (isinstance(self.class_names, Sequence) and isinstance(self.palette, Sequence)):
+            raise TypeError(f"`class_names` and `palette` of task '{self.name}' must be tuples, empty for none.")
         if len(self.palette) != len(self.class_names):
             raise ValueError(
                 f"Task '{self.name}' has {len(self.class_names)} class names and {len(self.palette)} colours. Give "
@@ -171,12 +173,12 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
         ValueError: For no name, one text in place of a list, an unknown name, or a name given twice.
     """
     known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
-    if isinstance(names, str):
-        raise ValueError(f"Tasks must be a list of names, got the text {names!r}. Write [{names!r}]. {known}")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
     names = list(names)
     if not names:
         raise ValueError(f"No task was given; at least one is needed. {known}")
-    unknown = [name for name in names if name not in TASKS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in TASKS]
     if unknown:
         raise ValueError(f"Unknown tasks {unknown}. {known}")
     if len(set(names)) < len(names):

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.tracking import get_available_trackers
 from methods import CONFIGS, NAMES, check_items, method_config
 from optimization import OPTIMIZERS, SCHEDULES
 from transformers import HfArgumentParser
-from yaml_values import convert, read_pairs
+from yaml_values import convert, read_pairs, read_yaml
 
 from peft_polyhistor import TASKS, get_tasks
 
@@ -168,8 +167,8 @@ def _read_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file. Give a YAML file of settings first, or only --name value.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        values = read_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is no YAML: {error}. Write one `name: value` a line.") from error
     values = {} if values is None else values
     if not isinstance(values, dict):

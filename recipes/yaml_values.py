@@ -9,6 +9,14 @@ from typing import Any
 import yaml
 
 
+DEEPEST = 16  # a setting of a method needs 3
+_STARTS = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
 def convert(name: str, value: Any, wanted: Any) -> Any:
     """What YAML read, as the type of its field; TypeError if it is something else."""
     if name == "mixed_precision" and value is False:  # so YAML reads a bare `no`
@@ -29,16 +37,35 @@ def convert(name: str, value: Any, wanted: Any) -> Any:
     raise TypeError(f"`{name}` must be {kinds.get(wanted, 'a list of texts')}, got {value!r}.")
 
 
+def read_yaml(text: str) -> Any:
+    """Values of a YAML text that is not nested without end, and has no aliases, by which a few lines can be endless.
+
+    Raises:
+        ValueError: It is no such text.
+    """
+    try:
+        depth = 0
+        for token in yaml.scan(text):
+            depth += isinstance(token, _STARTS) - isinstance(token, _ENDS)
+            if depth > DEEPEST:
+                raise ValueError(f"it is nested deeper than {DEEPEST}")
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("it has an alias (*name): write the value in each place")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_pairs(name: str, items: list[str]) -> dict[str, Any]:
     """`["rank=4"]` to `{"rank": 4}`; values are read as YAML."""
     pairs = {}
     for item in items:
         key, sign, text = item.partition("=")
         try:
-            pairs[key] = _number(yaml.safe_load(text))
-        except yaml.YAMLError as error:
+            pairs[key] = _number(read_yaml(text))
+        except ValueError as error:
             raise ValueError(
-                f"`{name}`: the value of {item!r} is no YAML. Write e.g. name=4 or name=[a,b]."
+                f"`{name}`: the value of {item!r} is no YAML ({error}). Write e.g. name=4 or name=[a,b]."
             ) from error
         if not key or not sign:
             raise ValueError(f"`{name}` must be items of the form name=value, got {items}.")

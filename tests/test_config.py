@@ -95,7 +95,7 @@ BAD_FIELDS = [
         ("layers_to_transform", v, ValueError, "block indices from 0, got")
         for v in [[], [-1], -1, ["0"], "0", 1.5, [True]]
     ),
-    ("modules_to_save", "head", TypeError, "a list of names, got the string 'head'"),
+    ("modules_to_save", "head", TypeError, "a list of names, got 'head'"),
     ("target_modules", 3, TypeError, "a list of names or a regular expression, got 3"),
     ("target_modules", [3], TypeError, r"a list of names or a regular expression, got \[3\]"),
     ("exclude_modules", 3, TypeError, "a list of names or a regular expression, got 3"),

@@ -95,7 +95,7 @@ def test_get_tasks_keeps_the_order():
 
 @pytest.mark.parametrize(("names", "message"), [
     ([], "No task was given"),
-    ("semseg", "got the text 'semseg'"),
+    ("semseg", "must be a list of names, got 'semseg'"),
     (["semseg", "edges"], r"Unknown tasks \['edges'\]"),
     (["semseg", "semseg"], "once each"),
 ])  # fmt: skip
@@ -114,8 +114,8 @@ def test_a_registered_task_works_like_the_others(depth):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"name": "a.b"}, "Python identifier, got 'a.b'"),
-    ({"channels": 0}, "`channels` of task 'semseg' must be at least 1, got 0"),
-    ({"loss_weight": float("nan")}, "must be positive, got nan"),
+    ({"channels": 0}, "`channels` must be an integer of at least 1, got 0"),
+    ({"loss_weight": float("nan")}, "must be a finite number, got nan"),
     ({"palette": ((0, 0, 0),)}, "21 class names and 1 colours"),
 ])  # fmt: skip
 def test_a_row_that_cannot_work_is_refused(change, message):

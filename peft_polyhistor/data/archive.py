@@ -17,18 +17,20 @@ written into the archive. Every fault is a ValueError or FileNotFoundError of on
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .decode import READERS, Size, open_picture
+from .decode import READERS, Size, is_turned, open_picture, read_bytes
 
 
 DENSE_TASKS = ("semseg", "human_parts", "saliency", "normals")
 SPLITS = ("train", "val")
+
+_LONGEST_ID = 200  # bytes; the names of files may have 255
 
 # What reading an archive raises.
 FAULTS = (OSError, ValueError)
@@ -68,23 +70,30 @@ class PascalArchive:
         path = self.root / "ImageSets" / "Context" / f"{split}.txt"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Restore it from the archive, or leave out the split.")
-        return [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        lines = read_bytes(path).decode("utf-8", errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
 
     def check_lines(self, lines: Sequence[str], split: str) -> None:
-        """ValueError if a split's list is empty or names an id twice."""
+        """ValueError if a split's list is empty, names an id twice or what is no id."""
         path = self.root / "ImageSets" / "Context" / f"{split}.txt"
         if not lines:
             raise ValueError(f"{path}: found no picture id. Restore the file: one id a line, such as 2008_000002.")
         twice = [image_id for image_id, count in Counter(lines).items() if count > 1]
         if twice:
             raise ValueError(f"{path}: found ids listed more than once: {', '.join(twice)}. Keep one line for each.")
+        wrong = [line for line in lines if not is_id(line)]
+        if wrong:
+            raise ValueError(
+                f"{path}: found {', '.join(map(repr, wrong[:3]))}, which cannot be picture ids: those are names of "
+                "files, without folder and suffix. Restore the list from the archive."
+            )
 
     def read_ids(self, split: str) -> list[str]:
         """The picture ids of a split.
 
         Raises:
             FileNotFoundError: The list is missing.
-            ValueError: The split is unknown, or its list is empty or names an id twice.
+            ValueError: The split is unknown, or its list is empty, names an id twice or what is no id.
         """
         lines = self.read_lines(split)
         self.check_lines(lines, split)
@@ -115,12 +124,14 @@ class PascalArchive:
         turns such pictures on decoding, and the labels are drawn on the stored pixels.
         """
         (path,) = self.paths(image_id, "image")
-        data = path.read_bytes()
-        image = open_picture(path, data)
-        if image.format not in ("JPEG", "MPO"):
-            raise ValueError(f"{path}: found a {image.format} file, allowed is JPEG. Restore it from the archive.")
-        turned = image.getexif().get(Image.ExifTags.Base.Orientation, 1) != 1
-        return (_strip_metadata(data) if turned else data), image.size
+        data = read_bytes(path)
+        image = open_picture(path, data, "JPEG")
+        if is_turned(image):
+            data = _strip_metadata(data)
+            bare = open_picture(path, data, "JPEG")
+            if is_turned(bare) or bare.size != image.size:
+                raise ValueError(f"{path}: found metadata that cannot be taken off. Save it without, as it is stored.")
+        return data, image.size
 
     def read_label(self, image_id: str, task: str, size: Size | None) -> np.ndarray:
         """A task's label: class ids, saliency, or normals that are black where none count; uint8.
@@ -145,7 +156,8 @@ class PascalArchive:
 
 def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
     """`tasks` in the order of `DENSE_TASKS`; ValueError if one is unknown or there is none."""
-    unknown = [tasks] if isinstance(tasks, str) else [task for task in tasks if task not in DENSE_TASKS]
+    is_list = isinstance(tasks, Collection) and not isinstance(tasks, str)
+    unknown = [task for task in tasks if task not in DENSE_TASKS] if is_list else [tasks]
     if unknown or not tasks:
         found = f"Unknown tasks {unknown}" if unknown else "No task"
         raise ValueError(f"{found}; give a list with one or more of {', '.join(DENSE_TASKS)}.")
@@ -158,10 +170,15 @@ def _encode_png(label: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def is_id(line: str) -> bool:
+    """Whether a line can be a picture id, by which no file outside of the archive's folders is read."""
+    return line.isprintable() and not {"/", "\\"} & set(line) and len(line.encode()) <= _LONGEST_ID
+
+
 def _strip_metadata(jpeg: bytes) -> bytes:
     """A JPEG without its APP1 segments (EXIF and XMP); the compressed pixels stay as they are."""
     kept, position = [jpeg[:2]], 2
-    while jpeg[position] == 0xFF and jpeg[position + 1] != 0xDA:  # up to the start of the scan
+    while jpeg[position : position + 1] == b"\xff" and jpeg[position + 1] != 0xDA:  # up to the start of the scan
         if jpeg[position + 1] == 0xFF:  # a fill byte
             position += 1
             continue

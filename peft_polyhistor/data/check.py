@@ -10,7 +10,7 @@ from functools import partial
 
 from tqdm.auto import tqdm
 
-from .archive import DENSE_TASKS, FAULTS, SPLITS, PascalArchive, check_tasks
+from .archive import DENSE_TASKS, FAULTS, SPLITS, PascalArchive, check_tasks, is_id
 
 
 # Pictures handed to a worker process at a time.
@@ -49,7 +49,7 @@ def find_faults(
     for split in splits:
         try:
             lines = archive.read_lines(split)
-            image_ids |= dict.fromkeys(lines)
+            image_ids |= dict.fromkeys(filter(is_id, lines))
             archive.check_lines(lines, split)
         except FAULTS as fault:
             faults.append(_one_line(fault))

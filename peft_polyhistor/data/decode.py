@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
+
+from .mat import Value, read_variable
 
 
 IGNORE = 255  # unlabeled pixels in VOC
@@ -47,32 +47,59 @@ NORMALS_VALID_IDS = (
     407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
 )  # fmt: skip
 
-# What Pillow and SciPy raise on damaged files.
-_BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-_BROKEN_MAT = (
-    *(OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError),
-    *(struct.error, zlib.error, MatReadError),
+# Far beyond PASCAL's pictures, which have up to 500 x 500 pixels and 200 KB: what is larger is not decoded.
+MAX_PIXELS = 2**26
+MAX_FILE_SIZE = 2**28  # bytes
+
+# What is raised on damaged files.
+_BROKEN_PICTURE = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+_BROKEN_MAT = (ValueError, TypeError, IndexError, struct.error, zlib.error)
 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow orders them
 
 
-def open_picture(path: Path, data: bytes | None = None) -> Image.Image:
-    """The decoded picture of a file, or of `data`, the file's bytes."""
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; ValueError if it is larger than `MAX_FILE_SIZE`."""
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_SIZE + 1)  # of a link to a device, the size says nothing
+    if len(data) > MAX_FILE_SIZE:
+        raise ValueError(f"{path}: found more than {MAX_FILE_SIZE} bytes, allowed are so many. Restore it.")
+    return data
+
+
+def open_picture(path: Path, data: bytes, kind: str) -> Image.Image:
+    """The decoded picture of `data`, the bytes of a file that must be a `kind` of "JPEG" or "PNG"."""
     try:
-        # From memory: Pillow leaves a damaged file open.
-        image = Image.open(BytesIO(path.read_bytes() if data is None else data))
-        image.load()
+        # Of all that Pillow opens, some formats run other programs. From memory: it leaves a damaged file open.
+        image = Image.open(BytesIO(data), formats=["JPEG", "PNG"])
+        is_small = image.width * image.height <= MAX_PIXELS
+        if is_small:
+            image.load()
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: found no picture in it. Restore it from the archive.") from error
+        raise ValueError(f"{path}: found no picture in it, allowed is {kind}. Restore it from the archive.") from error
     except _BROKEN_PICTURE as error:
         raise ValueError(f"{path}: found a damaged picture ({error}). Restore it from the archive.") from error
+    if image.format not in (kind, "MPO" if kind == "JPEG" else kind):  # MPO: a JPEG with others behind it
+        raise ValueError(f"{path}: found a {image.format} file, allowed is {kind}. Restore it from the archive.")
+    if not is_small:
+        raise ValueError(f"{path}: found {image.width} x {image.height} pixels, allowed are {MAX_PIXELS}. Restore it.")
     return image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether a picture's metadata turn it, or cannot be read."""
+    try:
+        return image.getexif().get(Image.ExifTags.Base.Orientation, 1) != 1
+    except _BROKEN_PICTURE:
+        return True
 
 
 def _read_pixels(path: Path, modes: tuple[str, ...], size: Size | None) -> np.ndarray:
     """The stored values of an 8-bit PNG: of a palette picture the indices, never the colours."""
-    image = open_picture(path)
+    image = open_picture(path, read_bytes(path), "PNG")
     if image.mode not in modes:
         raise ValueError(f"{path}: found pixels of mode {image.mode}, allowed is {' or '.join(modes)}. Restore it.")
     _check_size(path, image.size, size)
@@ -106,9 +133,7 @@ def _read_saliency(path: Path, size: Size | None) -> np.ndarray:
 
 def _read_normals(path: Path, context_path: Path, size: Size | None) -> np.ndarray:
     normals = _read_pixels(path, ("RGB",), size)
-    context = _load_mat(context_path, "LabelMap", lambda ids: np.array(ids, ndmin=2))
-    if context.ndim != 2 or context.dtype.kind not in "uif":
-        raise ValueError(f"{context_path}: found a LabelMap that is no matrix of numbers. Restore it.")
+    context = _load_mat(context_path, "LabelMap", _matrix)
     _check_size(context_path, context.shape[::-1], normals.shape[1::-1], "a LabelMap of ")
     valid = (context >= 0) & (context < NUM_CONTEXT_IDS) & (context % 1 == 0)
     _check_values(context_path, context, valid, f"whole numbers from 0 to {NUM_CONTEXT_IDS - 1}")
@@ -130,27 +155,40 @@ def _read_human_parts(path: Path, size: Size | None) -> np.ndarray:
     return classes
 
 
-def _person_parts(anno: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Names and masks of all parts of all persons, in file order, from MATLAB's nested struct arrays."""
-    persons = [item for item in anno[0][0][1].reshape(-1) if item[1][0][0] == PERSON]
-    # A person without parts has an empty matrix in place of the structs.
-    return [
-        (str(part[0][0]), np.array(part[1], bool, ndmin=2)) for person in persons for part in person[3].reshape(-1)
-    ]
+def _person_parts(anno: Value) -> list[tuple[str, np.ndarray]]:
+    """Names and masks of all parts of all persons, in file order."""
+    [(_, objects)] = anno
+    # An object's fields are class, class_ind, mask and parts; without parts, an empty matrix in place of the structs.
+    persons = [item for item in objects if _matrix(item[1]).item() == PERSON]
+    return [(_text(name), _matrix(mask).astype(bool)) for item in persons for name, mask in item[3]]
 
 
-def _load_mat(path: Path, key: str, extract: Callable[[np.ndarray], Any]) -> Any:
+def _text(value: Value) -> str:
+    if not isinstance(value, str):
+        raise ValueError("no text")
+    return value
+
+
+def _matrix(value: Value) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or value.ndim != 2:
+        raise ValueError("no matrix of numbers")
+    return value
+
+
+def _load_mat(path: Path, key: str, extract: Callable[[Value], Any]) -> Any:
     """`extract` of the variable `key` of a MATLAB file."""
     try:
-        content = loadmat(path, variable_names=[key])
+        variable = read_variable(read_bytes(path), key)
     except _BROKEN_MAT as error:
         raise ValueError(f"{path}: found a damaged MATLAB file ({error}). Restore it from the archive.") from error
-    if key not in content:
+    if variable is None:
         raise ValueError(f"{path}: found no variable {key!r} in it. Restore it from the archive.")
     try:
-        return extract(content[key])
+        return extract(variable)
     except _BROKEN_MAT as error:
-        raise ValueError(f"{path}: found another structure under {key!r} than the archive's. Restore it.") from error
+        raise ValueError(
+            f"{path}: found another structure under {key!r} than the archive's ({error}). Restore it."
+        ) from error
 
 
 READERS = {

@@ -15,7 +15,6 @@ All sources give the same columns: `image_id` (string), `image`, and one `datase
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,9 @@ from .archive import DENSE_TASKS, FAULTS, PascalArchive, check_tasks
 
 # Part of the cache key: raise it when what is read from the same files changes.
 _FORMAT_VERSION = 1
+
+# What a worker process reports a fault as; any other is some OSError.
+_FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
 
 
 def load_pascal_context(
@@ -73,7 +75,8 @@ def load_pascal_context(
             )
         except DatasetGenerationError:
             for path in Path(fault_dir).iterdir():
-                raise pickle.loads(path.read_bytes()) from None
+                name, text = json.loads(path.read_text("utf-8"))
+                raise _FAULT_TYPES.get(name, OSError)(text) from None
             raise
 
 
@@ -125,7 +128,8 @@ def _read_examples(
             example = archive.read(image_id, tasks)
         except FAULTS as fault:
             # `datasets` drops type and text of what a worker process raises: leave it where the caller finds it.
-            (Path(fault_dir) / str(os.getpid())).write_bytes(pickle.dumps(fault))
+            report = json.dumps([type(fault).__name__, str(fault)])
+            (Path(fault_dir) / str(os.getpid())).write_text(report, "utf-8")
             raise
         yield {"image_id": image_id} | example
 

@@ -53,7 +53,7 @@ def synthetic_scenes(
         ValueError: A task or split that does not exist, or a count, size, seed or number of processes out of range.
     """
     tasks, size = check_tasks(tasks), normalize_image_size(image_size)
-    count = SCENE_COUNTS.get(split) if count is None else count
+    count = SCENE_COUNTS.get(str(split)) if count is None else count
     num_proc = 1 if num_proc is None else num_proc
     _check(split, count, size, seed, num_proc)
     return Dataset.from_generator(
@@ -91,7 +91,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _check(split, count, size, seed, num_proc):
-    if split not in SCENE_COUNTS:
+    if split not in list(SCENE_COUNTS):
         raise ValueError(f"`split` is {split!r}, but the splits are {list(SCENE_COUNTS)}. Choose one of them.")
     if min(size) < _SMALLEST or max(size) > _LARGEST:
         raise ValueError(

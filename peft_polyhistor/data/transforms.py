@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checks import check_truth, check_whole
 from .archive import DENSE_TASKS
 from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES
 from .geometry import Draw, Geometry
@@ -84,8 +85,8 @@ class JointTransform:
     """
 
     def __init__(self, image_size: int | tuple[int, int], train: bool, seed: int = 0):
-        if seed < 0:
-            raise ValueError(f"`seed` must be 0 or more, got {seed}.")
+        check_whole("seed", seed)
+        check_truth("train", train)
         self.image_size = normalize_image_size(image_size)
         self.train = train
         self.seed = seed
@@ -97,8 +98,7 @@ class JointTransform:
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the following pictures use the draws of `epoch`, 0 or more."""
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be 0 or more, got {epoch}.")
+        check_whole("epoch", epoch)
         self._epoch.fill_(epoch)
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, list]:

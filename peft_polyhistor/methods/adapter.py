@@ -17,7 +17,8 @@ from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
 from ..adapter.parameters import ParameterAdditions, ParameterPlace, parameter_places
 from ..adapter.site import Site
-from ..config import BottleneckConfig, LowRankConfig, check_positive
+from ..checks import check_positive
+from ..config import BottleneckConfig, LowRankConfig
 from ..models.blocks import Block
 from ..registry import register
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
 from ..adapter.site import Site
-from ..config import SUBLAYERS, BottleneckConfig, check_positive
+from ..checks import check_positive
+from ..config import SUBLAYERS, BottleneckConfig
 from ..registry import register
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
 from ..adapter.factors import HIDDEN, INIT_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
 from ..adapter.site import Site
-from ..config import BottleneckConfig, check_positive
+from ..checks import check_positive
+from ..config import BottleneckConfig
 from ..registry import register
 
 

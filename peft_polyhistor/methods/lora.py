@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ..adapter.site import AdapterSite, Site, base_of
 from ..adapter.tuner import AdapterTuner
-from ..config import MultiTaskConfig, check_positive
+from ..checks import check_number, check_positive
+from ..config import MultiTaskConfig
 from ..models.blocks import Block
 from ..registry import register
 
@@ -51,8 +52,7 @@ class MultiTaskLoraConfig(MultiTaskConfig):
     def __post_init__(self):
         super().__post_init__()
         check_positive("rank", self.rank)
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not math.isfinite(self.scale):
-            raise ValueError(f"`scale` must be a finite number, got {self.scale!r}.")
+        check_number("scale", self.scale)
 
     def make_generator(self, sites: list[ProjectionPlace]) -> nn.Module:
         groups = [list(group) for _, group in groupby(sites, key=lambda site: site.block)]

@@ -29,7 +29,8 @@ from ..adapter.factors import (
 )
 from ..adapter.scaling import ScalingKernels, group_equal, scale_up
 from ..adapter.site import Site
-from ..config import LowRankConfig, check_positive
+from ..checks import check_positive
+from ..config import LowRankConfig
 from ..registry import register
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ..adapter.site import AdapterSite, Site, base_of
 from ..adapter.tuner import AdapterTuner
-from ..config import MultiTaskConfig, check_positive
+from ..checks import check_positive
+from ..config import MultiTaskConfig
 from ..models.blocks import Block, family_of
 from ..registry import register
 

@@ -130,7 +130,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {list(embedded)}.")
     source = str(embedded.get(name, name))
-    config = AutoConfig.from_pretrained(source, **kwargs)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)  # else it might ask
     model_class = _class_of(config, name)
     if issubclass(model_class, BackboneMixin):
         # By name: some families count a stem, some do not.

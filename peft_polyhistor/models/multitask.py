@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One encoder, one decoder per task."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -87,6 +89,29 @@ class MultiTaskDenseModel(PreTrainedModel):
         config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **kwargs)
         config.name_or_path = stages.config.name_or_path  # the base model that PEFT records with an adapter
         return cls(config, stages)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, *args: Any, output_loading_info: bool = False, **kwargs: Any):
+        """As in transformers, but from safetensors alone, and only if all weights are there and no others.
+
+        Raises:
+            OSError: There is no such folder or Hub repository, or it has no safetensors.
+            ValueError: Weights are missing or left over, the file is damaged, or a field of the config cannot be.
+            TypeError: A field of the config has the wrong type.
+            RuntimeError: A weight has another shape.
+        """
+        options = {"output_loading_info": True, "use_safetensors": True} | kwargs
+        try:
+            model, info = super().from_pretrained(name, *args, **options)
+        except SafetensorError as error:
+            raise ValueError(f"The weights of '{name}' are damaged ({error}). Save or download them again.") from error
+        missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or surplus:
+            raise ValueError(
+                f"'{name}' does not hold the weights of its config: {len(missing)} are missing, as {missing[:2]}, "
+                f"{len(surplus)} are left over, as {surplus[:2]}. Save the model again."
+            )
+        return (model, info) if output_loading_info else model
 
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
         """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""

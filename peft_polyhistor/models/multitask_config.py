@@ -5,9 +5,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from ..tasks import get_tasks
+from ..checks import check_number, check_positive, check_probability, check_sides, check_truth
+from ..tasks import TASKS, get_tasks
 
 
 class MultiTaskDenseConfig(PreTrainedConfig):
@@ -23,6 +24,10 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
         image_size: Side or (height, width) of the pictures that it trains on, pixels; a `MultiTaskPredictor` resizes
             to it. The model itself takes pictures of any size.
+
+    Raises:
+        ValueError: A field is out of its range; the message says what is allowed.
+        TypeError: A field has the wrong type.
     """
 
     model_type = "multitask_dense"
@@ -38,10 +43,19 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         image_size: int | Sequence[int] | None = None,
         **kwargs: Any,
     ):
-        if isinstance(encoder, dict):
-            encoder = AutoConfig.for_model(**encoder)
-        self.encoder = encoder
+        self.encoder = _as_config(encoder)
+        if isinstance(tasks, str) or not isinstance(tasks, Sequence):
+            raise ValueError(f"`tasks` must be a list of names, got {tasks!r}. Known tasks: {', '.join(TASKS)}.")
         self.tasks = list(tasks)
+        check_positive("decoder_width", decoder_width)
+        check_probability("decoder_dropout", decoder_dropout)
+        check_truth("shared_norms", shared_norms)
+        if not isinstance(loss_weights, Mapping | None):
+            raise TypeError(f"`loss_weights` must be numbers by task, got {loss_weights!r}.")
+        for weight in (loss_weights or {}).values():
+            check_number("loss_weights", weight)
+        if image_size is not None:
+            check_sides("image_size", image_size)
         self.decoder_width = decoder_width
         self.decoder_dropout = decoder_dropout
         self.shared_norms = shared_norms
@@ -70,3 +84,14 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         if isinstance(output.get("encoder"), dict):
             output["encoder"].pop("_name_or_path", None)
         return output
+
+
+def _as_config(encoder: Any) -> PreTrainedConfig | None:
+    if encoder is None or isinstance(encoder, PreTrainedConfig):
+        return encoder
+    if not isinstance(encoder, dict) or encoder.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`encoder` must be the config of an encoder of transformers, or its dict with a known `model_type`, got "
+            f"{encoder!r}."
+        )
+    return AutoConfig.for_model(**encoder)

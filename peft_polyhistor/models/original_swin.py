@@ -4,10 +4,13 @@
 
 import math
 import re
+import struct
 from collections import OrderedDict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SwinConfig, SwinModel
@@ -30,6 +33,13 @@ ORIGINAL_NAMES = {
 UNUSED = re.compile(r"(^|\.)(relative_position_index|attn_mask)$|^(norm|head)\.|^mask_token$")
 # Of data-parallel training, of other code bases, and of MoBY's online encoder.
 PREFIXES = ("module.", "backbone.", "encoder.")
+# What is raised on a damaged file, or one of other objects than weights need, and on tensors that tell no sizes.
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError),
+    *(ValueError, SafetensorError, UnpicklingError, struct.error),
+)
+SIZES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+LARGEST_WINDOW = 32  # published ones reach 24; tables of positions grow with its fourth power
 
 
 def load_original_swin(path: str | Path) -> StageEncoder:
@@ -45,8 +55,8 @@ def load_original_swin(path: str | Path) -> StageEncoder:
 
     Raises:
         OSError: There is no such file.
-        ValueError: It holds no such Swin; the message names the keys that are missing, left over or misshapen.
-        pickle.UnpicklingError: It holds objects beyond tensors and settings.
+        ValueError: It is damaged, holds objects beyond tensors and settings, or no such Swin; the message names the
+            keys that are missing, left over or misshapen.
     """
     tensors = _read(Path(path).expanduser())
     if not any(key.startswith("patch_embed.") for key in tensors):
@@ -56,9 +66,12 @@ def load_original_swin(path: str | Path) -> StageEncoder:
         )
     try:
         config = _config_of(tensors)
+        with torch.device("meta"):  # until it is known that the file holds a model of these sizes
+            encoder = view_encoder(SwinModel(config, add_pooling_layer=False))
     except KeyError as error:
         raise ValueError(f"'{path}' is no whole Swin: {error} is missing, which tells its sizes.") from error
-    encoder = view_encoder(SwinModel(config, add_pooling_layer=False))
+    except SIZES as error:
+        raise ValueError(f"'{path}' is no Swin: its tensors have no sizes of one ({error}).") from error
     names = {key: _original_name(key) for key in encoder.state_dict()}
     missing = sorted(set(names.values()) - tensors.keys())
     unexpected = sorted(key for key in tensors.keys() - set(names.values()) if not UNUSED.search(key))
@@ -71,20 +84,25 @@ def load_original_swin(path: str | Path) -> StageEncoder:
     wrong = [name for key, name in names.items() if state[key].shape != encoder.state_dict()[key].shape]
     if wrong:
         raise ValueError(f"'{path}' is no whole Swin: the shapes of {wrong} do not fit the sizes of the others.")
+    encoder = view_encoder(SwinModel(config, add_pooling_layer=False))
     encoder.load_state_dict(state)
     return encoder.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        checkpoint = load_file(path)
-    else:
-        # Training checkpoints hold their settings as a CfgNode of yacs, which is a dict and read as one.
-        with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            checkpoint = load_file(path)
+        else:
+            # Training checkpoints hold their settings as a CfgNode of yacs, which is a dict and read as one.
+            with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise ValueError(f"'{path}' is damaged, or holds more than tensors and settings: {error}") from error
     for holder in ("model", "state_dict"):
         checkpoint = checkpoint.get(holder, checkpoint) if isinstance(checkpoint, dict) else checkpoint
-    if not isinstance(checkpoint, dict) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+    is_dict = isinstance(checkpoint, dict) and all(isinstance(key, str) for key in checkpoint)
+    if not is_dict or not all(isinstance(value, Tensor) for value in checkpoint.values()):
         raise ValueError(
             f"'{path}' holds a {type(checkpoint).__name__}, no dict of tensors, bare or as 'model' or 'state_dict'."
         )
@@ -107,13 +125,16 @@ def _config_of(tensors: dict[str, Tensor]) -> SwinConfig:
             f"Stages with windows of one size are needed; the tables of relative positions have "
             f"{[len(table) for table in tables]} rows. Take a checkpoint whose last map was no smaller than a window."
         )
+    window = (math.isqrt(len(tables[0])) + 1) // 2  # (2 window - 1)^2 rows
+    if window > LARGEST_WINDOW:
+        raise ValueError(f"a window of {window}; up to {LARGEST_WINDOW} are read")
     return SwinConfig(
         patch_size=patches.shape[2],
         num_channels=patches.shape[1],
         embed_dim=patches.shape[0],
         depths=depths,
         num_heads=[table.shape[1] for table in tables],
-        window_size=(math.isqrt(len(tables[0])) + 1) // 2,  # (2 window - 1)^2 rows
+        window_size=window,
         mlp_ratio=len(tensors["layers.0.blocks.0.mlp.fc1.weight"]) / len(patches),
         qkv_bias="layers.0.blocks.0.attn.qkv.bias" in tensors,
     )

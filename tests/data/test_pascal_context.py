@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from scipy.io import loadmat, savemat
 
-from peft_polyhistor.data import DENSE_TASKS, find_faults, load_dense_dataset, load_pascal_context
+from peft_polyhistor.data import DENSE_TASKS, decode, find_faults, load_dense_dataset, load_pascal_context
 from peft_polyhistor.data import pascal_context as module
 from peft_polyhistor.data.decode import NORMALS_VALID_IDS
 
@@ -107,6 +109,15 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-60])
 
 
+def declare_size(path, width, height):
+    """Lets a PNG of one pixel say that it is of another size."""
+    PILImage.new("L", (1, 1)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
 def save_label_map(archive, value):
     savemat(archive / "pascal-context/trainval/2008_000001.mat", {"LabelMap": value})
 
@@ -132,6 +143,30 @@ FAULTS = {
     "png as jpg": (
         lambda a: shutil.copy(a / "sal_distill/2008_000001.png", a / "JPEGImages/2008_000001.jpg"),
         "000001.jpg: found a PNG file, allowed is JPEG",
+    ),
+    "a path for an id": (
+        lambda a: (a / "ImageSets/Context/train.txt").write_text("../JPEGImages/2008_000001\n"),
+        "train.txt: found '../JPEGImages/2008_000001', which cannot be picture ids",
+    ),
+    "jpg as png": (
+        lambda a: PILImage.new("L", (20, 14)).save(a / "sal_distill/2008_000001.png", "JPEG"),
+        "000001.png: found a JPEG file, allowed is PNG",
+    ),
+    "gif as png": (
+        lambda a: PILImage.new("P", (20, 14)).save(a / "semseg/VOC12/2008_000001.png", "GIF"),
+        "000001.png: found no picture in it, allowed is PNG",
+    ),
+    "16 bits": (
+        lambda a: rewrite(a / "sal_distill/2008_000001.png", np.zeros((14, 20), np.uint16)),
+        "found pixels of mode I;16, allowed is L or P",
+    ),
+    "large png": (
+        lambda a: declare_size(a / "sal_distill/2008_000001.png", 9000, 9000),
+        "found 9000 x 9000 pixels, allowed are 67108864",
+    ),
+    "huge png": (
+        lambda a: declare_size(a / "sal_distill/2008_000001.png", 99999, 99999),
+        "found a damaged picture .*decompression bomb",
     ),
     "class 21": (
         lambda a: rewrite(a / "semseg/VOC12/2008_000001.png", np.full((14, 20), 21, np.uint8)),
@@ -159,7 +194,10 @@ FAULTS = {
         "found the values 460, allowed are whole numbers from 0 to 459",
     ),
     "id 2.5": (lambda a: save_label_map(a, np.full((14, 20), 2.5)), "found the values 2.5, allowed are whole numbers"),
-    "context text": (lambda a: save_label_map(a, "nothing"), "found a LabelMap that is no matrix"),
+    "context text": (
+        lambda a: save_label_map(a, "nothing"),
+        r"another structure under 'LabelMap' .*\(no matrix of numbers\)",
+    ),
     "no LabelMap": (
         lambda a: savemat(a / "pascal-context/trainval/2008_000001.mat", {"labels": np.zeros((14, 20))}),
         "found no variable 'LabelMap'",
@@ -180,6 +218,28 @@ def test_loader_and_checker_name_every_fault(name, archive, cache):
     assert find_faults(archive, splits=["train"]) == [" ".join(str(error.value).split())]
     assert str(archive) in str(error.value)
     assert not [name for _, _, names in os.walk(cache) for name in names if name.endswith((".arrow", ".json"))]
+
+
+def test_metadata_that_cannot_be_read_are_taken_off(archive, cache):
+    path = archive / "JPEGImages/2008_000004.jpg"
+    expected = pixels(path)
+    data = path.read_bytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    image = load_pascal_context(archive, ["semseg"], "val", cache_dir=cache)[0]["image"]
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_files_may_be_links_to_another_place(archive, cache, tmp_path):
+    shutil.move(archive / "JPEGImages", tmp_path / "elsewhere")
+    (archive / "JPEGImages").symlink_to(tmp_path / "elsewhere")
+    assert len(load_pascal_context(archive, ["semseg"], cache_dir=cache)) == 3
+
+
+def test_files_without_end_are_not_read_to_it(archive, cache, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_FILE_SIZE", 100)
+    with pytest.raises(ValueError, match=r"000001.jpg: found more than 100 bytes"):
+        load_pascal_context(archive, cache_dir=cache)
 
 
 def test_unknown_part_and_wrong_mask_are_named(archive, cache, save_parts):

@@ -1,0 +1,66 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of single settings."""
+
+import math
+from typing import Any
+
+
+# Above every size in an encoder: a larger number is a slip, which would take all memory.
+LARGEST = 2**16
+
+# The keys of `made_for`, and of its `decoders`.
+RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
+DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size"}
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an integer from 1 to `LARGEST`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}; at most {LARGEST}.")
+
+
+def check_sides(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is the side of a square in pixels, or a list of height and width."""
+    for side in value if isinstance(value, list | tuple) and len(value) == 2 else [value]:
+        if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST:
+            raise ValueError(f"`{name}` must be a side or (height, width), pixels from 1 to {LARGEST}, got {value!r}.")
+
+
+def check_truth(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def check_probability(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number from 0 to less than 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be a probability in [0, 1), got {value!r}.")
+
+
+def check_record(made_for: Any) -> None:
+    """Raises ValueError unless `made_for` is None or of the form that an adapter records."""
+    if made_for is None:
+        return
+    is_record = isinstance(made_for, dict) and made_for.keys() == RECORD
+    decoders = made_for["decoders"] if is_record else None
+    fits = decoders is None or (isinstance(decoders, dict) and decoders.keys() <= DECODERS)
+    if not is_record or not fits or not isinstance(made_for["encoder"], str | None):
+        raise ValueError(
+            f"`made_for` must be what an adapter recorded of its model, with {sorted(RECORD)} and of `decoders` "
+            f"{sorted(DECODERS)}, got {made_for!r}. Leave it out for a new adapter."
+        )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an integer of at least 0 in 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"`{name}` must be 0 or more, got {value!r}; a whole number of 64 bits.")
