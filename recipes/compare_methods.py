@@ -16,11 +16,12 @@ they train different methods, and the last command names all. report.py makes a 
 
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
+from atomic import replace_file, write_json
 from charts import save_chart
-from checkpoints import write_json
 from learning_rates import choose_rate, fix_decoder_rate, score_grid
 from methods import method_config
 from paper import PaperRow, find_row
@@ -100,10 +101,11 @@ def summarise(results: dict, grid: dict, papers: dict[str, PaperRow | None]) -> 
 def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, PaperRow | None]) -> None:
     rows, note = make_rows(results, papers), make_note(results, papers)
     write_json(folder / "comparison.json", summary)
-    (folder / "comparison.md").write_text(to_markdown(rows, note), encoding="utf-8")
+    replace_file(folder / "comparison.md", lambda file: file.write_text(to_markdown(rows, note), encoding="utf-8"))
     (folder / "comparison.svg").unlink(missing_ok=True)
     if points := find_points(results):
-        save_chart(draw_plot(points, REFERENCES[summary["reference"]]), folder / "comparison.svg")
+        plot = draw_plot(points, REFERENCES[summary["reference"]])
+        replace_file(folder / "comparison.svg", partial(save_chart, plot))
     print(align(rows), note, sep="\n")
     print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")
 

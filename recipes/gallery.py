@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from checkpoints import replace_folder
+from atomic import replace_file, replace_folder
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ def draw_pictures(model: nn.Module, data: Dataset, details: Mapping, folder: Pat
         details: As in details.py; a state of an older version has none, and gets an empty gallery.
         folder: Of the run.
     """
-    draw_grid(*_predict(model, data, range(min(BATCH, len(data))))).save(folder / PREVIEW)
+    grid = draw_grid(*_predict(model, data, range(min(BATCH, len(data)))))
+    replace_file(folder / PREVIEW, partial(grid.save, format="png"))
     replace_folder(folder / GALLERY, partial(_draw_gallery, model, data, details.get("pictures", {})))
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from checkpoints import Progress, open_folder, recorded, resume, save, versions, write_json
+from atomic import write_json
+from checkpoints import Progress, open_folder, recorded, resume, save, versions
 from details import find_details, join_runs
 from gallery import draw_pictures
 from gradients import add_gradients
 from loaders import load_data, make_loader
+from locks import lock_folder
 from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
 from settings import Settings, loss_weights, parse_settings
@@ -84,8 +86,12 @@ def train(method: str, settings: Settings) -> dict:
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    if finished := open_folder(accelerator, folder, settings):
-        return finished
+    with lock_folder(accelerator, folder):
+        return open_folder(accelerator, folder, settings) or train_in(folder, method, settings, accelerator)
+
+
+def train_in(folder: Path, method: str, settings: Settings, accelerator: Accelerator) -> dict:
+    """Trains one method from the state in the folder, or from the start."""
     run = build(method, settings, accelerator)
     accelerator.register_for_checkpointing(run.scheduler, run.progress)
     if settings.resume:
