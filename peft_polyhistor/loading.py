@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
@@ -99,6 +99,11 @@ def _download(name: str, revision: str | None, token: str | bool | None, **kwarg
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"'{name}' at revision {revision or 'main'!r} was not loaded here before, and the Hub was not asked or "
+            f"did not answer ({error})."
+        ) from error
     except RevisionNotFoundError as error:
         refs = HfApi(token=token).list_repo_refs(name)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]

@@ -75,11 +75,22 @@ def copy_of(folder, tmp_path_factory):
     return shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "checkpoint")
 
 
+# Of a dense model's config; what else is in it, transformers checks.
+FIELDS = ["tasks", "decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "encoder", "dtype"]
+
+
 def spoil(data, file):
     """Damages a JSON or safetensors file; whether it may still be read."""
     if file.suffix == ".json" and data.draw(st.booleans()):
         content = json.loads(file.read_text())
-        keys = data.draw(st.lists(st.sampled_from(sorted(content)), min_size=1, max_size=2, unique=True))
+        keys = data.draw(
+            st.lists(
+                st.sampled_from(FIELDS if file.name == "config.json" else sorted(content)),
+                min_size=1,
+                max_size=2,
+                unique=True,
+            )
+        )
         file.write_text(json.dumps(content | {key: data.draw(VALUES) for key in keys}))
     elif file.suffix == ".safetensors" and data.draw(st.booleans()):
         tensors, fits = data.draw(other_tensors(load_file(file)))

@@ -16,6 +16,7 @@ from peft import (
     RandLoraConfig,
     VeraConfig,
 )
+from safetensors.torch import load_file, save_file
 from tiny_models import recompute_layers
 from torch import nn
 
@@ -173,3 +174,22 @@ def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
     save_per_task(model, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"saliency.*not found\. Give a folder of `save_per_task`"):
         load_per_task(make_dense(["semseg", "saliency"]), tmp_path)
+
+
+def test_what_does_not_fit_is_refused_and_leaves_the_model(make_dense, tmp_path):
+    save_per_task(adapt_per_task(make_dense(["semseg", "normals"]), LoraConfig(r=2)), tmp_path)
+    model = make_dense(["semseg", "normals"])
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for name in ("decoders.safetensors", "normals/adapter_model.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        weights = load_file(tmp_path / name)
+        weights.pop(min(weights))
+        save_file(weights, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} does not fit the model: 1 weights differ.*None in it"):
+            load_per_task(model, tmp_path)
+        (tmp_path / name).write_bytes(content[:50])
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            load_per_task(model, tmp_path)
+        (tmp_path / name).write_bytes(content)
+    torch.testing.assert_close(model.state_dict(), before, **EXACT)
+    load_per_task(model, tmp_path)

@@ -5,6 +5,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..checks import check_number, check_positive, check_probability, check_sides, check_truth
@@ -61,6 +62,9 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.shared_norms = shared_norms
         self.loss_weights = dict(loss_weights or {})
         self.image_size = image_size
+        dtype = kwargs.get("dtype")
+        if dtype is not None and not isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
+            raise ValueError(f"`dtype` must be a type of PyTorch such as 'float32', got {dtype!r}.")
         super().__init__(**kwargs)
 
     def choose_tasks(self, tasks: Sequence[str] | None) -> list[str]:

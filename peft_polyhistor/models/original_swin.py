@@ -36,7 +36,7 @@ PREFIXES = ("module.", "backbone.", "encoder.")
 # What is raised on a damaged file, or one of other objects than weights need, and on tensors that tell no sizes.
 DAMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError, TypeError),
-    *(ValueError, SafetensorError, UnpicklingError, struct.error),
+    *(ValueError, SafetensorError, UnpicklingError, OSError, struct.error),
 )
 SIZES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 LARGEST_WINDOW = 32  # published ones reach 24; tables of positions grow with its fourth power
@@ -97,6 +97,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             # Training checkpoints hold their settings as a CfgNode of yacs, which is a dict and read as one.
             with torch.serialization.safe_globals([(OrderedDict, "yacs.config.CfgNode")]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
     except DAMAGE as error:
         raise ValueError(f"'{path}' is damaged, or holds more than tensors and settings: {error}") from error
     for holder in ("model", "state_dict"):

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -385,3 +386,28 @@ def test_the_place_an_encoder_came_from_is_not_saved(make_swin, tmp_path):
     model = MultiTaskDenseModel.from_encoder(encoder, ["saliency"], decoder_width=4)
     model.save_pretrained(tmp_path / "dense")
     assert str(tmp_path) not in (tmp_path / "dense" / "config.json").read_text()
+
+
+def test_a_checkpoint_is_read_whole_or_refused(make_dense, tmp_path):
+    make_dense(["semseg"]).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    first = min(weights)
+    save_file({key: tensor for key, tensor in weights.items() if key != first}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 are missing, as .*{first}.* 0 are left over"):
+        MultiTaskDenseModel.from_pretrained(tmp_path)
+    save_file(weights | {"more": torch.zeros(1)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"0 are missing, .* 1 are left over, as \['more'\]"):
+        MultiTaskDenseModel.from_pretrained(tmp_path)
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match="are damaged"):
+        MultiTaskDenseModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("decoder_width", 0), ("decoder_width", 2**31), ("decoder_dropout", float("nan")), ("shared_norms", "no"),
+    ("loss_weights", {"semseg": "2"}), ("loss_weights", [1]), ("encoder", "swin"), ("encoder", {"model_type": "x"}),
+])  # fmt: skip
+def test_a_field_of_the_config_that_cannot_be_is_named(name, value):
+    with pytest.raises((ValueError, TypeError), match=f"`{name}` must be"):
+        MultiTaskDenseConfig(**{name: value})
