@@ -5,6 +5,7 @@
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -65,7 +66,7 @@ def base_of(config: MultiTaskConfig) -> Base:
     advice = "Give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224'; publish the encoder first."
     if not name:
         raise ValueError(f"It is not known which encoder the adapter was made for, so nobody could use it. {advice}")
-    if Path(name).expanduser().exists():
+    if Path(os.path.expanduser(name)).exists():
         raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
     try:
         validate_repo_id(name)

@@ -3,6 +3,8 @@
 """Loading a published or saved dense model in one call: encoder, decoders and adapters."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,12 @@ def load(
     # An adapter may know more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     config.inference_mode = not is_trainable
-    with device("meta"):
-        shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **config.made_for["decoders"])
-    wrong = difference(shapes, adapter_shapes(shell, config))
+    try:
+        with device("meta"):
+            shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **config.made_for["decoders"])
+        wrong = difference(shapes, adapter_shapes(shell, config))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
     if wrong:
         raise ValueError(
             f"'{name}' does not fit the model of its tasks {config.tasks} and encoder {type(encoder).__name__}: "
@@ -80,8 +85,8 @@ def load(
 
 def _find(name: str, **kwargs: Any) -> Path:
     """The folder of a checkpoint, downloaded where it is one of the Hub."""
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+    if Path(os.path.expanduser(name)).is_dir():
+        folder = Path(os.path.expanduser(name))
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
     else:
@@ -96,6 +101,7 @@ def _find(name: str, **kwargs: Any) -> Path:
 
 
 def _download(name: str, revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
+    _check_revision(revision)
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
@@ -113,6 +119,12 @@ def _download(name: str, revision: str | None, token: str | bool | None, **kwarg
             f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
             "private one give token=... or run `hf auth login`."
         ) from error
+
+
+def _check_revision(revision: str | None) -> None:
+    """Raises ValueError for what would be a path in the cache of downloads."""
+    if revision is not None and (not re.fullmatch(r"\w([\w.+/-]*\w)?", revision) or ".." in revision):
+        raise ValueError(f"`revision` must be a branch, tag or commit, got {revision!r}.")
 
 
 def _read_config(folder: Path, name: str) -> MultiTaskConfig:
@@ -146,6 +158,7 @@ def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, 
     # A folder is as good as a Hub id here, as long as it is there.
     encoder = given or config.base_model_name_or_path or base_of(config).name
     if config.revision and not given:
+        _check_revision(config.revision)
         kwargs["revision"] = config.revision
     try:
         return load_encoder(encoder, use_safetensors=True, **kwargs)

@@ -214,7 +214,10 @@ names = st.one_of(
 def test_names_that_are_no_repository(folders, tmp_path_factory, name, revision):
     cache = tmp_path_factory.getbasetemp() / "names" / "cache"
     result = outcome(
-        lambda: load(name, revision=revision, cache_dir=str(cache), local_files_only=True), repr(name)[1:-1], name
+        lambda: load(name, revision=revision, cache_dir=str(cache), local_files_only=True),
+        repr(name)[1:-1],
+        name,
+        "`revision`",
     )
     assert result is None
     assert not [path for path in cache.parent.parent.glob("names/*") if path != cache]

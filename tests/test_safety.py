@@ -166,6 +166,12 @@ def test_names_of_repositories_are_no_paths(name, tmp_path):
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
 
 
+@pytest.mark.parametrize("revision", ["../../x", "/etc", ".", "", "a\x00", "a/../b"])
+def test_revisions_are_no_paths(revision, tmp_path):
+    with pytest.raises(ValueError, match="`revision` must be a branch, tag or commit"):
+        load("user/name", revision=revision, cache_dir=str(tmp_path), local_files_only=True)
+
+
 def test_options_that_are_none_of_a_download_are_refused(adapter):
     for options in ({"subfolder": "../other"}, {"trust_remote_code": True}, {"use_safetensors": False}):
         with pytest.raises(TypeError, match=f"no options {list(options)}".replace("[", r"\[").replace("]", r"\]")):

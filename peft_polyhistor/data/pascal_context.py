@@ -97,7 +97,7 @@ def load_dense_dataset(
         ConnectionError: `source` is no folder and the Hub cannot be reached.
         ValueError: A task is unknown, or the dataset lacks a column or stores it as something else than pictures.
     """
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if (folder / "ImageSets" / "Context").is_dir():
         return load_pascal_context(folder, tasks, split, **kwargs)
     tasks = check_tasks(tasks)

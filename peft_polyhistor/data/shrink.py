@@ -60,7 +60,7 @@ def write_shrunk(
         FileExistsError: A file is there already; nothing is written.
         Exception: Those of `load_dense_dataset` and `shrink`.
     """
-    files = [Path(folder).expanduser() / f"{split}.parquet" for split in splits]
+    files = [Path(os.path.expanduser(folder)) / f"{split}.parquet" for split in splits]
     for file in files:
         if file.exists():
             raise FileExistsError(f"{file} is there already. Remove it, or name another folder.")

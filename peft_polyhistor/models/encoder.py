@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One view of a hierarchical vision transformer: the four maps of its stages."""
 
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
-    name = str(Path(name).expanduser() if is_path else name)
+    name = str(Path(os.path.expanduser(name)) if is_path else name)
     if is_path and not Path(name).is_dir():
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {list(embedded)}.")
     source = str(embedded.get(name, name))

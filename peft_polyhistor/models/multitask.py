@@ -56,6 +56,8 @@ class MultiTaskDenseModel(PreTrainedModel):
         channels = {task.name: task.channels for task in get_tasks(config.tasks)}
         if config.loss_weights:
             get_tasks(list(config.loss_weights))  # an unknown name would be a weight without effect
+        if encoder is None and config.encoder is None:
+            raise ValueError("The config has no `encoder` to build. Give its config, or use `from_encoder`.")
         if encoder is None:
             encoder = build_encoder(config.encoder)
         else:

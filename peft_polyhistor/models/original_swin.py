@@ -3,6 +3,7 @@
 """Checkpoints of Swin's authors, supervised or self-supervised by MoBY (arXiv:2105.04553), under their own keys."""
 
 import math
+import os
 import re
 import struct
 from collections import OrderedDict
@@ -58,7 +59,7 @@ def load_original_swin(path: str | Path) -> StageEncoder:
         ValueError: It is damaged, holds objects beyond tensors and settings, or no such Swin; the message names the
             keys that are missing, left over or misshapen.
     """
-    tensors = _read(Path(path).expanduser())
+    tensors = _read(Path(os.path.expanduser(path)))
     if not any(key.startswith("patch_embed.") for key in tensors):
         raise ValueError(
             f"'{path}' holds no Swin under the keys of its authors: there is no 'patch_embed.proj.weight' among "
@@ -151,4 +152,4 @@ def _original_name(key: str) -> str:
 def _tensor_of(key: str, tensor: Tensor) -> Tensor:
     """What the key of `SwinStages` holds: its third, where queries, keys and values are in one tensor."""
     part = re.search(r"\.([qkv])_proj\.", key)
-    return tensor.chunk(3)["qkv".index(part[1])] if part else tensor
+    return tensor.chunk(3)["qkv".index(part[1])] if part and tensor.ndim else tensor

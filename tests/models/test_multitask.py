@@ -409,5 +409,7 @@ def test_a_checkpoint_is_read_whole_or_refused(make_dense, tmp_path):
     ("loss_weights", {"semseg": "2"}), ("loss_weights", [1]), ("encoder", "swin"), ("encoder", {"model_type": "x"}),
 ])  # fmt: skip
 def test_a_field_of_the_config_that_cannot_be_is_named(name, value):
+    with pytest.raises(ValueError, match="no `encoder` to build"):
+        MultiTaskDenseModel(MultiTaskDenseConfig())
     with pytest.raises((ValueError, TypeError), match=f"`{name}` must be"):
         MultiTaskDenseConfig(**{name: value})
