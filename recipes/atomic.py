@@ -33,16 +33,20 @@ def replace_folder(folder: Path, write: Callable[[Path], object], accelerator: A
     fresh, old = beside(folder, "new"), beside(folder, "old")
     swaps = accelerator is None or accelerator.is_main_process
     wait = accelerator.wait_for_everyone if accelerator else lambda: None
-    with explain_failure(folder, undo=partial(recover, folder) if swaps else None):
-        if swaps:
+    explain = partial(explain_failure, folder, undo=partial(recover, folder) if swaps else None)
+    if swaps:
+        with explain():
             recover(folder)
             fresh.mkdir(parents=True)
-        wait()
+    wait()
+    with explain():
         write(fresh)
-        wait()
+    wait()
+    with explain():
         _flush_tree(fresh)
-        wait()
-        if swaps:
+    wait()
+    if swaps:
+        with explain():
             if folder.exists():
                 os.replace(folder, old)
             os.replace(fresh, folder)
