@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from checkpoints import write_json
+from atomic import write_json
 from datasets import Dataset
 from PIL import Image
 from settings import option

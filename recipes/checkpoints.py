@@ -13,14 +13,17 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
+from atomic import beside, read_json, recover, replace_folder
 from peft import PeftModel
+from safetensors import SafetensorError
 from settings import Settings
 from torch import nn
 
@@ -31,6 +34,8 @@ from peft_polyhistor.per_task import PerTaskEncoder, save_per_task
 
 # A run may go on with other values of these: they change what is around it, not what it learns.
 NEUTRAL = ("methods", "workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir")
+
+READ_ERRORS = (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError)  # of files cut short
 
 
 @dataclass
@@ -93,7 +98,7 @@ def _save_weights(model: nn.Module, folder: Path) -> None:
 def _save_state(accelerator: Accelerator, settings: Settings, folder: Path) -> None:
     accelerator.save_state(folder)
     if accelerator.is_main_process:
-        write_json(folder / "settings.json", recorded(accelerator, settings))
+        (folder / "settings.json").write_text(json.dumps(recorded(accelerator, settings), indent=2), encoding="utf-8")
 
 
 def recorded(accelerator: Accelerator, settings: Settings) -> dict:
@@ -120,27 +125,24 @@ def open_folder(accelerator: Accelerator, folder: Path, settings: Settings) -> d
     state, results = folder / "state", folder / "results.json"
     if accelerator.is_main_process:
         for path in (folder / "last", folder / "best", state):
-            old = _beside(path, "old")
-            if old.is_dir() and not path.exists():
-                os.replace(old, path)
-            shutil.rmtree(old, ignore_errors=True)
+            recover(path)
         if not settings.resume:
             results.unlink(missing_ok=True)
         if state.is_dir() and not (settings.resume and (state / "settings.json").is_file()):
-            os.replace(state, _beside(state, "dropped"))  # at once: half a state would look like one
-        shutil.rmtree(_beside(state, "dropped"), ignore_errors=True)
+            os.replace(state, beside(state, "dropped"))  # at once: half a state would look like one
+        shutil.rmtree(beside(state, "dropped"), ignore_errors=True)
     accelerator.wait_for_everyone()
     if results.is_file():
         _check_same(results, recorded(accelerator, settings))
         accelerator.print(f"{folder}: finished before, nothing to train.")
-        return json.loads(results.read_text())
+        return read_json(results)
     if state.is_dir():
         _check_same(state / "settings.json", recorded(accelerator, settings))
     return None
 
 
 def _check_same(file: Path, given: dict) -> None:
-    recorded = json.loads(file.read_text())
+    recorded = read_json(file)
     recorded = recorded.get("settings", recorded)
     differences = [
         f"{name} was {recorded.get(name)!r} and is {value!r}"
@@ -155,43 +157,17 @@ def _check_same(file: Path, given: dict) -> None:
 
 
 def resume(accelerator: Accelerator, folder: Path, progress: Progress, total: int) -> None:
-    """Loads the state in the folder, if there is one, and says at which step the run goes on."""
-    if (folder / "state").is_dir():
-        accelerator.load_state(folder / "state")
+    """Loads the state in the folder, if there is one, and says at which step the run goes on.
+
+    Raises:
+        ValueError: The state is damaged.
+    """
+    state = folder / "state"
+    if state.is_dir():
+        try:
+            accelerator.load_state(state)
+        except READ_ERRORS as error:
+            raise ValueError(f"{state} is damaged ({error}). Delete it to start the run anew.") from error
         accelerator.print(f"{folder}: resumed at step {progress.step} of {total}.")
     else:
         accelerator.print(f"{folder}: no state to resume from, so the run starts anew.")
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object], accelerator: Accelerator | None = None) -> None:
-    """Writes beside `folder` first and swaps then, so that what stands there is always whole.
-
-    With an accelerator, all processes write and the main one swaps.
-    """
-    fresh, old = _beside(folder, "new"), _beside(folder, "old")
-    swaps = accelerator is None or accelerator.is_main_process
-    if swaps:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    write(fresh)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    if swaps:
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f"{folder.name}.{ending}")
-
-
-def write_json(file: Path, content: dict) -> None:
-    """Writes a file that is whole or not there."""
-    fresh = _beside(file, "new")
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(fresh, file)

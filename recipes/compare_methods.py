@@ -17,10 +17,11 @@ they train different methods, and the last command names all.
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from checkpoints import write_json
+from atomic import replace_file, write_json
 from learning_rates import choose_rate, fix_decoder_rate, score_grid
 from methods import method_config
 from paper import PaperRow, find_row
@@ -100,7 +101,7 @@ def summarise(results: dict, grid: dict, papers: dict[str, PaperRow | None]) -> 
 def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, PaperRow | None]) -> None:
     rows, note = make_rows(results, papers), make_note(results, papers)
     write_json(folder / "comparison.json", summary)
-    (folder / "comparison.md").write_text(to_markdown(rows, note), encoding="utf-8")
+    replace_file(folder / "comparison.md", lambda file: file.write_text(to_markdown(rows, note), encoding="utf-8"))
     points = {
         method: Point(results[method][0]["parameters"]["encoder"], content["changes"])
         for method, content in summary["methods"].items()
@@ -108,7 +109,8 @@ def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, Pape
     }
     (folder / "comparison.png").unlink(missing_ok=True)
     if points:
-        draw_plot(points, REFERENCES[summary["reference"]]).save(folder / "comparison.png")
+        plot = draw_plot(points, REFERENCES[summary["reference"]])
+        replace_file(folder / "comparison.png", partial(plot.save, format="png"))
     print(align(rows), note, sep="\n")
     print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")
 

@@ -11,15 +11,18 @@ own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.
 
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import set_seed
-from checkpoints import Progress, open_folder, recorded, resume, save, versions, write_json
+from atomic import replace_file, write_json
+from checkpoints import Progress, open_folder, recorded, resume, save, versions
 from datasets import Dataset
 from gradients import add_gradients
 from loaders import load_data, make_loader
+from locks import lock_folder
 from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
 from settings import Settings, loss_weights, parse_settings
@@ -43,7 +46,6 @@ class Run:
     tasks: list[str]
     accelerator: Accelerator
     model: nn.Module
-    parameters: dict[str, int]
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     transforms: dict[str, JointTransform]
@@ -60,14 +62,11 @@ def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
     transforms = {split: JointTransform(settings.image_size, split == "train", settings.seed) for split in data}
     loaders = [make_loader(data[split], transforms[split], settings) for split in data]
     model = build_model(method, settings, loss_weights(settings))
-    parameters = count_trainable(model)
     model, optimizer, *loaders = accelerator.prepare(model, make_optimizer(model, settings), *loaders)
     loaders = dict(zip(data, loaders, strict=True))
     steps = count_steps(loaders["train"], settings)
     scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, steps[1])
-    return Run(
-        method, settings, tasks, accelerator, model, parameters, optimizer, scheduler, transforms, loaders, *steps
-    )
+    return Run(method, settings, tasks, accelerator, model, optimizer, scheduler, transforms, loaders, *steps)
 
 
 def train(method: str, settings: Settings) -> dict:
@@ -83,8 +82,12 @@ def train(method: str, settings: Settings) -> dict:
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    if finished := open_folder(accelerator, folder, settings):
-        return finished
+    with lock_folder(accelerator, folder):
+        return open_folder(accelerator, folder, settings) or train_in(folder, method, settings, accelerator)
+
+
+def train_in(folder: Path, method: str, settings: Settings, accelerator: Accelerator) -> dict:
+    """Trains one method from the state in the folder, or from the start."""
     run = build(method, settings, accelerator)
     accelerator.register_for_checkpointing(run.scheduler, run.progress)
     if settings.resume:
@@ -161,7 +164,7 @@ def finish(run: Run, folder: Path) -> dict:
     """Writes predictions.png, then results.json, and lets go of the model."""
     results = {
         "method": run.method,
-        "parameters": run.parameters,
+        "parameters": count_trainable(run.accelerator.unwrap_model(run.model)),
         "scores": run.progress.history[-1]["scores"],
         "history": run.progress.history,
         "seconds": round(run.progress.seconds, 1),
@@ -170,7 +173,7 @@ def finish(run: Run, folder: Path) -> dict:
     }
     if run.accelerator.is_main_process:
         picture = draw_predictions(run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset)
-        picture.save(folder / "predictions.png")
+        replace_file(folder / "predictions.png", partial(picture.save, format="png"))
         write_json(folder / "results.json", results)
     for tracker in run.accelerator.trackers:  # `end_training` would end the process group, which the next run needs
         tracker.finish()
