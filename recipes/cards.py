@@ -20,8 +20,9 @@ from settings import Settings, loss_weights, parse_settings
 from torch import nn
 from transformers import SwinConfig, SwinModel
 
-from peft_polyhistor.cards import WEIGHTS, make_card
+from peft_polyhistor.cards import make_card
 from peft_polyhistor.hub import save_adapter
+from peft_polyhistor.saved_weights import WEIGHTS
 
 
 HERE = Path(__file__).parent
