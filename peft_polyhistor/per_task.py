@@ -151,7 +151,7 @@ def load_per_task(
         raise FileNotFoundError(
             f"{missing} not found. Give a folder of `save_per_task`, and a model of the tasks that were saved."
         )
-    _check_files(model, folder)
+    _check_files(model, folder, is_trainable)
     load_model(model.decoders, str(folder / DECODERS))
     first, *others = model.config.tasks
     adapted = PeftModel.from_pretrained(encoder, str(folder / first), adapter_name=first, is_trainable=is_trainable)
@@ -160,7 +160,7 @@ def load_per_task(
     return _install(model, encoder, adapted, is_trainable)
 
 
-def _check_files(model: MultiTaskDenseModel, folder: Path) -> None:
+def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -> None:
     """Raises ValueError unless the files hold the weights of the model, all of them and no others."""
     file = folder / DECODERS
     try:
@@ -168,12 +168,13 @@ def _check_files(model: MultiTaskDenseModel, folder: Path) -> None:
         for task in [] if wrong else model.config.tasks:
             file = folder / task / CONFIG
             config = PeftConfig.from_pretrained(str(folder / task))
+            config.inference_mode = not is_trainable  # as PEFT loads it
             own = adapter_shapes(without_memory(model.encoder), config, task)
             file = folder / task / WEIGHTS
             wrong = difference(read_shapes(file), own)
             if wrong:
                 break
-    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}). Save the model again.") from error
     if wrong:
         raise ValueError(f"{file} does not fit the model: {wrong}. Give a model like the one that was saved.")
