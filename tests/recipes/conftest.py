@@ -42,3 +42,9 @@ def small_run(parquet_scenes):
         return [*text.split(), "--eval_every", "3", "--output_dir", str(output_dir), *more]
 
     return arguments
+
+
+@pytest.fixture
+def settings_of(load_recipe, small_run):
+    """`settings_of(output_dir, *more)`: the settings of such arguments."""
+    return lambda *arguments: load_recipe("settings").parse_settings(small_run(*arguments), "")

@@ -15,11 +15,6 @@ def recipe(load_recipe):
     return load_recipe("train_pascal")
 
 
-@pytest.fixture
-def settings_of(recipe, small_run):
-    return lambda *arguments: recipe.parse_settings(small_run(*arguments), "")
-
-
 @contextmanager
 def largest_file(size):
     """Lets the system refuse to write more than so many bytes to a file, as it does where a disk is full."""

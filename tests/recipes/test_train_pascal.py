@@ -21,11 +21,6 @@ def recipe(load_recipe):
     return load_recipe("train_pascal")
 
 
-@pytest.fixture
-def settings_of(recipe, small_run):
-    return lambda *arguments: recipe.parse_settings(small_run(*arguments), "")
-
-
 class StopError(Exception):
     """Stands for a power cut."""
 
