@@ -15,37 +15,17 @@ from .losses import (
     check_binary_labels,
     check_class_labels,
     check_normal_labels,
+    count_background,
+    count_labeled,
+    count_valid,
     cross_entropy,
     normal_loss,
 )
+from .voc import HUMAN_PARTS, VOC_CLASSES, voc_palette
 
 
 if TYPE_CHECKING:
     from .running_metric import RunningMetric
-
-
-VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
-
-
-def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colours, 0 to 255, of the first class ids as PASCAL VOC paints them.
-
-    The bits of the id are dealt out in turn to red, green and blue, each from its highest bit down.
-
-    Raises:
-        ValueError: For more than 256 classes, or fewer than 0.
-    """
-    if not 0 <= classes <= 256:
-        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Make one of your own.")
-
-    def intensity(class_id: int, channel: int) -> int:
-        return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple(tuple(intensity(class_id, channel) for channel in range(3)) for class_id in range(classes))
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,7 @@ class Task:
     Args:
         name: Key of its predictions and labels; a Python identifier, as modules are named after it.
         channels: Output channels of its decoder.
-        loss: `(logits, target)` to a scalar.
+        loss: `(logits, target)` to a scalar; with `count`, also `(logits, target, count)`.
         check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
             fit. Must not look at values on a GPU.
         metric: Makes an empty metric. Imports it then and not before, as `evaluate` takes seconds to import.
@@ -66,6 +46,7 @@ class Task:
         class_names: Names of the classes, if the task has classes.
         palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray, and three as
             127.5 * (value + 1), which is how the label files of normals are stored.
+        count: The pixels of a target, a whole number, that the loss divides or weighs by; `None` for other losses.
 
     Raises:
         ValueError: For a name, number or palette that cannot be used.
@@ -73,7 +54,7 @@ class Task:
 
     name: str
     channels: int
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     check: Callable[[str, Sequence[int], Tensor], None]
     metric: Callable[[], "RunningMetric"]
     score: str
@@ -82,6 +63,7 @@ class Task:
     unit: str
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    count: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
         if not self.name.isidentifier():
@@ -128,6 +110,7 @@ TASKS: dict[str, Task] = {
         unit="percent",
         class_names=VOC_CLASSES,
         palette=voc_palette(len(VOC_CLASSES)),
+        count=count_labeled,
     ),
     "human_parts": Task(
         name="human_parts",
@@ -141,6 +124,7 @@ TASKS: dict[str, Task] = {
         unit="percent",
         class_names=HUMAN_PARTS,
         palette=voc_palette(len(HUMAN_PARTS)),
+        count=count_labeled,
     ),
     "saliency": Task(
         name="saliency",
@@ -152,6 +136,7 @@ TASKS: dict[str, Task] = {
         higher_is_better=True,
         loss_weight=5,
         unit="percent",
+        count=count_background,
     ),
     "normals": Task(
         name="normals",
@@ -163,6 +148,7 @@ TASKS: dict[str, Task] = {
         higher_is_better=False,
         loss_weight=10,
         unit="degrees",
+        count=count_valid,
     ),
 }
 
@@ -221,6 +207,15 @@ def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None
             "axis 1. Change the last layer of the decoder."
         )
     task.check(name, logits_shape, target)
+
+
+def count_labels(labels: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+    """By task, what its loss counts in its labels; the tasks whose loss counts.
+
+    Where a step has several batches, one after the other or one per process, the mean of these over all of them goes
+    to the model with each batch as `counts`. The mean of the losses is then that of one large batch.
+    """
+    return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks) if task.count is not None}
 
 
 def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:

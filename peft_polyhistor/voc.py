@@ -1,0 +1,26 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The classes of PASCAL VOC and of its human parts, and the colours that they are painted in."""
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
+    """RGB colours, 0 to 255, of the first class ids as PASCAL VOC paints them.
+
+    The bits of the id are dealt out in turn to red, green and blue, each from its highest bit down.
+
+    Raises:
+        ValueError: For more than 256 classes, or fewer than 0.
+    """
+    if not 0 <= classes <= 256:
+        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Make one of your own.")
+
+    def intensity(class_id: int, channel: int) -> int:
+        return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+
+    return tuple(tuple(intensity(class_id, channel) for channel in range(3)) for class_id in range(classes))
