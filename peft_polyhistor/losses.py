@@ -5,6 +5,10 @@
 Every loss brings the logits to the label's size (bilinear), computes in float32 whatever precision the model runs in,
 reads no value back from the device, and returns a scalar. In the shapes, `height` and `width` are those of the label,
 in pixels; logits may come at any size. The losses trust their labels: call a `check_*_labels` function first.
+
+Each divides or weighs by a count of pixels, by default of its own label. Where a step has several batches, one after
+the other or one per process, a loss is given the mean of their counts instead (`tasks.count_labels`): the mean of the
+losses is then the loss of one large batch, and so is the mean of the gradients.
 """
 
 from collections.abc import Sequence
@@ -16,6 +20,7 @@ from torch import Tensor
 
 IGNORE_INDEX = 255  # marks unlabeled pixels in VOC
 SHORTEST_NORMAL = 1e-6  # below it a prediction has no direction worth a gradient of 1 / length
+FEWEST = 1e-6  # pixels; below any mean of counts, so that no pixels make 0 / FEWEST = 0
 UNIT_TOLERANCE = 0.01  # labels may have been stored in bfloat16, 8 bits of mantissa
 
 
@@ -31,38 +36,55 @@ def resize_to_label(logits: Tensor, target: Tensor) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def count_labeled(target: Tensor) -> Tensor:
+    """Pixels of class ids whose label is not 255."""
+    return (target != IGNORE_INDEX).sum()
+
+
+def count_background(target: Tensor) -> Tensor:
+    """Pixels of a binary map that are 0."""
+    return (target == 0).sum()
+
+
+def count_valid(target: Tensor) -> Tensor:
+    """Pixels of a map of normals `(batch, 3, height, width)` whose vector is not zero."""
+    return _is_valid(target).sum()
+
+
+def cross_entropy(logits: Tensor, target: Tensor, labeled: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the pixels whose label is not 255; exactly 0 if there is none.
 
     Args:
         logits: `(batch, classes, h, w)`.
         target: Class ids, any integer type, `(batch, height, width)`.
+        labeled: What to divide by in place of `count_labeled(target)`.
     """
     target = target.long()
     losses = F.cross_entropy(resize_to_label(logits, target), target, ignore_index=IGNORE_INDEX, reduction="none")
-    return losses.sum() / (target != IGNORE_INDEX).sum().clamp(min=1)
+    return losses.sum() / (count_labeled(target) if labeled is None else labeled).clamp(min=FEWEST)
 
 
-def balanced_binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def balanced_binary_cross_entropy(logits: Tensor, target: Tensor, background: Tensor | None = None) -> Tensor:
     """Binary cross-entropy in which the rarer of the two labels weighs more.
 
     [w * sum over positives + (1 - w) * sum over negatives] / pixels,    w = negatives / pixels
 
-    Note: w is taken over the batch of this process. A batch with one kind of pixel only gives exactly 0.
+    Note: Where w is of this label, a label with one kind of pixel only gives exactly 0.
 
     Args:
         logits: `(batch, 1, h, w)`; the probability is their sigmoid.
         target: 1 is foreground, 0 is background, `(batch, 1, height, width)`.
+        background: The negatives of w, in place of `count_background(target)`, in as many pixels as the target has.
     """
     target = target.float()
     pixels = max(target.numel(), 1)
-    positive_weight = (1 - target).sum() / pixels
+    positive_weight = (count_background(target) if background is None else background) / pixels
     weight = torch.where(target > 0, positive_weight, 1 - positive_weight)
     logits = resize_to_label(logits, target)
     return F.binary_cross_entropy_with_logits(logits, target, weight=weight, reduction="sum") / pixels
 
 
-def normal_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def normal_loss(prediction: Tensor, target: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
     """L1 distance of unit vectors, averaged over the components of the valid pixels; exactly 0 if there is none.
 
     Predictions are made unit length here, after the resize. One shorter than 1e-6 stays as it is, so that the
@@ -71,14 +93,20 @@ def normal_loss(prediction: Tensor, target: Tensor) -> Tensor:
     Args:
         prediction: Vectors of any length, `(batch, 3, h, w)`.
         target: Unit vectors; a zero vector marks an ignored pixel, `(batch, 3, height, width)`.
+        valid_pixels: What to divide by, times 3, in place of `count_valid(target)`.
     """
     target = target.float()
     prediction = resize_to_label(prediction, target)
     squared_length = prediction.square().sum(dim=1, keepdim=True)
     unit = prediction * torch.where(squared_length > SHORTEST_NORMAL**2, squared_length, 1.0).rsqrt()
-    valid = (target != 0).any(dim=1, keepdim=True)
+    valid = _is_valid(target)
     distance = torch.where(valid, (unit - target).abs(), 0.0)
-    return distance.sum() / (valid.sum() * target.shape[1]).clamp(min=1)
+    components = target.shape[1] * (valid.sum() if valid_pixels is None else valid_pixels)
+    return distance.sum() / components.clamp(min=FEWEST)
+
+
+def _is_valid(normals: Tensor) -> Tensor:
+    return (normals != 0).any(dim=1, keepdim=True)
 
 
 def check_class_labels(

@@ -16,6 +16,9 @@ from .losses import (
     check_binary_labels,
     check_class_labels,
     check_normal_labels,
+    count_background,
+    count_labeled,
+    count_valid,
     cross_entropy,
     normal_loss,
 )
@@ -33,7 +36,7 @@ class Task:
     Args:
         name: Key of its predictions and labels; a Python identifier, as modules are named after it.
         channels: Output channels of its decoder.
-        loss: `(logits, target)` to a scalar.
+        loss: `(logits, target)` to a scalar; with `count`, also `(logits, target, count)`.
         check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
             fit. Must not look at values on a GPU.
         predict: Turns logits into predictions of the form that labels have, batch first.
@@ -45,6 +48,7 @@ class Task:
         class_names: Names of the classes, if the task has classes.
         palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray, and three as
             127.5 * (value + 1), which is how the label files of normals are stored.
+        count: The pixels of a target, a whole number, that the loss divides or weighs by; `None` for other losses.
 
     Raises:
         ValueError: For a name, number or palette that cannot be used.
@@ -52,7 +56,7 @@ class Task:
 
     name: str
     channels: int
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     check: Callable[[str, Sequence[int], Tensor], None]
     predict: Callable[[Tensor], Tensor]
     metric: Callable[[], "RunningMetric"]
@@ -62,6 +66,7 @@ class Task:
     unit: str
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    count: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -79,22 +84,10 @@ class Task:
             )
 
 
-def _mean_iou(classes: int) -> "RunningMetric":
-    from .metrics import MeanIoU
+def _make_metric(name: str, *args: int) -> "RunningMetric":
+    from . import metrics
 
-    return MeanIoU(classes)
-
-
-def _saliency_scores() -> "RunningMetric":
-    from .metrics import SaliencyScores
-
-    return SaliencyScores()
-
-
-def _mean_angular_error() -> "RunningMetric":
-    from .metrics import MeanAngularError
-
-    return MeanAngularError()
+    return getattr(metrics, name)(*args)
 
 
 TASKS: dict[str, Task] = {
@@ -104,13 +97,14 @@ TASKS: dict[str, Task] = {
         loss=cross_entropy,
         check=check_class_labels,
         predict=class_ids,
-        metric=partial(_mean_iou, len(VOC_CLASSES)),
+        metric=partial(_make_metric, "MeanIoU", len(VOC_CLASSES)),
         score="mIoU",
         higher_is_better=True,
         loss_weight=1,
         unit="percent",
         class_names=VOC_CLASSES,
         palette=voc_palette(len(VOC_CLASSES)),
+        count=count_labeled,
     ),
     "human_parts": Task(
         name="human_parts",
@@ -118,13 +112,14 @@ TASKS: dict[str, Task] = {
         loss=cross_entropy,
         check=check_class_labels,
         predict=class_ids,
-        metric=partial(_mean_iou, len(HUMAN_PARTS)),
+        metric=partial(_make_metric, "MeanIoU", len(HUMAN_PARTS)),
         score="mIoU",
         higher_is_better=True,
         loss_weight=2,
         unit="percent",
         class_names=HUMAN_PARTS,
         palette=voc_palette(len(HUMAN_PARTS)),
+        count=count_labeled,
     ),
     "saliency": Task(
         name="saliency",
@@ -132,11 +127,12 @@ TASKS: dict[str, Task] = {
         loss=balanced_binary_cross_entropy,
         check=check_binary_labels,
         predict=probability,
-        metric=_saliency_scores,
+        metric=partial(_make_metric, "SaliencyScores"),
         score="mIoU",
         higher_is_better=True,
         loss_weight=5,
         unit="percent",
+        count=count_background,
     ),
     "normals": Task(
         name="normals",
@@ -144,11 +140,12 @@ TASKS: dict[str, Task] = {
         loss=normal_loss,
         check=check_normal_labels,
         predict=unit_vectors,
-        metric=_mean_angular_error,
+        metric=partial(_make_metric, "MeanAngularError"),
         score="mErr",
         higher_is_better=False,
         loss_weight=10,
         unit="degrees",
+        count=count_valid,
     ),
 }
 
@@ -207,6 +204,15 @@ def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None
             "axis 1. Change the last layer of the decoder."
         )
     task.check(name, logits_shape, target)
+
+
+def count_labels(labels: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+    """By task, what its loss counts in its labels; the tasks whose loss counts.
+
+    Where a step has several batches, one after the other or one per process, the mean of these over all of them goes
+    to the model with each batch as `counts`. The mean of the losses is then that of one large batch.
+    """
+    return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks) if task.count is not None}
 
 
 def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:

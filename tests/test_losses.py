@@ -14,6 +14,9 @@ from peft_polyhistor.losses import (
     check_binary_labels,
     check_class_labels,
     check_normal_labels,
+    count_background,
+    count_labeled,
+    count_valid,
     cross_entropy,
     normal_loss,
 )
@@ -141,6 +144,35 @@ def test_a_batch_without_information_gives_exactly_zero(loss, channels, target):
     value.backward()
     assert value.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "nothing"),
+    [(class_case, count_labeled, 255), (binary_case, count_background, 0), (normal_case, count_valid, 0)],
+)
+@pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one part empty"])
+def test_the_mean_over_parts_that_share_their_counts_is_the_loss_of_the_whole(case, count, nothing, empty):
+    loss, logits, target = case()
+    target[0, ..., : HEIGHT if empty else 2, :] = nothing
+    logits.requires_grad_()
+    whole = loss(logits, target)
+    [expected] = torch.autograd.grad(whole, logits)
+    counts = [count(target[part : part + 1]) for part in range(BATCH)]
+    assert counts[0] != counts[1] and sum(counts) == count(target)
+    losses = [loss(logits[i : i + 1], target[i : i + 1], sum(counts) / BATCH) for i in range(BATCH)]
+    mean = sum(losses) / BATCH
+    torch.testing.assert_close(mean, whole, **ROUNDING)
+    torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], expected, **ROUNDING)
+    apart = sum(loss(logits[i : i + 1], target[i : i + 1]) for i in range(BATCH)) / BATCH
+    assert (apart - whole).abs() > 1e-4  # which is why
+
+
+def test_one_labeled_pixel_in_many_parts_counts_as_one():
+    logits, target = torch.randn(1, CLASSES, HEIGHT, WIDTH), torch.full((1, HEIGHT, WIDTH), 255)
+    target[0, 2, 3] = 1
+    expected = cross_entropy(logits, target)
+    assert cross_entropy(logits, target, torch.tensor(1 / 8)) == 8 * expected
+    assert cross_entropy(logits, torch.full_like(target, 255), torch.tensor(1 / 8)) == 0
 
 
 def test_a_zero_normal_has_a_small_gradient():

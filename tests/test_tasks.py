@@ -15,6 +15,7 @@ from peft_polyhistor.tasks import (
     TASKS,
     Task,
     check_labels,
+    count_labels,
     get_tasks,
     register_task,
     relative_change,
@@ -65,6 +66,14 @@ def test_the_functions_of_a_row_fit_together(name):
     metric = task.metric()
     metric.add_batch(predictions=logits, references=target)
     assert task.score in metric.compute()
+
+
+def test_labels_are_counted_for_the_losses_that_count(depth):
+    register_task(dataclasses.replace(depth, count=None))
+    labels = LABELS | {"depth": LABELS["saliency"]}
+    labels["semseg"] = labels["semseg"].index_fill(1, torch.tensor([1, 4]), 255)
+    expected = {"semseg": 2 * 5 * 5, "human_parts": 2 * 7 * 5, "saliency": 0, "normals": 2 * 7 * 5}
+    assert {task: int(count) for task, count in count_labels(labels, list(labels)).items()} == expected
 
 
 def test_rows_can_be_pickled():

@@ -181,6 +181,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         tasks: Sequence[str] | None = None,
         full_resolution: bool = True,
         return_dict: bool = True,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> MultiTaskDenseOutput | tuple:
         """Predicts the tasks asked for.
 
@@ -192,13 +193,15 @@ class MultiTaskDenseModel(PreTrainedModel):
             tasks: Names of the tasks to predict; `None` for all.
             full_resolution: Logits at the size of the picture; otherwise at the first stage's stride of 4.
             return_dict: `False` gives the fields that are there as a tuple.
+            counts: By task, what its loss divides or weighs by in place of the count of its labels, for a batch
+                that is part of a step; see `tasks.count_labels`.
 
         Raises:
             ValueError: A picture is too small, a task is unknown, or a label does not fit.
         """
         tasks = self._check_input(pixel_values, tasks)
         logits = self.decoders(self.encoder(pixel_values, tasks=tasks))
-        losses = self._losses(logits, labels) if labels is not None else None
+        losses = self._losses(logits, labels, counts or {}) if labels is not None else None
         weights = {task: self.config.loss_weights.get(task, TASKS[task].loss_weight) for task in tasks}
         if full_resolution:
             logits = {task: resize_to_label(task_logits, pixel_values) for task, task_logits in logits.items()}
@@ -209,12 +212,15 @@ class MultiTaskDenseModel(PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _losses(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _losses(
+        self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], counts: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         losses = {}
         for task, task_logits in logits.items():
             if task in labels:
                 check_labels(task, task_logits.shape, labels[task])
-                losses[task] = TASKS[task].loss(task_logits, labels[task])
+                count = (counts[task],) if task in counts else ()
+                losses[task] = TASKS[task].loss(task_logits, labels[task], *count)
         if not losses:
             raise ValueError(
                 f"There are labels of {list(labels)} and none of the tasks asked for, {list(logits)}. Give labels by "

@@ -35,6 +35,7 @@ from peft_polyhistor import (
     StageEncoder,
     load_encoder,
 )
+from peft_polyhistor.tasks import count_labels
 
 
 ALL_TASKS = ["semseg", "human_parts", "saliency", "normals"]
@@ -176,6 +177,14 @@ def test_the_loss_is_the_weighted_sum_of_the_tasks(make_dense, pixels, labels):
     weights = {"semseg": 1, "human_parts": 2, "saliency": 5, "normals": 10}
     torch.testing.assert_close(output.loss, sum(weights[task] * output.losses[task] for task in ALL_TASKS))
     assert model(pixels).loss is model(pixels).losses is None
+
+
+@torch.no_grad()
+def test_counts_of_labels_replace_those_of_the_batch(make_dense, pixels, labels):
+    model = make_dense(ALL_TASKS)
+    output = model(pixels, labels, counts={"semseg": 3 * count_labels(labels, ["semseg"])["semseg"]})
+    expected = model(pixels, labels).losses | {"semseg": model(pixels, labels).losses["semseg"] / 3}
+    torch.testing.assert_close(output.losses, expected)
 
 
 @torch.no_grad()
