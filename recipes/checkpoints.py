@@ -33,7 +33,10 @@ from peft_polyhistor.per_task import PerTaskEncoder, save_per_task
 
 
 # A run may go on with other values of these: they change what is around it, not what it learns.
-NEUTRAL = ("methods", "workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir")
+NEUTRAL = (
+    *("methods", "workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir"),
+    "on_bad_step",  # a state is from before the first bad step, or from after those that were skipped
+)
 
 READ_ERRORS = (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError)  # of files cut short
 

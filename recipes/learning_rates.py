@@ -54,7 +54,9 @@ def score_grid(
     grid: dict[str, dict[float, Scores]] = {method: {} for method in settings.methods if method != "decoders"}
     for rate in rates:
         folder = Path(settings.output_dir) / "grid" / f"seed{settings.seed}" / repr(rate)
-        run = replace(settings, learning_rate=rate, holdout=holdout, output_dir=str(folder), resume=True)
+        # A rate that is too high must not end the search.
+        run = replace(settings, learning_rate=rate, holdout=holdout, on_bad_step="warn")
+        run = replace(run, output_dir=str(folder), resume=True)
         for method, scores in grid.items():
             scores[rate] = headline(train(method, run)["scores"])
     return grid

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of train_pascal.py: prepared once, then transformed and batched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -47,3 +48,10 @@ def make_loader(data: Dataset, transform: JointTransform, settings: Settings) ->
         # Of its own: a loader that starts anew after a resume must not draw from the generator of the dropout.
         generator=torch.Generator().manual_seed(settings.seed),
     )
+
+
+def group(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Lists of so many batches, the last of what is left."""
+    batches = iter(batches)
+    while some := list(islice(batches, size)):
+        yield some

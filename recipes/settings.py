@@ -11,6 +11,7 @@ from accelerate.tracking import get_available_trackers
 from methods import CONFIGS, NAMES, check_items, method_config
 from optimization import OPTIMIZERS, SCHEDULES
 from transformers import HfArgumentParser
+from watch import ON_BAD_STEP
 from yaml_values import convert, read_pairs, read_yaml
 
 from peft_polyhistor import TASKS, get_tasks
@@ -64,6 +65,7 @@ class Settings:
     schedule: str = option("linear", f"one of {SCHEDULES}, as in transformers")
     warmup_steps: int = option(0, "optimiser steps")
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them")
+    on_bad_step: str = option("stop", f"one of {ON_BAD_STEP}: at a step whose loss or gradient is not finite")
     mixed_precision: str = option("no", f"one of {PRECISIONS}")
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
     backward_per_task: bool = option(False, "free what a task keeps before the next: memory of one task, same result")
@@ -85,6 +87,7 @@ class Settings:
         _require("methods", self.methods, NAMES)
         _require("optimizer", [self.optimizer], list(OPTIMIZERS))
         _require("schedule", [self.schedule], SCHEDULES)
+        _require("on_bad_step", [self.on_bad_step], ON_BAD_STEP)
         _require("mixed_precision", [self.mixed_precision], PRECISIONS)
         # Of the trackers that are not installed accelerate makes none, and says nothing.
         _require("tracker", [self.tracker], ["none", *map(str, get_available_trackers())])

@@ -22,7 +22,7 @@ from checkpoints import Progress, open_folder, recorded, resume, save, versions
 from details import find_details, join_runs
 from gallery import draw_pictures
 from gradients import add_gradients
-from loaders import load_data, make_loader
+from loaders import group, load_data, make_loader
 from locks import lock_folder
 from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
@@ -32,6 +32,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
+from watch import Watch
 
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, headline, score_tasks
@@ -54,6 +55,7 @@ class Run:
     steps_per_epoch: int
     total: int
     progress: Progress = field(default_factory=Progress)
+    watch: Watch = field(init=False)
 
 
 def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
@@ -81,7 +83,6 @@ def train(method: str, settings: Settings) -> dict:
     folder = Path(settings.output_dir) / method
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
@@ -96,6 +97,7 @@ def train_in(folder: Path, method: str, settings: Settings, accelerator: Acceler
     accelerator.register_for_checkpointing(run.scheduler, run.progress)
     if settings.resume:
         resume(accelerator, folder, run.progress, run.total)
+    run.watch = Watch(run.model, run.optimizer, run.tasks, settings, accelerator)  # which keeps what was resumed
     accelerator.init_trackers(method, config={name: str(value) for name, value in asdict(settings).items()})
     run.progress.start_clock()
     run.model.train()
@@ -122,36 +124,28 @@ def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
     loader.set_epoch(epoch)
     if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
         loader = accelerator.skip_first_batches(loader, done * settings.gradient_accumulation)
-    losses = []  # of the batches since the last entry, left on the device until then
-    for batch in loader:
-        with accelerator.accumulate(run.model):
-            losses.append(add_gradients(run.model, batch, run.tasks, settings.backward_per_task, accelerator))
-            if accelerator.sync_gradients and settings.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        if not accelerator.sync_gradients:
-            continue
+    for batches in group(loader, settings.gradient_accumulation):
+        losses = add_gradients(run.model, batches, run.tasks, settings.backward_per_task, accelerator)
+        run.watch.step(progress.step + 1, losses)
         run.scheduler.step()
         progress.step += 1
         bar.update()
         is_scored = progress.step == run.total or progress.step % (settings.eval_every or run.steps_per_epoch) == 0
         if is_scored or progress.step % settings.log_every == 0:
-            log_losses(run, losses)  # at an evaluation too: nothing is pending where a resumed run goes on
+            log_losses(run)  # before an evaluation too: what diverged is not saved, and what is saved has its losses
         if is_scored:
             evaluate(run, folder)
         if progress.step == run.total:
             return
 
 
-def log_losses(run: Run, losses: list[torch.Tensor]) -> None:
-    """Records and logs their means over batches and processes, and empties the list."""
-    means = run.accelerator.reduce(torch.stack(losses).mean(dim=0), "mean")
-    means = dict(zip(run.tasks, means.tolist(), strict=True))
-    run.progress.losses.append({"step": run.progress.step, "losses": means})
+def log_losses(run: Run) -> None:
+    """Records and logs their means over steps and processes since the last entry, where a step was taken."""
+    means = run.watch.take_means()
+    if means:
+        run.progress.losses.append({"step": run.progress.step, "losses": means})
     entries = {f"loss/{task}": mean for task, mean in means.items()}
     run.accelerator.log(entries | {"learning_rate": run.scheduler.get_last_lr()[0]}, run.progress.step)
-    losses.clear()
 
 
 def evaluate(run: Run, folder: Path) -> None:

@@ -45,6 +45,7 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_pictures(
 
     def train(method, run):
         calls.append((method, run.learning_rate, run.decoder_learning_rate, run.holdout, run.seed, run.output_dir))
+        assert run.on_bad_step == ("warn" if run.holdout else "stop")
         rate = run.learning_rate
         best = {"full": 1e-3, "polyhistor_lite": 1e-2}.get(method, rate)
         return {

@@ -213,23 +213,30 @@ def test_first_evaluation_is_best_whatever_its_scores(recipe, settings_of, tmp_p
     assert first != second == third
 
 
-def test_losses_are_averaged_over_batches_and_logged_now_and_then(recipe, settings_of, tmp_path, monkeypatch):
-    entries, lengths, original = {}, [], recipe.log_losses
+def test_losses_are_averaged_over_steps_and_logged_now_and_then(recipe, settings_of, tmp_path, monkeypatch):
+    entries, losses, add_gradients = {}, [], recipe.add_gradients
     monkeypatch.setattr(
         recipe.Accelerator, "log", lambda self, values, step=None: entries.setdefault(step, {}).update(values)
     )
+    monkeypatch.setattr(recipe, "add_gradients", lambda *given: losses.append(add_gradients(*given)) or losses[-1])
+    settings = settings_of(tmp_path, "--gradient_accumulation", "2", "--steps", "4", "--log_every", "2")
+    recipe.train("decoders", settings)
+    # An epoch has 5 batches and so 3 steps, the last of one batch; it ends with an evaluation, which has an entry too.
+    for step, of_steps in ((2, losses[:2]), (3, losses[2:3]), (4, losses[3:])):
+        expected = torch.stack(of_steps).mean(dim=0)
+        torch.testing.assert_close(torch.tensor([entries[step][f"loss/{task}"] for task in settings.tasks]), expected)
+    assert len(losses) == 4
+    assert not any(name.startswith("loss/") for name in entries.get(1, {}))
 
-    def log_losses(run, losses):
-        lengths.append(len(losses))
-        expected = torch.stack(losses).mean(dim=0)
-        original(run, losses)
-        got = [entries[run.progress.step][f"loss/{task}"] for task in run.settings.tasks]
-        torch.testing.assert_close(torch.tensor(got), expected)
 
-    monkeypatch.setattr(recipe, "log_losses", log_losses)
-    recipe.train("decoders", settings_of(tmp_path, "--gradient_accumulation", "2", "--steps", "4", "--log_every", "2"))
-    # An epoch has 5 batches and so 3 steps; the mean starts anew with an epoch, and after the evaluation at step 3.
-    assert lengths == [4, 1, 2]
+@pytest.mark.slow
+def test_one_seed_is_one_run_whatever_the_number_of_workers(recipe, settings_of, tmp_path):
+    for name, workers in (("first", "0"), ("again", "0"), ("one", "1"), ("four", "4")):
+        recipe.train("polyhistor_lite", settings_of(tmp_path / name, "--workers", workers))
+        assert_same_weights(tmp_path / "first", tmp_path / name)
+    recipe.train("polyhistor_lite", settings_of(tmp_path / "other", "--seed", "1"))
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "first", tmp_path / "other")
 
 
 def test_workers_persist_over_whole_epochs(recipe, settings_of, tmp_path, monkeypatch):
