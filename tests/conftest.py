@@ -5,7 +5,7 @@
 import pytest
 import tiny_models
 import torch
-from methods_table import BASES, METHODS_UNDER_TEST, TASKS
+from methods_table import BASES, FEW, METHODS_UNDER_TEST, TASKS
 from peft import get_peft_model
 from transformers import SwinModel
 
@@ -41,20 +41,30 @@ def make_labels():
 
 
 def pytest_generate_tests(metafunc):
-    """Runs a test on every row of the table that its marks and its base models allow."""
-    if "row" not in metafunc.fixturenames:
+    """Runs a test on every row of the table that its marks and its base models allow.
+
+    A method's tests on its first base are in the default suite, unless they are marked as those of few methods; few
+    methods' tests are there on every base. The others are slow.
+    """
+    names, definition = metafunc.fixturenames, metafunc.definition
+    if "row" not in names:
         return
-    conditions = [mark.args[0] for mark in metafunc.definition.iter_markers("rows")]
+    conditions = [mark.args[0] for mark in definition.iter_markers("rows")]
     chosen = [row for row in METHODS_UNDER_TEST if all(condition(row) for condition in conditions)]
-    if "make_base" in metafunc.fixturenames:
-        pairs = [(row, base) for row in chosen for base in row.bases]
-        ids = [f"{row.name}-{base.__name__}" for row, base in pairs]
-        metafunc.parametrize(("row", "make_base"), pairs, indirect=True, ids=ids)
+    needs_few = definition.get_closest_marker("few_by_default") is not None
+
+    def param(row, *base):
+        is_first = not base or base[0] is row.bases[0]
+        is_quick = row.name in FEW or (is_first and not needs_few)
+        name = "-".join([row.name, *(cls.__name__ for cls in base)])
+        return pytest.param(row, *base, marks=() if is_quick else pytest.mark.slow, id=name)
+
+    if "make_base" in names:
+        pairs = [param(row, base) for row in chosen for base in row.bases]
+        metafunc.parametrize(("row", "make_base"), pairs, indirect=True)
         return
-    names = metafunc.fixturenames
     needed = MultiTaskDenseModel if "make_dense" in names and "make_swin" not in names else SwinModel
-    chosen = [row for row in chosen if needed in row.bases]
-    metafunc.parametrize("row", chosen, indirect=True, ids=[row.name for row in chosen])
+    metafunc.parametrize("row", [param(row) for row in chosen if needed in row.bases], indirect=True)
 
 
 @pytest.fixture

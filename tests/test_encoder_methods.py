@@ -3,8 +3,10 @@
 """Methods that are more or less than an adapter per task and block, against their definitions by plain loops."""
 
 import math
+from functools import partial
 
 import pytest
+import tiny_models
 import torch
 from peft import get_peft_model
 from torch.nn import functional as F
@@ -29,6 +31,12 @@ from peft_polyhistor import (
 NAMES = ["a", "b", "c"]
 TASK = 1  # index of the task under test
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64
+
+
+@pytest.fixture
+def make_swin():
+    """Two blocks a stage: the windows of every second one are shifted."""
+    return partial(tiny_models.make_swin, depths=[2, 2, 2, 2])
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
+    few_by_default,
     gradients,
     loss_of,
     predict,
@@ -91,6 +92,7 @@ def test_checkpointed_gradients_are_exact(row, adapt, make_base, pixels, perturb
     copy.deepcopy(checkpointed)  # nothing of the graph is left behind, which could not be copied
 
 
+@few_by_default
 def test_half_precision_with_a_scaler_trains(adapt, make_dense, make_labels, pixels):
     model = adapt(make_dense()).train()
     start = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
@@ -108,6 +110,7 @@ def test_half_precision_with_a_scaler_trains(adapt, make_dense, make_labels, pix
     assert unmoved == []
 
 
+@few_by_default
 @torch.no_grad()
 def test_an_average_of_the_weights_predicts(adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))

@@ -19,7 +19,7 @@ def make_swin(cls=SwinModel, **changes):
 
     Widths 8, 16, 32, 64 and a window of 3, which the coarsest map of a picture of 96 pixels just fills.
     """
-    sizes = {"embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 2, 4], "window_size": 3, "image_size": 96}
+    sizes = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 3, "image_size": 96}
     config = SwinConfig(**{**sizes, "drop_path_rate": 0.0, "out_features": STAGES[: len(sizes["depths"])], **changes})
     torch.manual_seed(1)
     return perturb(cls(config)).eval()

@@ -12,7 +12,7 @@ from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, Sublayer, find_
 
 
 def test_blocks_of_swin_are_found_in_order(make_swin):
-    blocks = find_blocks(make_swin(SwinBackbone))
+    blocks = find_blocks(make_swin(SwinBackbone, depths=[2, 2, 2, 2]))
     path = "swin.encoder.layers.1.blocks.1"
     assert blocks[3] == Block(
         name=path,
