@@ -158,7 +158,7 @@ def test_normals_of_a_plane_turn_with_the_picture(seed):
     """(nx, ny), right and down on screen, moves like an offset from the centre."""
     random = np.random.default_rng(seed)
     draw = draw_of(random)
-    normal = random.normal(size=3) + [0, 0, 3]
+    normal = random.normal(size=3) + np.array([0, 0, 3])
     normal /= np.linalg.norm(normal)
     encoded = np.broadcast_to(np.round((normal + 1) * 127.5), (20, 30, 3)).astype(np.uint8)
     found = transformed(draw, (20, 30), normals=np.ascontiguousarray(encoded))["normals"][0][:, 10, 15].double()
