@@ -1,0 +1,42 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A long run holds no more memory in its end than near its start."""
+
+import gc
+
+import pytest
+
+
+STEPS, EVERY = 1000, 100
+NOISE = 4e6  # bytes; what an allocator keeps differs from moment to moment
+
+
+def count_containers(value):
+    """The dicts and lists in a nest of them."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + sum(map(count_containers, value.values() if isinstance(value, dict) else value))
+
+
+@pytest.mark.slow
+def test_1000_steps_hold_no_more_memory_than_100(load_recipe, settings_of, tmp_path, monkeypatch):
+    """With everything that a run does: losses, evaluations, checkpoints, a tracker, epochs, and workers that load."""
+    recipe, resident_memory = load_recipe("train_pascal"), load_recipe("resident_memory").resident_memory
+    log_losses, seen = recipe.log_losses, {}
+
+    def log_and_measure(run, losses):
+        log_losses(run, losses)
+        if run.progress.step % EVERY == 0:
+            gc.collect()
+            record = count_containers([run.progress.losses, run.progress.history])  # grows, as results.json has it
+            seen[run.progress.step] = resident_memory().own, len(gc.get_objects()) - record
+
+    monkeypatch.setattr(recipe, "log_losses", log_and_measure)
+    settings = f"--steps {STEPS} --eval_every 20 --log_every 10 --workers 1 --tracker tensorboard".split()
+    recipe.train("polyhistor_lite", settings_of(tmp_path, *settings))
+    assert list(seen) == list(range(EVERY, STEPS + 1, EVERY))
+    for step, (own, objects) in seen.items():
+        print(f"step {step}: {own / 1e6:.1f} MB, {objects} objects beside the record of the run")
+    (memory, objects), (memory_in_the_end, objects_in_the_end) = seen[EVERY], seen[STEPS]
+    assert memory_in_the_end <= 1.02 * memory + NOISE
+    assert objects_in_the_end <= objects + STEPS // 10  # a leak of one object a step would be ten times that
