@@ -24,8 +24,8 @@ def test_1000_steps_hold_no_more_memory_than_100(load_recipe, settings_of, tmp_p
     recipe, resident_memory = load_recipe("train_pascal"), load_recipe("resident_memory").resident_memory
     log_losses, seen = recipe.log_losses, {}
 
-    def log_and_measure(run, losses):
-        log_losses(run, losses)
+    def log_and_measure(run):
+        log_losses(run)
         if run.progress.step % EVERY == 0:
             gc.collect()
             record = count_containers([run.progress.losses, run.progress.history])  # grows, as results.json has it
