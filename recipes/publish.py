@@ -10,13 +10,13 @@ settings as training.yaml, in one commit. After a failed upload, the same comman
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from atomic import read_json
 from records import RESULTS, record_of, write_files
 
 from peft_polyhistor import load
@@ -44,13 +44,14 @@ def read_results(run: Path) -> dict:
 
     Raises:
         FileNotFoundError: There are none.
+        ValueError: The file is damaged.
     """
     if not (run / RESULTS).is_file():
         raise FileNotFoundError(
             f"There is no {run / RESULTS}. Give the folder `best` or `last` of a finished run; --resume True finishes "
             "a run."
         )
-    return json.loads((run / RESULTS).read_text(encoding="utf-8"))
+    return read_json(run / RESULTS)
 
 
 def main(argv: Sequence[str]) -> str:

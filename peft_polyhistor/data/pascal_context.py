@@ -21,6 +21,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from pyarrow.lib import ArrowException
 
 from .archive import DENSE_TASKS, FAULTS, PascalArchive, check_tasks
 
@@ -95,14 +96,15 @@ def load_dense_dataset(
     Raises:
         FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub.
         ConnectionError: `source` is no folder and the Hub cannot be reached.
-        ValueError: A task is unknown, or the dataset lacks a column or stores it as something else than pictures.
+        ValueError: A task is unknown, a parquet file is damaged, or the dataset lacks a column or stores it as
+            something else than pictures.
     """
     folder = Path(os.path.expanduser(source))
     if (folder / "ImageSets" / "Context").is_dir():
         return load_pascal_context(folder, tasks, split, **kwargs)
     tasks = check_tasks(tasks)
     if folder.is_dir():
-        dataset = load_dataset("parquet", data_files={split: _parquet_files(folder, split)}, split=split, **kwargs)
+        dataset = _load_parquet(_parquet_files(folder, split), split, **kwargs)
     else:
         dataset = load_dataset(str(source), split=split, **kwargs)
     expected = _features(tasks)
@@ -143,6 +145,17 @@ def _fingerprint(archive: PascalArchive, image_ids: list[str], tasks: tuple[str,
                 status = path.stat()
                 digest.update(json.dumps([str(path), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()[:32]
+
+
+def _load_parquet(files: list[str], split: str, **kwargs) -> Dataset:
+    try:
+        return load_dataset("parquet", data_files={split: files}, split=split, **kwargs)
+    except (ArrowException, DatasetGenerationError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())  # in one line
+        which = "one of them" if len(files) > 1 else "it"
+        raise ValueError(
+            f"{', '.join(files)}: {which} is damaged, or no parquet file ({cause}). Write it again."
+        ) from error
 
 
 def _parquet_files(folder: Path, split: str) -> list[str]:

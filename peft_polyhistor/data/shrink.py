@@ -48,6 +48,8 @@ def write_shrunk(
 ) -> list[Path]:
     """Writes `<split>.parquet` into a folder, which `load_dense_dataset` reads, and returns the files.
 
+    All splits or none: where one fails, no file is left.
+
     Args:
         source: As for `load_dense_dataset`.
         folder: Made where it is missing.
@@ -64,12 +66,20 @@ def write_shrunk(
     for file in files:
         if file.exists():
             raise FileExistsError(f"{file} is there already. Remove it, or name another folder.")
-    for split, file in zip(splits, files, strict=True):
-        small = shrink(load_dense_dataset(source, tasks, split, num_proc=num_proc), longest, num_proc)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".unfinished")
-        small.to_parquet(unfinished)
-        unfinished.rename(file)
+    # All are made before the first is written, and written before the first gets its name.
+    smalls = [
+        shrink(load_dense_dataset(source, tasks, split, num_proc=num_proc), longest, num_proc) for split in splits
+    ]
+    unfinished = [file.with_suffix(".unfinished") for file in files]
+    try:
+        for small, fresh in zip(smalls, unfinished, strict=True):
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            small.to_parquet(fresh)
+        for fresh, file in zip(unfinished, files, strict=True):
+            fresh.rename(file)
+    finally:
+        for fresh in unfinished:
+            fresh.unlink(missing_ok=True)
     return files
 
 

@@ -105,7 +105,8 @@ class JointTransform:
         """Transforms a batch of columns.
 
         Raises:
-            ValueError: A column is missing, or a label is no picture, of a wrong mode or of another size.
+            ValueError: A column is missing, a picture is none or of more than 8 bits, or a label is no picture, of a
+                wrong mode or of another size.
         """
         missing = {"image_id", "image"} - batch.keys()
         if missing:
@@ -116,6 +117,7 @@ class JointTransform:
         tasks = [task for task in DENSE_TASKS if task in batch]
         result = {"image_id": list(batch["image_id"]), "pixel_values": []} | {task: [] for task in tasks}
         for row, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
+            _check_image(image_id, image)
             draw = self._draw(image_id) if self.train else None
             geometry = Geometry((image.height, image.width), self.image_size, draw)
             result["pixel_values"].append(_to_pixel_values(image, geometry))
@@ -138,6 +140,16 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": {task: torch.stack([sample[task] for sample in samples]) for task in tasks},
     }
+
+
+def _check_image(image_id: str, image: Any) -> None:
+    mode = getattr(image, "mode", None)
+    if mode is None or mode[0] in "IF":  # of 16 and 32 bits, which would become white
+        found = f"mode {mode}" if mode else repr(image)
+        raise ValueError(
+            f"The image of {image_id} must be a picture of 8 bits a channel, such as of mode RGB or L, got {found}. "
+            "Convert it, or leave out the row."
+        )
 
 
 def _check_label(image_id: str, task: str, label: Any, size: tuple[int, int]) -> None:

@@ -325,6 +325,16 @@ def test_parquet_keeps_features_and_every_byte(archive, cache, tmp_path):
         load_dense_dataset(folder, split="val")
 
 
+def test_damaged_parquet_files_are_named(archive, cache, tmp_path):
+    file = tmp_path / "train.parquet"
+    load_pascal_context(archive, ["semseg"], cache_dir=cache).to_parquet(file)
+    whole = file.read_bytes()
+    for damaged in (b"", b"no parquet" * 9, whole[:-20], whole[:4] + b"\xff" * 60 + whole[64:]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"train\.parquet: it is damaged, or no parquet file \(.+\)\. Write it"):
+            load_dense_dataset(tmp_path, ["semseg"], cache_dir=cache)
+
+
 def test_any_source_is_cut_to_the_columns_asked_for(archive, cache, monkeypatch):
     opened = load_dense_dataset(archive, ["semseg"], "val", cache_dir=cache)
     assert opened.column_names == ["image_id", "image", "semseg"]

@@ -2,8 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from peft_polyhistor.data import DENSE_TASKS, JointTransform, load_dense_dataset, load_pascal_context, shrink
+from peft_polyhistor.data import (
+    DENSE_TASKS,
+    JointTransform,
+    load_dense_dataset,
+    load_pascal_context,
+    shrink,
+    write_shrunk,
+)
 from peft_polyhistor.data.__main__ import main
 
 
@@ -59,3 +67,26 @@ def test_bad_sizes_write_nothing(archive, tmp_path, capsys, arguments, message):
     assert main(["shrink", str(archive), str(tmp_path / "small"), *arguments]) == (message is not None)
     assert (message or "") in capsys.readouterr().err
     assert (tmp_path / "small").exists() == (message is None)
+
+
+def test_where_a_split_fails_no_file_is_left(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (archive / "JPEGImages" / "2008_000004.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="2008_000004"):
+        write_shrunk(archive, tmp_path / "small", 10)
+    assert not (tmp_path / "small").exists()
+
+
+def test_where_the_disk_is_full_no_file_is_left(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    original = Dataset.to_parquet
+
+    def fill_the_disk(dataset, file):
+        original(dataset, file)
+        if "val" in file.name:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(Dataset, "to_parquet", fill_the_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write_shrunk(archive, tmp_path / "small", 10, ["semseg"])
+    assert not list((tmp_path / "small").iterdir())

@@ -332,6 +332,13 @@ def test_faulty_batches_are_named():
         joint(batch | {"semseg": [image]})
     with pytest.raises(ValueError, match="normals of 2008_000001 must be a picture of mode RGB, got None"):
         joint(batch | {"normals": [None]})
+    with pytest.raises(ValueError, match=r"image of 2008_000001 must be a picture of 8 bits .* got None"):
+        joint(batch | {"image": [None]})
+    for mode in ("I;16", "I", "F"):
+        with pytest.raises(ValueError, match=rf"image of 2008_000001 must be .* got mode {mode}\. Convert it"):
+            joint(batch | {"image": [Image.new(mode, (6, 4))]})
+        with pytest.raises(ValueError, match=f"semseg of 2008_000001 must be .* got mode {mode}"):
+            joint(batch | {"semseg": [Image.new(mode, (6, 4))]})
 
 
 @pytest.mark.parametrize("image_size", [0, -4, 2.5, True, (4,), (4, 4, 3), (4, 0), "64", None])

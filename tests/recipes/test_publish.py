@@ -83,6 +83,13 @@ def test_a_run_that_is_not_finished_is_not_published(load_recipe, tmp_path):
         load_recipe("publish").main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 
+def test_damaged_results_are_named(load_recipe, tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "results.json").write_text('{"history": [')
+    with pytest.raises(ValueError, match=r"results\.json is damaged \(.*Delete it and give the command again"):
+        load_recipe("publish").main([str(tmp_path / "best"), "--repo", "ann/lite"])
+
+
 @pytest.mark.parametrize("name", ["pascal_swin_tiny_polyhistor_lite", "scenes_swin_micro_polyhistor_lite"])
 def test_cards_are_those_of_the_configs_and_the_recorded_runs(load_recipe, name):
     cards = load_recipe("cards")
