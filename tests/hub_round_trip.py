@@ -49,6 +49,10 @@ def files_of(hub, repo=REPO, revision="main"):
     return hub.repos[repo].commits[hub.repos[repo].resolve(revision)]
 
 
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch):
     model.push_to_hub(REPO)
     assert files_of(hub).keys() == FILES
@@ -228,3 +232,32 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     again = importlib.import_module("settings").parse_settings([str(tmp_path / "training.yaml")], "")
     assert (again.methods, again.tasks, again.encoder, again.seed) == (["polyhistor_lite"], TASKS, BASE, 0)
     check_equal(predict(load(REPO)), predict(model))
+
+
+def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path, monkeypatch, capfd, caplog):
+    before = bytes_of(run), sorted(Path.cwd().iterdir())
+    importlib.import_module("publish").main([str(run / "best"), "--repo", REPO, "--private"])
+    assert (bytes_of(run), sorted(Path.cwd().iterdir())) == before  # publishing leaves nothing behind
+    load(REPO, token="hf_ann", cache_dir=tmp_path / "cache").save_pretrained(tmp_path / "again")
+    perturb(model)  # so that there is something to send
+    said = []
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.cuts = None
+    for refused in (
+        lambda: model.push_to_hub("ann/second", token="hf_ann"),  # breaks off
+        lambda: model.push_to_hub(REPO, token="hf_bob"),
+        lambda: load(REPO, token="hf_bob", force_download=True, cache_dir=tmp_path),
+        lambda: load(REPO, token="hf_wrong", force_download=True, cache_dir=tmp_path),
+    ):
+        with pytest.raises((OSError, ValueError, HfHubHTTPError)) as caught:
+            refused()
+        error = caught.value
+        while error is not None:
+            said.append(f"{error} {error!r}")
+            error = error.__cause__ or error.__context__
+    said += [*capfd.readouterr(), caplog.text]
+    files = {**bytes_of(tmp_path), **files_of(hub)}
+    assert len(said) > 6 and len(files) > 10
+    for token in ("hf_ann", "hf_bob", "hf_wrong"):
+        assert not [text for text in said if token in text]
+        assert not [name for name, content in files.items() if token.encode() in content]
