@@ -17,10 +17,11 @@ from .methods.lora import MultiTaskLoraConfig
 from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
 from .methods.vpt import VptDeepConfig, VptShallowConfig
-from .models.encoder import StageEncoder, load_encoder, view_encoder
+from .models.encoder import load_encoder, view_encoder
 from .models.multitask import MultiTaskDenseModel, MultiTaskDenseOutput
 from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
+from .models.stages import StageEncoder
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
 from .training_record import TrainingRecord

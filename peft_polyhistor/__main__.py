@@ -37,7 +37,7 @@ def run_predict(options: argparse.Namespace) -> int:
     predictor = MultiTaskPredictor.from_pretrained(
         options.checkpoint, options.tasks, options.image_size, revision=options.revision
     )
-    predictor.model.to(PartialState().device)
+    predictor.model.to(PartialState().device)  # type: ignore[arg-type]  # transformers does not say of what
     faults = 0
     with PredictionPage(options.out, f"Predictions of {options.checkpoint}") as page:
         for source in (bar := tqdm(options.pictures, desc="predicting", unit="picture")):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
 from .config import MultiTaskConfig
@@ -52,6 +53,21 @@ class Base:
         if self.is_embedded:
             return "Apache-2.0, with peft-polyhistor, whose assets say on which photographs it was pretrained"
         return f"see {self.text}"
+
+
+def config_of(model: PeftModel, adapter_name: str) -> MultiTaskConfig:
+    """Settings of an adapter.
+
+    Raises:
+        TypeError: It is none of this package's methods.
+    """
+    config = model.peft_config[adapter_name]
+    if not isinstance(config, MultiTaskConfig):
+        raise TypeError(
+            f"The adapter '{adapter_name}' has a {type(config).__name__}; cards are made for adapters of this "
+            "package's methods. Publish it with `push_to_hub`, which does as PEFT does."
+        )
+    return config
 
 
 def base_of(config: MultiTaskConfig) -> Base:
@@ -106,14 +122,13 @@ def make_card(
 
     Raises:
         ValueError: As in `base_of`.
+        TypeError: As in `config_of`.
     """
-    config = model.peft_config[adapter_name]
+    config = config_of(model, adapter_name)
     base = base_of(config)
-    metadata = _metadata(config, base, repo_id, training, license)
-    metadata.tags += [tag for tag in tags if tag not in metadata.tags]
     decoders = (config.made_for or {}).get("decoders")
     return ModelCard.from_template(
-        metadata,
+        _metadata(config, base, repo_id, training, license, tags),
         template_path=str(TEMPLATE),
         title=repo_id.rpartition("/")[2],
         method=f"`{config.method.lower().removeprefix('mtl_')}`",
@@ -137,15 +152,21 @@ def make_card(
 
 
 def _metadata(
-    config: MultiTaskConfig, base: Base, repo_id: str, training: TrainingRecord | None, license: str
+    config: MultiTaskConfig,
+    base: Base,
+    repo_id: str,
+    training: TrainingRecord | None,
+    license: str,
+    further_tags: Sequence[str],
 ) -> ModelCardData:
     words = [word for task in config.tasks for word in (task, SEARCH_WORDS.get(task)) if word]
-    on_hub = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
+    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words]
+    on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
     return ModelCardData(
         library_name="peft",
         pipeline_tag="image-segmentation",
         license=license,
-        tags=["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words],
+        tags=tags + [tag for tag in further_tags if tag not in tags],
         datasets=[training.dataset_type] if training and training.dataset_is_on_hub else None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=_eval_results(training) if training else None,

@@ -23,4 +23,6 @@ def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
     def intensity(class_id: int, channel: int) -> int:
         return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
 
-    return tuple(tuple(intensity(class_id, channel) for channel in range(3)) for class_id in range(classes))
+    return tuple(
+        (intensity(class_id, 0), intensity(class_id, 1), intensity(class_id, 2)) for class_id in range(classes)
+    )

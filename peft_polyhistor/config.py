@@ -6,16 +6,13 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from peft import PeftConfig, PeftType
 from torch import nn
 
 from .checks import check_positive, check_probability, check_record, check_truth
 
-
-if TYPE_CHECKING:
-    from .adapter.site import Site
 
 # The four tasks of PASCAL-Context in Polyhistor, arXiv:2210.03265, Sec. 5.1.
 PASCAL_TASKS = ("semseg", "human_parts", "saliency", "normals")
@@ -49,7 +46,7 @@ class MultiTaskConfig(PeftConfig):
 
     method: ClassVar[str]  # the PEFT type, set by each method's config
     shares_pass: ClassVar[bool] = False  # one pass of the encoder serves all tasks
-    dropout: ClassVar[float] = 0.0  # a field where a method has one
+    dropout = 0.0  # a field where a method has one
 
     tasks: Sequence[str] = field(
         default=PASCAL_TASKS, metadata={"help": "Names of the tasks, in the order of their embeddings."}
@@ -73,8 +70,8 @@ class MultiTaskConfig(PeftConfig):
         default=None, metadata={"help": "Recorded: encoder and decoders of the model it was made for."}
     )
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT's
         self.peft_type = PeftType[self.method]
         self.is_of_checkpoint = self.made_for is not None  # else it is recorded of the first model that it adapts
         if self.task_type is not None:
@@ -101,8 +98,12 @@ class MultiTaskConfig(PeftConfig):
         check_record(self.made_for)
 
     @abstractmethod
-    def make_generator(self, sites: "list[Site]") -> nn.Module:
-        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site."""
+    def make_generator(self, sites: list[Any]) -> nn.Module:
+        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site.
+
+        Args:
+            sites: The `Site`s that the method's tuner chose, of whatever kind it makes.
+        """
 
     def _check_modules(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
@@ -121,16 +122,19 @@ class MultiTaskConfig(PeftConfig):
                 ) from error
 
     def _check_layers(self) -> None:
-        if not isinstance(self.layers_to_transform, list):
-            self.layers_to_transform = [self.layers_to_transform]
-        wrong = [i for i in self.layers_to_transform if isinstance(i, bool) or not isinstance(i, int) or i < 0]
-        if wrong or not self.layers_to_transform:
-            raise ValueError(f"`layers_to_transform` must hold block indices from 0, got {self.layers_to_transform}.")
+        given = self.layers_to_transform
+        indices: list[Any] = given if isinstance(given, list) else [given]
+        if not indices or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in indices):
+            raise ValueError(f"`layers_to_transform` must hold block indices from 0, got {indices}.")
+        self.layers_to_transform = indices
         if self.target_modules is not None:
             raise ValueError(
                 "`layers_to_transform` counts the blocks of a known encoder and `target_modules` names modules: "
                 "give one of them, not both."
             )
+
+
+ConfigT = TypeVar("ConfigT", bound=MultiTaskConfig)
 
 
 @dataclass
@@ -155,7 +159,7 @@ class BottleneckConfig(MultiTaskConfig):
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout probability in the bottleneck."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("reduction_factor", self.reduction_factor)
         is_list = isinstance(self.sublayers, Sequence) and not isinstance(self.sublayers, str)
@@ -194,7 +198,7 @@ class LowRankConfig(BottleneckConfig):
     rank: int | None = field(default=None, metadata={"help": "Rank of a weight; None: by rank_divisor."})
     rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("rank_divisor", self.rank_divisor)
         if self.rank is not None:

@@ -3,7 +3,7 @@
 """Scores of a dense model over a data set, and what it costs in parameters."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_tasks(
-    model: nn.Module, batches: Iterable[Mapping], tasks: Sequence[str], accelerator: Accelerator
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
     """All scores of every task: one pass for all tasks, counts instead of predictions kept.
 
@@ -41,7 +41,7 @@ def evaluate_tasks(
 
 @torch.no_grad()
 def collect_statistics(
-    model: nn.Module, batches: Iterable[Mapping], tasks: Sequence[str], accelerator: Accelerator
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """What scores are made of: by task a row of counts per picture, in the order of the data, on every process.
 
@@ -55,7 +55,7 @@ def collect_statistics(
     training = model.training
     model.eval()
     metrics = {task: TASKS[task].metric() for task in tasks}
-    rows = {task: [] for task in tasks}
+    rows: dict[str, list[Tensor]] = {task: [] for task in tasks}
     for batch in tqdm(batches, desc="evaluating", leave=False, disable=not accelerator.is_main_process):
         logits = model(batch["pixel_values"], tasks=list(tasks), full_resolution=False).logits
         for task, metric in metrics.items():

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from peft import PeftModel
 
-from .cards import base_of, make_card
+from .cards import base_of, config_of, make_card
 from .config import MultiTaskConfig
 from .saved_weights import WEIGHTS
 from .training_record import TrainingRecord
@@ -56,16 +56,18 @@ def publish(
         commit_message, commit_description: Of the commit.
 
     Raises:
+        TypeError: The adapter is of none of this package's methods.
         ValueError: The encoder is not known or a folder, or a repository that is to be private is public.
         ConnectionError: The upload broke off.
         HfHubHTTPError: The Hub refused, e.g. for the lack of a token.
     """
     name = model.active_adapter
+    config = config_of(model, name)
     if base_model is not None:
-        model.peft_config[name].base_model_name_or_path = base_model
+        config.base_model_name_or_path = base_model
     with TemporaryDirectory() as temporary:
         folder = save_adapter(model, name, Path(temporary))
-        base_of(model.peft_config[name])  # its errors come before anything is changed on the Hub
+        base_of(config)  # its errors come before anything is changed on the Hub
         api = HfApi(token=token)
         repo_id = _open_repository(api, repo_id, private, revision)
         # PEFT's own card, which `save_pretrained` wrote, is replaced.
@@ -118,11 +120,11 @@ def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> 
 _inherited = PeftModel.push_to_hub
 
 
-def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> CommitInfo:
+def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
     """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does."""
     if isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
         return publish(self, repo_id, **kwargs)
     return _inherited(self, repo_id, **kwargs)
 
 
-PeftModel.push_to_hub = push_to_hub
+PeftModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]

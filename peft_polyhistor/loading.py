@@ -56,7 +56,7 @@ def load(
     if unknown:
         raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
     folder = _find(str(name), revision=revision, token=token, **kwargs)
-    config = _read_config(folder, str(name))
+    config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
     except SafetensorError as error:
@@ -68,7 +68,7 @@ def load(
     config.inference_mode = not is_trainable
     try:
         with device("meta"):
-            shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **config.made_for["decoders"])
+            shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **decoder_settings)
         wrong = difference(shapes, adapter_shapes(shell, config))
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
@@ -77,7 +77,7 @@ def load(
             f"'{name}' does not fit the model of its tasks {config.tasks} and encoder {type(encoder).__name__}: "
             f"{wrong}. Give the encoder it was trained on, and register its tasks as they were then."
         )
-    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **config.made_for["decoders"])
+    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
     model = PeftModel(dense, config)
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
     return model
@@ -127,7 +127,8 @@ def _check_revision(revision: str | None) -> None:
         raise ValueError(f"`revision` must be a branch, tag or commit, got {revision!r}.")
 
 
-def _read_config(folder: Path, name: str) -> MultiTaskConfig:
+def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, Any]]:
+    """The config of an adapter, and the settings of the decoders that are saved with it."""
     try:
         peft_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
@@ -136,7 +137,7 @@ def _read_config(folder: Path, name: str) -> MultiTaskConfig:
     if peft_type not in known:
         raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; for others use PEFT.")
     try:
-        config = PeftConfig.from_pretrained(str(folder))
+        config: MultiTaskConfig = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{CONFIG} of '{name}' has settings that cannot be: {error}") from error
     if not (config.made_for and config.made_for["decoders"]):
@@ -144,7 +145,7 @@ def _read_config(folder: Path, name: str) -> MultiTaskConfig:
             f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
             f"PeftModel.from_pretrained(encoder, '{name}')."
         )
-    return config
+    return config, config.made_for["decoders"]
 
 
 def _damage(file: Path, name: str, error: Exception) -> str:

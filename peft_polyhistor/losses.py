@@ -204,6 +204,6 @@ def _looks_at_values(target: Tensor, check_values: bool | None) -> bool:
     return check_values
 
 
-def _some_values(values: Tensor, wrong: Tensor) -> list:
+def _some_values(values: Tensor, wrong: Tensor) -> list[float]:
     """The first few of the distinct wrong values, for an error message."""
     return values[wrong].unique()[:5].tolist()

@@ -103,15 +103,15 @@ class SaliencyScores(RunningMetric):
     Predictions are logits `(batch, 1, h, w)`, references are 0 or 1 in floating point, `(batch, 1, height, width)`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(columns=3 * len(SALIENCY_THRESHOLDS) + 1)  # the last one counts foreground
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_binary_labels("SaliencyScores", shape, references, check_values=True)
 
     def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
-        thresholds = [math.log(probability / (1 - probability)) for probability in SALIENCY_THRESHOLDS]
-        thresholds = torch.tensor(thresholds, dtype=logits.dtype, device=logits.device)
+        limits = [math.log(probability / (1 - probability)) for probability in SALIENCY_THRESHOLDS]
+        thresholds = torch.tensor(limits, dtype=logits.dtype, device=logits.device)
         # (batch, 1, height, width): how many thresholds a logit is strictly greater than, 0 to 15
         passed = torch.bucketize(logits, thresholds)
         bins = len(thresholds) + 1
@@ -144,7 +144,7 @@ class MeanAngularError(RunningMetric):
     `(batch, 3, height, width)`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(columns=2)
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
@@ -181,7 +181,8 @@ def _angles(vectors: Tensor, units: Tensor) -> Tensor:
     tangent = squared_sine.sqrt() / ((squared_sine + cosine * cosine).sqrt() + cosine.abs())
     for _ in range(2):
         tangent = tangent / (1 + (1 + tangent * tangent).sqrt())
-    square, series = tangent * tangent, 1 / 9
+    square = tangent * tangent
+    series: Tensor | float = 1 / 9
     for denominator in (7, 5, 3, 1):  # arc tangent, to 2e-9
         series = 1 / denominator - square * series
     nearer = 8 * tangent * series

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from .adapter.checkpointing import bind_checkpoints, refuse_reentrant
 from .config import MultiTaskConfig
 from .models.blocks import find_blocks
-from .models.encoder import StageEncoder
 from .models.multitask import MultiTaskDenseModel
+from .models.stages import StageEncoder
 from .saved_weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, shapes_of, without_memory
 
 
@@ -102,17 +103,17 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
     """
     encoder = _check_plain(model)
     _check_config(config)
-    config = deepcopy(config)
-    if config.target_modules is None:
-        _target_linear_layers(encoder, config)
+    settings: Any = deepcopy(config)  # PEFT's configs have `target_modules` each for themselves
+    if settings.target_modules is None:
+        _target_linear_layers(encoder, settings)
     first, *others = model.config.tasks
-    adapted = get_peft_model(encoder, deepcopy(config), adapter_name=first)
+    adapted = get_peft_model(encoder, deepcopy(settings), adapter_name=first)
     for task in others:
-        adapted.add_adapter(task, deepcopy(config))
+        adapted.add_adapter(task, deepcopy(settings))
     return _install(model, encoder, adapted, is_trainable=True)
 
 
-def save_per_task(model: MultiTaskDenseModel, folder: str | os.PathLike) -> None:
+def save_per_task(model: MultiTaskDenseModel, folder: str | os.PathLike[str]) -> None:
     """Saves the adapters, each in the subfolder of its task, and the decoders.
 
     A subfolder is an ordinary checkpoint of PEFT: `PeftModel.from_pretrained(load_encoder(name), folder / task)`.
@@ -131,7 +132,7 @@ def save_per_task(model: MultiTaskDenseModel, folder: str | os.PathLike) -> None
 
 
 def load_per_task(
-    model: MultiTaskDenseModel, folder: str | os.PathLike, is_trainable: bool = False
+    model: MultiTaskDenseModel, folder: str | os.PathLike[str], is_trainable: bool = False
 ) -> MultiTaskDenseModel:
     """Loads what `save_per_task` saved onto a fresh dense model of the same encoder, and returns that model.
 
@@ -203,7 +204,7 @@ def _check_config(config: PeftConfig) -> None:
         )
 
 
-def _target_linear_layers(encoder: StageEncoder, config: PeftConfig) -> None:
+def _target_linear_layers(encoder: StageEncoder, config: Any) -> None:
     """Fills `target_modules` with every linear layer in the blocks, and what goes with it."""
     blocks = find_blocks(encoder)
     if not blocks:
@@ -235,11 +236,11 @@ def _install(
         parameter.requires_grad_(True)
     model.decoders.requires_grad_(is_trainable)
     model.encoder = PerTaskEncoder(encoder, adapted)
-    model.save_pretrained = _refuse_to_save
+    model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
     return model
 
 
-def _refuse_to_save(*args, **kwargs) -> None:
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
     raise ValueError(
         "A dense model with an adapter per task could not be loaded from what `save_pretrained` writes. Use "
         "`save_per_task` and `load_per_task`."

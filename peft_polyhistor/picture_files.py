@@ -39,10 +39,13 @@ def open_picture(source: Picture) -> Image.Image:
         return _to_rgb(source, "the picture")
     if not isinstance(source, str | Path):
         raise TypeError(f"A picture is a path, a URL, a PIL picture or an array, got {type(source).__name__}.")
-    is_url = str(source).startswith(("http://", "https://"))
-    file = io.BytesIO(_download(str(source))) if is_url else Path(source).expanduser()
-    if not is_url and not file.is_file():
-        raise FileNotFoundError(f"There is no file '{source}'. Give a picture's path, or its URL with http(s)://.")
+    file: io.BytesIO | Path
+    if str(source).startswith(("http://", "https://")):
+        file = io.BytesIO(_download(str(source)))
+    else:
+        file = Path(source).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no file '{source}'. Give a picture's path, or its URL with http(s)://.")
     try:
         with Image.open(file) as picture:
             return _to_rgb(picture, f"'{source}'")

@@ -64,7 +64,8 @@ def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) ->
         opacity: Of what is painted, 0 to 1.
     """
     row = TASKS[task]
-    painted, share = paint_label(task, label), opacity
+    painted = paint_label(task, label)
+    share: float | np.ndarray = opacity
     if row.palette:
         share = (label.cpu().numpy() > 0)[..., None] * opacity
     elif row.channels == 1:

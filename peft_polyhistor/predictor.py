@@ -5,16 +5,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from peft import PeftModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data.transforms import JointTransform, normalize_image_size
 from .loading import load
 from .losses import resize_to_label
+from .models.multitask import MultiTaskDenseModel
 from .models.multitask_config import MultiTaskDenseConfig
 from .picture_files import Picture, open_picture
 from .pictures import paint_label, paint_over
@@ -104,7 +106,7 @@ class MultiTaskPredictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MultiTaskDenseModel | PeftModel,
         tasks: Sequence[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
     ):
@@ -114,15 +116,14 @@ class MultiTaskPredictor:
                 f"A predictor needs a MultiTaskDenseModel, adapted or not, got {type(model).__name__}. Use "
                 "peft_polyhistor.load, or put decoders on the encoder."
             )
-        if image_size is None:
-            image_size = config.image_size
-        if image_size is None:
+        size = config.image_size if image_size is None else image_size
+        if size is None:
             raise ValueError(
                 "The model does not say which size the pictures of its training had. Give image_size=, such as 512."
             )
         self.model = model
         self.tasks = config.choose_tasks(tasks)
-        self.image_size = normalize_image_size(image_size)
+        self.image_size = normalize_image_size(size)
         self._transform = JointTransform(self.image_size, train=False)
 
     @classmethod
@@ -135,6 +136,14 @@ class MultiTaskPredictor:
     ) -> "MultiTaskPredictor":
         """A predictor of a checkpoint; `name` and `kwargs` as in `load`, whose errors it raises."""
         return cls(load(name, **kwargs), tasks, image_size)
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str
+        self, pictures: Picture, batch_size: int = 8
+    ) -> Prediction: ...
+
+    @overload
+    def __call__(self, pictures: Sequence[Picture], batch_size: int = 8) -> list[Prediction]: ...
 
     def __call__(self, pictures: Picture | Sequence[Picture], batch_size: int = 8) -> Prediction | list[Prediction]:
         """Predictions, one per picture; a single one for a picture that is not in a list.

@@ -3,17 +3,19 @@
 """Adds the methods of this package to PEFT. The only module that touches PEFT's enum and method tables."""
 
 import peft
-from peft import PeftConfig, PeftType
+from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
+from .config import MultiTaskConfig
+
 
 # Config of each registered method, by its name in lower case, less the prefix that keeps it apart from PEFT's own.
-METHODS: dict[str, type[PeftConfig]] = {}
+METHODS: dict[str, type[MultiTaskConfig]] = {}
 
 
-def register(name: str, config_class: type[PeftConfig], tuner_class: type[BaseTuner]) -> PeftType:
+def register(name: str, config_class: type[MultiTaskConfig], tuner_class: type[BaseTuner]) -> PeftType:
     """Makes `config_class` and `tuner_class` the PEFT method called `name`, and returns its `PeftType`.
 
     Registering the same method again changes nothing, so a second import is harmless.
@@ -62,8 +64,8 @@ def _add_member(name: str) -> None:
     # name equal to value, is found by either, and survives pickle, deepcopy and iteration.
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
-    member._sort_order_ = len(PeftType._member_names_)
-    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]  # not told by enum
+    member.__objclass__ = PeftType  # type: ignore[attr-defined]
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member

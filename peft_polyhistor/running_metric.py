@@ -13,7 +13,7 @@ from torch import Tensor
 from .losses import resize_to_label
 
 
-class RunningMetric(evaluate.Metric):
+class RunningMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """A metric over pictures whose state is one total per column of `statistics`.
 
     `len(metric)` is the number of pictures added since the last `compute` or `reset`.
@@ -21,6 +21,9 @@ class RunningMetric(evaluate.Metric):
     Args:
         columns: Length of a row of `_counts`.
     """
+
+    _totals: list[int]
+    _pictures: int
 
     def __init__(self, columns: int):
         self._columns = columns + 1  # the last one counts predictions that are not finite
@@ -125,7 +128,7 @@ class RunningMetric(evaluate.Metric):
         """Adds a batch of pictures; see `statistics` for shapes and errors."""
         self.update(self.statistics(predictions, references))
 
-    def add(self, *, prediction: Tensor | None = None, reference: Tensor | None = None, **batch_names) -> None:
+    def add(self, *, prediction: Tensor | None = None, reference: Tensor | None = None, **batch_names: Tensor) -> None:
         """Adds one picture, given without its batch axis; see `statistics` for shapes and errors.
 
         `evaluate.combine` calls the arguments `predictions` and `references`; both names are taken.
@@ -148,10 +151,10 @@ class RunningMetric(evaluate.Metric):
         Raises:
             ValueError: If no picture was added, or only one of the two arguments is given.
         """
-        if (predictions is None) != (references is None):
-            raise ValueError(f"{type(self).__name__}.compute needs `predictions` and `references`, or neither.")
-        if predictions is not None:
+        if predictions is not None and references is not None:
             self.add_batch(predictions=predictions, references=references)
+        elif predictions is not None or references is not None:
+            raise ValueError(f"{type(self).__name__}.compute needs `predictions` and `references`, or neither.")
         if self._pictures == 0:
             raise ValueError(f"{type(self).__name__} holds no picture. Call `add_batch` or `update` before `compute`.")
         scores = self._scores(self._totals[:-1], self._pictures)

@@ -68,7 +68,7 @@ class Task:
     palette: tuple[tuple[int, int, int], ...] = ()
     count: Callable[[Tensor], Tensor] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
         check_positive("channels", self.channels)

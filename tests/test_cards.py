@@ -10,10 +10,10 @@ import pytest
 from hub_metadata import check_metadata, read_metadata
 from huggingface_hub import ModelCard
 from methods_table import TASKS as NAMES
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny_models import make_dense, make_swin
 
-from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord
+from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, publish
 from peft_polyhistor.cards import TEMPLATE, count_saved, make_card, score_rows
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.training_record import PREVIEW
@@ -106,6 +106,14 @@ def test_code_of_the_card_is_python(decoders):
     assert len(blocks) == 1 + decoders
     for block in blocks:
         compile(block, "card", "exec")
+
+
+def test_an_adapter_of_peft_is_not_published_as_one_of_this_package():
+    base = make_swin()
+    base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=r"'default' has a LoraConfig.*Publish it with `push_to_hub`"):
+        publish(model, "ann/lora")  # before anything is changed on the Hub, which cannot be reached here
 
 
 def test_there_is_one_template():

@@ -9,11 +9,13 @@ import pytest
 import tiny_models
 import torch
 from peft import get_peft_model
+from torch import nn
 from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import (
     TASKS,
+    AdapterConfig,
     BitFitConfig,
     DecodersConfig,
     MultiTaskDenseModel,
@@ -251,6 +253,27 @@ def test_a_table_called_without_a_batch_is_refused(make_swin, pixels):
     model.float()(pixels.float(), task="a")
     with pytest.raises(ValueError, match=r"called without a tensor.*Name a module around it"):
         model(pixels.float(), tasks=["a", "b"])
+
+
+class Offset(nn.Module):
+    """Adds a learned vector, which a part that reads nothing makes."""
+
+    class Vector(nn.Linear):
+        def forward(self):
+            return self.bias
+
+    def __init__(self):
+        super().__init__()
+        self.vector = self.Vector(8, 8)
+
+    def forward(self, x):
+        return x + self.vector()
+
+
+def test_an_adapter_of_a_module_that_reads_nothing_is_refused():
+    model = get_peft_model(Offset(), AdapterConfig(tasks=NAMES, target_modules=["vector"]))
+    with pytest.raises(ValueError, match=r"'vector' is called without a tensor.*Name a module around it"):
+        model(torch.randn(2, 8), task="a")
 
 
 @pytest.mark.parametrize(("first", "second"), [(["mlp"], None), (None, ["mlp"])])

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..config import MultiTaskConfig
 from ..models.blocks import find_blocks
-from ..models.encoder import StageEncoder
 from ..models.multitask import MultiTaskDenseModel
+from ..models.stages import StageEncoder
 from .site import Site
 
 
@@ -43,7 +43,7 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
     """Raises ValueError where a saved adapter was made for another architecture, or for other norms of its maps."""
-    made_for = config.made_for if config.is_of_checkpoint else base
+    made_for = base if config.made_for is None or not config.is_of_checkpoint else config.made_for
     if any(made_for[key] != base[key] for key in ARCHITECTURE):
         theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
         raise ValueError(

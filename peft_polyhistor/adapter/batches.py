@@ -10,6 +10,9 @@ from typing import Any
 from torch import Tensor
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call: by position, and by keyword
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor with a first axis in nested containers; `None` where there is none."""
     if isinstance(value, Tensor):
@@ -61,12 +64,12 @@ def split_batch(value: Any, parts: int) -> list[Any]:
     return [value] * parts
 
 
-def _rebuild(value: tuple | list, items: list) -> tuple | list:
+def _rebuild(value: tuple[Any, ...] | list[Any], items: list[Any]) -> tuple[Any, ...] | list[Any]:
     """A sequence of the same type; named tuples take their items one by one."""
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
-def _like(value: Mapping, items: dict[str, Any]) -> Mapping:
+def _like(value: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
     if is_dataclass(value):  # transformers' ModelOutput, which is a mapping of its fields that are not None
         return type(value)(**{field.name: items.get(field.name) for field in fields(value)})
     return items

@@ -18,7 +18,7 @@ from ..models.multitask import MultiTaskDenseModel
 from ..registry import METHODS
 from .batches import first_tensor
 from .routing import SHARED
-from .site import AdapterSite, Site
+from .site import AdapterSite, Site, is_linear
 from .tuner import AdapterTuner
 
 
@@ -66,10 +66,15 @@ def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
 class BottleneckSite(AdapterSite):
     """Adds the active adapters to the module's output; the subclasses settle what they read. See `PLACEMENTS`."""
 
-    def adapted(self, x: Tensor, output: Any) -> Any:
+    def adapted(self, x: Tensor | None, output: Any) -> Any:
         """The module's output with the adapters in it: in the first item where it returns several."""
         if self.disable_adapters:
             return output
+        if x is None:
+            raise ValueError(
+                f"'{self.site.name}' is called without a tensor, so its adapters have nothing to read. Name a module "
+                "around it in `target_modules`."
+            )
         if isinstance(output, tuple):
             return (self.adapt(x, output[0]), *output[1:])
         return self.adapt(x, output)
@@ -84,14 +89,14 @@ class BottleneckSite(AdapterSite):
 class ParallelSite(BottleneckSite):
     """Adapter(x) added to base_layer(x), both reading the module's own input."""
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
 
 
 class SerialSite(BottleneckSite):
     """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(*args, **kwargs)
         return self.adapted(output[0] if isinstance(output, tuple) else output, output)
 
@@ -114,6 +119,8 @@ class ResidualSite(BottleneckSite):
     rule its norm; the two run one after the other within a block, in a recomputed forward pass too.
     """
 
+    site: ResidualPlace
+
     def attach(self, model: nn.Module) -> None:
         self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.read_residual)
 
@@ -124,12 +131,12 @@ class ResidualSite(BottleneckSite):
         """Forward pre-hook of the module that reads the residual stream."""
         self._residual = args[0]
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         residual = self.__dict__.pop("_residual")  # not kept: it would outlive the step
         return self.adapted(residual, self.base_layer(*args, **kwargs))
 
 
-class BottleneckTuner(AdapterTuner):
+class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
 
     residual_layer: type[ResidualSite] = ResidualSite
@@ -197,7 +204,7 @@ def width_of(module: nn.Module, name: str) -> int:
     Raises:
         ValueError: There are none, or they differ.
     """
-    linears = [layer for layer in module.modules() if hasattr(layer, "in_features")]
+    linears = [layer for layer in module.modules() if is_linear(layer)]
     if not linears or linears[0].in_features != linears[-1].out_features:
         found = f"{linears[0].in_features} to {linears[-1].out_features}" if linears else "no linear layer"
         raise ValueError(

@@ -14,6 +14,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .features import drop_features
 
 
+CHECKPOINT = "_gradient_checkpointing_func"  # of transformers' GradientCheckpointingLayer
+
+
 class Routed(Protocol):
     """What leads a forward pass: it has a `route`, and runs code as part of the pass that a route came from."""
 
@@ -29,15 +32,15 @@ class BoundCheckpoint:
     form too. What recomputed layers leave on a route goes nowhere: its pass is over.
     """
 
-    def __init__(self, checkpoint: Callable, routed: Routed):
+    def __init__(self, checkpoint: Callable[..., Any], routed: Routed):
         self.checkpoint = checkpoint
         self.routed = routed
 
-    def __call__(self, function: Callable, *args, **kwargs) -> Any:
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         routes = self._passes_of(self.routed.route)
         leaves, structure = tree_flatten(getattr(self.routed.route, "weights", {}))
 
-        def follow(*args, **kwargs) -> Any:
+        def follow(*args: Any, **kwargs: Any) -> Any:
             weights, args = args[: len(leaves)], args[len(leaves) :]
             route, is_over = next(routes)
             if leaves:
@@ -60,24 +63,24 @@ class BoundCheckpoint:
 
 
 def bind_checkpoints(model: nn.Module, routed: Routed) -> None:
-    """Binds the checkpoint function of every layer that has one (transformers' GradientCheckpointingLayer)."""
+    """Binds the checkpoint function of every layer that has one."""
     for module in model.modules():
-        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        checkpoint = module.__dict__.get(CHECKPOINT)
         if checkpoint is not None and not isinstance(checkpoint, BoundCheckpoint):
-            module._gradient_checkpointing_func = BoundCheckpoint(checkpoint, routed)
+            setattr(module, CHECKPOINT, BoundCheckpoint(checkpoint, routed))
 
 
 def unbind_checkpoint(module: nn.Module) -> None:
     """Gives a layer its own checkpoint function back."""
-    checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+    checkpoint = module.__dict__.get(CHECKPOINT)
     if isinstance(checkpoint, BoundCheckpoint):
-        module._gradient_checkpointing_func = checkpoint.checkpoint
+        setattr(module, CHECKPOINT, checkpoint.checkpoint)
 
 
 def refuse_reentrant(model: nn.Module) -> None:
     """Raises ValueError where a layer recomputes in the reentrant form."""
     for module in model.modules():
-        checkpoint = module.__dict__.get("_gradient_checkpointing_func")
+        checkpoint = module.__dict__.get(CHECKPOINT)
         checkpoint = checkpoint.checkpoint if isinstance(checkpoint, BoundCheckpoint) else checkpoint
         if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
             raise ValueError(

@@ -50,14 +50,14 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
         )
     if not known:
         raise ValueError("The active adapters have no task in common. Activate adapters that do, or one of them.")
-    if task is None and tasks is None:
-        if len(known) == 1:
-            return tuple(known)
-        raise ValueError(
-            f"The adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
-            "with a list of them."
-        )
-    named = (task,) if tasks is None else tuple(tasks)
+    if tasks is None:
+        tasks = known if task is None else [task]
+        if len(tasks) > 1:
+            raise ValueError(
+                f"The adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
+                "with a list of them."
+            )
+    named = tuple(tasks)
     unknown = [name for name in named if name not in known]
     if unknown or not named or len(set(named)) < len(named):
         raise ValueError(f"Tasks must be among {known}, each named once; got {list(named)}.")
@@ -116,7 +116,9 @@ class KeptWeights:
 
     def __init__(self, generators: Sequence[nn.Module], tasks: Sequence[str], weights: SiteWeights):
         self._generators, self._with_gradient = generators, torch.is_grad_enabled()
-        self._generated, self._kept, self._of_task = [], [], {}
+        self._generated: list[Any] = []  # leaves of weights: tensors, and what is the same for all tasks
+        self._kept: list[Any] = []
+        self._of_task: dict[str, SiteWeights] = {}
         self._is_over = False
         for task, of_task in zip(tasks, cut_weights(weights, [1] * len(tasks)), strict=True):
             leaves, structure = tree_flatten(of_task)
@@ -156,4 +158,5 @@ class KeptWeights:
             if isinstance(kept, Tensor) and kept.grad is not None
         ]
         if pairs:
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            generated, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(generated, gradients)

@@ -4,7 +4,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +66,15 @@ class KroneckerMatrix(nn.Module):
     def zero(self) -> None:
         self.kernels.zero()
 
-    def forward(self, tasks: Tensor, rule: Tensor | None = None) -> Tensor:
+    def forward(self, tasks: Tensor, *shared: Tensor) -> Tensor:
         """Indices `(tasks,)`, and shared rules `(tasks, order, order, order)` of those tasks if there are no own."""
         summands = torch.arange(self.order, device=tasks.device)
         kernels = self.kernels((tasks[:, None] * self.order + summands).flatten())
-        rule = self.rule[tasks] if rule is None else rule
+        [rule] = shared if self.rule is None else [self.rule[tasks]]
         return kronecker_sum(rule, kernels.unflatten(0, (len(tasks), self.order)))
+
+
+Matrix = DenseMatrix | LowRankMatrix | KroneckerMatrix
 
 
 def new_rule(tasks: int, order: int) -> nn.Parameter:
@@ -93,7 +95,7 @@ class TaskWeights(nn.Module):
     """
 
     def __init__(
-        self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., nn.Module], identity: bool = True
+        self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., Matrix], identity: bool = True
     ):
         super().__init__()
         self.down = make_matrix(tasks, bottleneck, width)
@@ -108,12 +110,10 @@ class TaskWeights(nn.Module):
     @torch.no_grad()
     def assign(self, weights: BottleneckWeights) -> None:
         """Makes these, of as many tasks, the weights; of dense matrices only."""
-        self.down.weight.copy_(weights.down)
-        self.up.weight.copy_(weights.up)
-        for name in ("down_bias", "up_bias", "norm_weight", "norm_bias"):
-            getattr(self, name).copy_(getattr(weights, name))
+        for name, values in weights._asdict().items():
+            self.get_parameter(f"{name}.weight" if name in ("down", "up") else name).copy_(values)
 
-    def forward(self, tasks: Tensor, *shared: Any) -> BottleneckWeights:
+    def forward(self, tasks: Tensor, *shared: Tensor) -> BottleneckWeights:
         """Indices `(tasks,)` to weights; `shared` is passed on to the matrices."""
         return BottleneckWeights(
             down=self.down(tasks, *shared),
@@ -128,5 +128,5 @@ class TaskWeights(nn.Module):
 class Sites(nn.ModuleList):
     """A generator of independent sites: one module per site, `(tasks,)` indices to its `BottleneckWeights`."""
 
-    def forward(self, tasks: Tensor, *shared: Any) -> list[BottleneckWeights]:
+    def forward(self, tasks: Tensor, *shared: Tensor) -> list[BottleneckWeights]:
         return [site(tasks, *shared) for site in self]

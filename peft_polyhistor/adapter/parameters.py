@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.blocks import Block, encoder_modules
-from .batches import first_tensor
+from .batches import Arguments, first_tensor
 from .site import AdapterSite, Site, base_of
 
 
@@ -34,7 +34,7 @@ class ParameterSite(AdapterSite):
     parameters, they start at zero, add up over adapters, and several tasks share one frozen module.
     """
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         additions = [] if self.disable_adapters else [weights for weights, _ in self.active_weights()]
         if not additions:
             return self.base_layer(*args, **kwargs)
@@ -75,7 +75,7 @@ def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
             attributes.update(earlier)
 
 
-def split_call(args: tuple, kwargs: dict[str, Any], parts: int) -> Iterator[tuple[tuple, dict[str, Any]]]:
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: int) -> Iterator[Arguments]:
     """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
     first = first_tensor((args, kwargs))
     if first is None and parts > 1:
@@ -127,7 +127,7 @@ class ParameterAdditions(nn.ModuleList):
     def forward(self, tasks: Tensor) -> list[dict[str, Tensor]]:
         """Indices `(tasks,)` to the additions of every site by parameter, each `(tasks, *shape)`."""
         return [
-            {name: values[tasks] for name, values in zip(names, parameters, strict=True)}
+            {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
             for names, parameters in zip(self.names, self, strict=True)
         ]
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ..models.encoder import StageEncoder
-from .batches import first_tensor, repeat_batch, split_batch
+from ..models.stages import StageEncoder
+from .batches import Arguments, first_tensor, repeat_batch, split_batch
 from .checkpointing import bind_checkpoints, unbind_checkpoint
 from .features import add_features, drop_features
 from .generation import Adapter, KeptWeights, SiteWeights, cut_weights, generate, resolve_tasks
@@ -37,7 +38,7 @@ class Call(NamedTuple):
     """What a call of the encoder asks for."""
 
     tasks: tuple[str, ...]
-    arguments: tuple[tuple, dict[str, Any]]  # without those that name tasks
+    arguments: Arguments  # without those that name tasks
     is_for_one: bool  # by `task=`: the output is that of one task, and no dictionary
     later: list[Route]  # its further passes
 
@@ -58,7 +59,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         shares_pass: One pass of the encoder serves all tasks.
     """
 
-    weight = bias = None  # PEFT's own look for a base layer, which there is not
+    weight = bias = None  # type: ignore[assignment]  # PEFT's own look for a base layer, which there is not
 
     def __init__(self, container: str, shares_pass: bool):
         super().__init__()
@@ -71,7 +72,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         self._call: Call | None = None
         self._kept: KeptWeights | None = None  # over several calls
         self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
-        self._hooks: list = []
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def generators(self) -> nn.ModuleDict:
@@ -114,14 +115,17 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
 
     def weights_at(self, site_name: str) -> list[tuple[Any, float]]:
         """Weights and dropout of each active adapter at one site, for the tasks of the present pass."""
+        return self.present_route().weights.get(site_name, [])
+
+    def present_route(self) -> Route:
         if self.route is None:
             raise RuntimeError(
                 "An adapted layer was called outside of a forward pass of the adapted model, so its task is unknown. "
                 "Call the whole model, with `task=` or `tasks=`."
             )
-        return self.route.weights.get(site_name, [])
+        return self.route
 
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Forward pre-hook: takes the tasks out of the call and lays the batch out for them."""
         if not self.active_adapters or not self.info:  # all deleted: the frozen encoder on its own
             if not isinstance(module, StageEncoder):
@@ -136,10 +140,10 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         bind_checkpoints(module, self)
         return self._lay_out(arguments, self.route)
 
-    def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook, called after an error too: runs what is left and hands each task its part of the output."""
         route, call, self.route, self._call = self.route, self._call, None, None
-        if call is None or output is None:
+        if route is None or call is None or output is None:
             return output
         if route.is_shared:
             self._check_gradient(route)
@@ -155,9 +159,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
                     parts += split_batch(module.forward(*args, **kwargs), len(later.tasks))
         return parts[0] if call.is_for_one else dict(zip(call.tasks, parts, strict=True))
 
-    def _routes(
-        self, module: nn.Module, tasks: tuple[str, ...], arguments: tuple[tuple, dict[str, Any]]
-    ) -> list[Route]:
+    def _routes(self, module: nn.Module, tasks: tuple[str, ...], arguments: Arguments) -> list[Route]:
         """The passes of the encoder that a call is made of."""
         if self.disable_adapters:
             return [Route(tasks, {}, True, {})]  # the frozen encoder does not know tasks: one pass serves all
@@ -176,12 +178,12 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
         return first != self.leave or any(hook != self.enter for hook in module._forward_pre_hooks.values())
 
     def _tasks_per_pass(self, pixel_values: Tensor | None, tasks: int) -> int:
-        asked = [self.info[name].config.tasks_per_pass for name in self.active_adapters]
-        asked = [size for size in asked if size is not None]
+        sizes = (self.info[name].config.tasks_per_pass for name in self.active_adapters)
+        asked = [size for size in sizes if size is not None]
         return min(asked) if asked else choose_tasks_per_pass(pixel_values, tasks)
 
     @staticmethod
-    def _lay_out(arguments: tuple[tuple, dict[str, Any]], route: Route) -> tuple[tuple, dict[str, Any]]:
+    def _lay_out(arguments: Arguments, route: Route) -> Arguments:
         return arguments if route.is_shared else repeat_batch(arguments, len(route.tasks))
 
     def _check_gradient(self, route: Route) -> None:
@@ -238,7 +240,7 @@ class TaskAdapters(nn.Module, BaseTunerLayer):
             self.route = before
 
 
-def refuse_tasks(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def refuse_tasks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a model whose adapters are gone, and which may swallow keywords it does not know."""
     named = {name: kwargs[name] for name in ("task", "tasks") if kwargs.get(name) is not None}
     if named:

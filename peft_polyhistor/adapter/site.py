@@ -3,7 +3,7 @@
 """A module of the encoder that carries adapters, and the wrapper that stands in its place."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class AdapterSite(nn.Module, BaseTunerLayer):
         self._adapters[0].delete_adapter(adapter_name)
         self.set_adapter(self._adapters[0].active_adapters)
 
-    def merge(self, *args, **kwargs) -> None:
+    def merge(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "One encoder cannot carry the merged adapters of several tasks. `merge_and_unload(task=...)` makes it the "
             "encoder of one task, where the method can be merged."
@@ -76,6 +76,17 @@ class AdapterSite(nn.Module, BaseTunerLayer):
             f"Adapters of '{self.site.name}' compute what no parameter of the encoder can, and cannot be merged into "
             "it. Keep the adapter, or call `unload()` for the encoder without it."
         )
+
+
+class Linear(Protocol):
+    """A linear layer of any class."""
+
+    in_features: int
+    out_features: int
+
+
+def is_linear(module: nn.Module) -> TypeGuard[Linear]:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def base_of(module: nn.Module) -> nn.Module:

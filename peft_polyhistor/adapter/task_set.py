@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
+from ..config import MultiTaskConfig
 from ..models.multitask import MultiTaskDenseModel
 from .routing import SHARED
 from .site import AdapterSite
@@ -20,6 +21,8 @@ class TaskSet(BaseTuner):
 
     They change the parameters of the adapter: make the optimiser afterwards.
     """
+
+    peft_config: dict[str, MultiTaskConfig]  # type: ignore[assignment]  # PEFT gives a tuner its own configs alone
 
     def add_task(self, name: str, from_: str | None = None, adapter_name: str | None = None) -> None:
         """Gives a trained adapter one more task. What the tasks share stays as it is, and so do the other tasks.
@@ -157,7 +160,7 @@ class TaskSet(BaseTuner):
         return given[0]
 
 
-def _require_known(task: str | None, tasks: list[str]) -> None:
+def _require_known(task: str | None, tasks: Sequence[str]) -> None:
     if task is not None and task not in tasks:
         raise ValueError(f"There is no task '{task}'; the adapter has {tasks}.")
 
@@ -175,7 +178,7 @@ def copy_tasks(old: nn.Module, new: nn.Module, rows: Sequence[int | None]) -> No
         rows: For each task of `new`, the index of the task of `old` that it is, or `None` for the mean of all.
     """
     for name, parameter in new.named_parameters():
-        source = old.get_parameter(name)
+        source: Tensor = old.get_parameter(name)
         parameter.requires_grad_(source.requires_grad)
         if source.shape != parameter.shape:
             of_tasks = source.unflatten(0, (-1, len(parameter) // len(rows)))  # (tasks, rows of a task, ...)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
-from typing import Any, ClassVar
+from re import Match
+from typing import Any, ClassVar, Generic
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from ..config import MultiTaskConfig
+from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from .base import check_base, describe_base, routed_module
@@ -23,23 +24,23 @@ from .site import AdapterSite, Site, base_of
 from .task_set import TaskSet
 
 
-class AdapterTuner(TaskSet, BaseTuner):
+class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
     """Injects the sites of a method and the one `TaskAdapters` that serves them.
 
     A family of methods says where its adapters sit (`known_sites`, `site_at`); a method sets the `prefix` of its
     parameters, by which PEFT tells methods apart.
     """
 
-    prefix: ClassVar[str]
+    prefix: str
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: ClassVar[dict] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # type: ignore[misc]  # PEFT says no ClassVar
 
     @abstractmethod
-    def known_sites(self, model: nn.Module, blocks: list[Block], config: MultiTaskConfig) -> list[Site]:
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: ConfigT) -> Sequence[Site]:
         """Every site of an encoder of a known family, whose blocks are given."""
 
     @abstractmethod
-    def site_at(self, module: nn.Module, name: str, index: int, config: MultiTaskConfig) -> Site:
+    def site_at(self, module: nn.Module, name: str, index: int, config: ConfigT) -> Site:
         """The site at a module that `target_modules` names and that is none of the known ones.
 
         Args:
@@ -54,7 +55,7 @@ class AdapterTuner(TaskSet, BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(
-        self, *args, adapter_names: Sequence[str] | None = None, **kwargs
+        self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
         if adapter_names is not None:
             raise ValueError(
@@ -63,10 +64,10 @@ class AdapterTuner(TaskSet, BaseTuner):
             )
         yield
 
-    def _prepare_adapter_config(self, peft_config: MultiTaskConfig, model_config: dict) -> MultiTaskConfig:
+    def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict[str, Any]) -> ConfigT:
         return peft_config  # `target_modules=None` stays: it means every block of whatever encoder this is
 
-    def _prepare_model(self, peft_config: MultiTaskConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:
         # All that can be wrong is found here, before the model is touched.
         sites = self._choose_sites(model, peft_config)
         self._sites = {site.name: site for site in sites}
@@ -81,14 +82,14 @@ class AdapterTuner(TaskSet, BaseTuner):
             peft_config = self.peft_config[name] = copy(peft_config)
         peft_config.made_for = base
 
-    def _check_target_module_exists(self, peft_config: MultiTaskConfig, key: str) -> bool | _ExcludedModule:
+    def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:
         if key in self._sites:
             return True
         return check_target_module_exists(aimed_at(peft_config, []), key)
 
     def _create_and_replace(
         self,
-        peft_config: MultiTaskConfig,
+        peft_config: ConfigT,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -105,7 +106,7 @@ class AdapterTuner(TaskSet, BaseTuner):
             setattr(parent, target_name, wrapped)
             wrapped.attach(self.model)
 
-    def _choose_sites(self, model: nn.Module, config: MultiTaskConfig) -> list[Site]:
+    def _choose_sites(self, model: nn.Module, config: ConfigT) -> list[Site]:
         """The sites `config` asks for, in the order of the model.
 
         Raises:
@@ -117,7 +118,7 @@ class AdapterTuner(TaskSet, BaseTuner):
         if config.target_modules is None:
             check_blocks(model, config, blocks)
             layers = config.layers_to_transform
-            names = [name for name, site in known.items() if layers is None or site.block in layers]
+            names = [n for n, site in known.items() if not isinstance(layers, Sequence) or site.block in layers]
             # By name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
             config = aimed_at(config, names)
         names = [
@@ -140,7 +141,7 @@ class AdapterTuner(TaskSet, BaseTuner):
             known.get(name) or self._site_named(model, name, len(blocks) + i, config) for i, name in enumerate(names)
         ]
 
-    def _site_named(self, model: nn.Module, name: str, index: int, config: MultiTaskConfig) -> Site:
+    def _site_named(self, model: nn.Module, name: str, index: int, config: ConfigT) -> Site:
         # It may be wrapped for an adapter that is there already; a misfit is found later.
         return self.site_at(base_of(model.get_submodule(name)), name, index, config)
 
@@ -199,10 +200,10 @@ class AdapterTuner(TaskSet, BaseTuner):
         if hasattr(self.model, SHARED):  # else unloaded before
             getattr(self.model, SHARED).detach()
             delattr(self.model, SHARED)
-        return super()._unload_and_optionally_merge(merge=False, **kwargs)
+        return super()._unload_and_optionally_merge(merge=False, **kwargs)  # type: ignore[return-value]  # not None
 
 
-def aimed_at(config: MultiTaskConfig, names: list[str]) -> MultiTaskConfig:
+def aimed_at(config: ConfigT, names: list[str]) -> ConfigT:
     """A config for PEFT's matching of module names; its own checks do not apply to it."""
     config = copy(config)
     config.target_modules, config.layers_to_transform = names, None
@@ -232,10 +233,11 @@ def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: list[Block])
             f"{type(model).__name__} has no blocks of a known encoder family, so it is not known where adapters go. "
             "Name the modules in `target_modules`, e.g. the feed-forward modules of its blocks."
         )
-    if config.layers_to_transform is not None and max(config.layers_to_transform) >= len(blocks):
+    layers = config.layers_to_transform
+    if isinstance(layers, Sequence) and max(layers) >= len(blocks):
         raise ValueError(
-            f"`layers_to_transform` {config.layers_to_transform} reaches beyond the {len(blocks)} blocks of "
-            f"{type(model).__name__}: indices run from 0 to {len(blocks) - 1}."
+            f"`layers_to_transform` {layers} reaches beyond the {len(blocks)} blocks of {type(model).__name__}: "
+            f"indices run from 0 to {len(blocks) - 1}."
         )
 
 

@@ -55,7 +55,7 @@ class PascalArchive:
         FileNotFoundError: `data_dir` has no `ImageSets/Context`.
     """
 
-    def __init__(self, data_dir: str | os.PathLike):
+    def __init__(self, data_dir: str | os.PathLike[str]):
         self.root = Path(os.path.abspath(os.path.expanduser(data_dir)))
         if not (self.root / "ImageSets" / "Context").is_dir():
             raise FileNotFoundError(

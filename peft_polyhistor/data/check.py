@@ -18,7 +18,7 @@ _CHUNK = 16
 
 
 def find_faults(
-    data_dir: str | os.PathLike,
+    data_dir: str | os.PathLike[str],
     tasks: Sequence[str] = DENSE_TASKS,
     splits: Sequence[str] = SPLITS,
     *,
@@ -45,7 +45,8 @@ def find_faults(
         archive = PascalArchive(data_dir)
     except FileNotFoundError as fault:
         return [str(fault)]
-    faults, image_ids = [], {}
+    faults: list[str] = []
+    image_ids: dict[str, None] = {}
     for split in splits:
         try:
             lines = archive.read_lines(split)
@@ -79,7 +80,7 @@ def _one_line(fault: Exception) -> str:
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
+def _mapper(workers: int) -> Iterator[Callable[..., Iterator[list[str]]]]:
     """A `map` in order of its input, over `workers` processes."""
     if workers <= 1:
         yield map

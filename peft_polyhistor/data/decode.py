@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .mat import Value, read_variable
 
@@ -92,7 +92,7 @@ def open_picture(path: Path, data: bytes, kind: str) -> Image.Image:
 def is_turned(image: Image.Image) -> bool:
     """Whether a picture's metadata turn it, or cannot be read."""
     try:
-        return image.getexif().get(Image.ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except _BROKEN_PICTURE:
         return True
 
@@ -155,7 +155,7 @@ def _read_human_parts(path: Path, size: Size | None) -> np.ndarray:
     return classes
 
 
-def _person_parts(anno: Value) -> list[tuple[str, np.ndarray]]:
+def _person_parts(anno: Any) -> list[tuple[str, np.ndarray]]:
     """Names and masks of all parts of all persons, in file order."""
     [(_, objects)] = anno
     # An object's fields are class, class_ind, mask and parts; without parts, an empty matrix in place of the structs.
@@ -191,7 +191,7 @@ def _load_mat(path: Path, key: str, extract: Callable[[Value], Any]) -> Any:
         ) from error
 
 
-READERS = {
+READERS: dict[str, Callable[..., np.ndarray]] = {
     "semseg": _read_semseg,
     "human_parts": _read_human_parts,
     "saliency": _read_saliency,

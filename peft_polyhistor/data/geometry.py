@@ -53,7 +53,7 @@ class Geometry:
         Floats may lie outside the range of the pixels, as a cubic kernel overshoots.
         """
         pixels = pixels[None]
-        if self.draw is not None:
+        if self._grid is not None:
             pixels = F.grid_sample(
                 pixels.float(), self._grid, mode="bicubic", padding_mode="zeros", align_corners=False
             )
@@ -73,8 +73,10 @@ class Geometry:
         return np.array(label.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST))
 
     @cached_property
-    def _grid(self) -> Tensor:
+    def _grid(self) -> Tensor | None:
         """Where `grid_sample` finds each pixel, on the larger of both sizes: what shrinks, the resize does."""
+        if self.draw is None:
+            return None
         (height, width), (a, b, c, d) = self.size, self.draw.to_source()
         canvas = [max(sides) for sides in zip(self.size, self.image_size, strict=True)]
         # `affine_grid` counts in half sides from the centre, which are the same on any canvas.

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ _COMPLEX = 0x800
 _BYTE_ORDERS = {b"IM": "<", b"MI": ">"}
 
 # A matrix of numbers, a text of one line, the cells of an array, or of an array of structs the fields of each.
-Value = np.ndarray | str | list
+Value = np.ndarray | str | list[Any]
 
 
 def read_variable(data: bytes, key: str) -> Value | None:

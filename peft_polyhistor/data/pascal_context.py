@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
@@ -34,7 +35,7 @@ _FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError
 
 
 def load_pascal_context(
-    data_dir: str | os.PathLike,
+    data_dir: str | os.PathLike[str],
     tasks: Sequence[str] = DENSE_TASKS,
     split: str = "train",
     *,
@@ -82,7 +83,7 @@ def load_pascal_context(
 
 
 def load_dense_dataset(
-    source: str | os.PathLike, tasks: Sequence[str] = DENSE_TASKS, split: str = "train", **kwargs
+    source: str | os.PathLike[str], tasks: Sequence[str] = DENSE_TASKS, split: str = "train", **kwargs: Any
 ) -> Dataset:
     """A dense dataset from wherever it lies, cut to `image_id`, `image` and the columns of `tasks`.
 
@@ -124,7 +125,7 @@ def _features(tasks: Sequence[str]) -> Features:
 
 def _read_examples(
     archive: PascalArchive, tasks: tuple[str, ...], image_ids: list[str], fault_dir: str
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     for image_id in image_ids:
         try:
             example = archive.read(image_id, tasks)

@@ -39,8 +39,8 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
 
 
 def write_shrunk(
-    source: str | os.PathLike,
-    folder: str | os.PathLike,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     longest: int,
     tasks: Sequence[str] = DENSE_TASKS,
     splits: Sequence[str] = ("train", "val"),
@@ -86,7 +86,8 @@ def write_shrunk(
 def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     image = Image().decode_example(row["image"])
     scale = min(1.0, longest / max(image.size))
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = image.size
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == image.size:
         return row  # encoded as it is: a JPEG would not survive another round
     labels = {name: Image().decode_example(row[name]) for name in row if name not in ("image_id", "image")}

@@ -8,6 +8,7 @@ Labels are exact. Columns and their meaning are those of `pascal_context.py`, so
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, NamedSplit, Value
@@ -53,7 +54,7 @@ def synthetic_scenes(
         ValueError: A task or split that does not exist, or a count, size, seed or number of processes out of range.
     """
     tasks, size = check_tasks(tasks), normalize_image_size(image_size)
-    count = SCENE_COUNTS.get(str(split)) if count is None else count
+    count = SCENE_COUNTS.get(str(split), 0) if count is None else count
     num_proc = 1 if num_proc is None else num_proc
     _check(split, count, size, seed, num_proc)
     return Dataset.from_generator(
@@ -75,7 +76,9 @@ def synthetic_scenes(
     )
 
 
-def _generate(tasks, split, size, seed, version, numbers) -> Iterator[dict]:
+def _generate(
+    tasks: tuple[str, ...], split: str, size: tuple[int, int], seed: int, version: int, numbers: list[int]
+) -> Iterator[dict[str, Any]]:
     splits = list(SCENE_COUNTS)
     for number in numbers:
         # Splits take turns in one series, so they stay apart however long they grow.
@@ -90,7 +93,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _check(split, count, size, seed, num_proc):
+def _check(split: str, count: int, size: tuple[int, int], seed: int, num_proc: int) -> None:
     if split not in list(SCENE_COUNTS):
         raise ValueError(f"`split` is {split!r}, but the splits are {list(SCENE_COUNTS)}. Choose one of them.")
     if min(size) < _SMALLEST or max(size) > _LARGEST:

@@ -42,12 +42,13 @@ NUM_CLASSES = {"semseg": NUM_SEMSEG_CLASSES, "human_parts": NUM_PART_CLASSES}
 _MIN_LENGTH = 1e-6
 
 
-def normalize_image_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     """`image_size` as (height, width) in pixels; an int means a square. ValueError unless both are at least 1."""
     size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
         raise ValueError(f"`image_size` must be a side or (height, width), whole pixels above 0, got {image_size!r}.")
-    return size
+    height, width = size
+    return height, width
 
 
 def flip_normals(normals: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class JointTransform:
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def __deepcopy__(self, memo: dict) -> "JointTransform":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JointTransform":
         # `datasets` copies the transform when it derives one set from another: all follow one epoch.
         return copy.copy(self)
 
@@ -101,7 +102,7 @@ class JointTransform:
         check_whole("epoch", epoch)
         self._epoch.fill_(epoch)
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, list]:
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Transforms a batch of columns.
 
         Raises:

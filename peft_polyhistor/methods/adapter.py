@@ -41,7 +41,7 @@ class AdapterConfig(BottleneckConfig):
         default=None, metadata={"help": "Bottleneck of every site, in place of reduction_factor."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for bottleneck in self.bottlenecks or []:
             check_positive("bottlenecks", bottleneck)
@@ -137,7 +137,7 @@ class SharedAdapterModel(BottleneckTuner):
 
     prefix = "mtl_shared_adapter_"
 
-    def known_sites(self, model: nn.Module, blocks: list[Block], config: SharedAdapterConfig) -> list[Site]:
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
         adapted = super().known_sites(model, blocks, config)
         if not blocks or config.target_modules is not None:
             return adapted

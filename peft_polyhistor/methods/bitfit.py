@@ -65,10 +65,10 @@ class RelativeBiasConfig(ParameterConfig):
     trains: ClassVar[tuple[str, ...]] = POSITION_TABLES
 
 
-class ParameterTuner(AdapterTuner):
+class ParameterTuner(AdapterTuner[ParameterConfig]):
     """PEFT tuner of BitFit and relative bias."""
 
-    def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[Site]:
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[ParameterPlace]:
         if not blocks:
             return []
         sites = parameter_places(model, blocks, lambda name, owner: name.endswith(config.trains))

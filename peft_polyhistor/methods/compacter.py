@@ -34,7 +34,7 @@ class KroneckerConfig(BottleneckConfig):
 
     order: int = field(default=2, metadata={"help": "Number of summands, and side of a rule."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("order", self.order)
 

@@ -25,7 +25,7 @@ class DecodersConfig(MultiTaskConfig):
 
     method: ClassVar[str] = "MTL_DECODERS"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("target_modules", "exclude_modules", "layers_to_transform"):
             if getattr(self, name) not in (None, DUMMY_TARGET_MODULES):
@@ -38,7 +38,7 @@ class DecodersConfig(MultiTaskConfig):
         return nn.Module()  # never asked for: there are no sites
 
 
-class DecodersModel(AdapterTuner):
+class DecodersModel(AdapterTuner[DecodersConfig]):
     """PEFT tuner of fine-tuning decoders."""
 
     prefix = "mtl_decoders_"

@@ -31,23 +31,23 @@ class HyperformerConfig(BottleneckConfig):
 
     embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        shapes = []
+        shapes: list[dict[str, tuple[int, ...]]] = []
         for site in sites:
             width, bottleneck = site.width, self.bottleneck_of(site.width)
             shapes.append(
-                BottleneckWeights(
-                    down=(bottleneck, width),
-                    down_bias=(bottleneck,),
-                    up=(width, bottleneck),
-                    up_bias=(width,),
-                    norm_weight=(width,),
-                    norm_bias=(width,),
-                )._asdict()
+                {
+                    "down": (bottleneck, width),
+                    "down_bias": (bottleneck,),
+                    "up": (width, bottleneck),
+                    "up_bias": (width,),
+                    "norm_weight": (width,),
+                    "norm_bias": (width,),
+                }
             )
         blocks = list(dict.fromkeys(site.block for site in sites))
         projector_of = [blocks.index(site.block) for site in sites]
@@ -87,9 +87,10 @@ class Hyperformer(nn.Module):
         self.projectors = nn.ModuleList(
             Projector(RAW_EMBEDDING, HIDDEN, embedding_dim) for _ in range(max(projector_of) + 1)
         )
-        self.hypernetworks = nn.ModuleList(Hypernetworks(embedding_dim, shape) for shape in shapes)
-        for hypernetworks in self.hypernetworks:
+        of_sites = [Hypernetworks(embedding_dim, shape) for shape in shapes]
+        for hypernetworks in of_sites:
             hypernetworks.reset_parameters(INIT_STD, zero=("up", "up_bias") if identity else ())
+        self.hypernetworks = nn.ModuleList(of_sites)
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""

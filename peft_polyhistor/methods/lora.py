@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter.site import AdapterSite, Site, base_of
+from ..adapter.site import AdapterSite, Site, base_of, is_linear
 from ..adapter.tuner import AdapterTuner
 from ..checks import check_number, check_positive
 from ..config import MultiTaskConfig
@@ -49,7 +49,7 @@ class MultiTaskLoraConfig(MultiTaskConfig):
     rank: int = field(default=4, metadata={"help": "Width of the low-rank update."})
     scale: float = field(default=4.0, metadata={"help": "Factor of the update."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("rank", self.rank)
         check_number("scale", self.scale)
@@ -140,7 +140,7 @@ def apply_low_rank(x: Tensor, w: LowRankWeights) -> Tensor:
     return hidden @ w.up.mT
 
 
-class MultiTaskLoraModel(AdapterTuner):
+class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
     """PEFT tuner of multi-task LoRA."""
 
     prefix = "mtl_lora_"
@@ -159,7 +159,7 @@ class MultiTaskLoraModel(AdapterTuner):
         ]
 
     def site_at(self, module: nn.Module, name: str, index: int, config: MultiTaskLoraConfig) -> Site:
-        if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+        if not is_linear(module):
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is no linear layer, which is what LoRA updates. Name linear "
                 "layers in `target_modules`."

@@ -12,6 +12,7 @@ The paper's letters and our names:
     W-bar, alpha    template kernel, scaling kernel
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -44,7 +45,7 @@ class HypernetworkConfig(LowRankConfig):
 
     embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
 
@@ -120,9 +121,10 @@ class Polyhistor(nn.Module):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim) for _ in shapes)
-        self.hypernetworks = nn.ModuleList(Hypernetworks(embedding_dim, shape) for shape in shapes)
-        for hypernetworks in self.hypernetworks:
+        of_sites = [Hypernetworks(embedding_dim, shape) for shape in shapes]
+        for hypernetworks in of_sites:
             hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
+        self.hypernetworks = nn.ModuleList(of_sites)
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""
@@ -172,7 +174,8 @@ class PolyhistorLite(nn.Module):
         self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim)
         self.hypernetworks = Hypernetworks(embedding_dim, shapes)
         self.hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
-        self.scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
+        scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
+        self.scaling: Sequence[ScalingKernels] = scaling  # type: ignore[assignment]  # torch does not say of what
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""
@@ -184,7 +187,7 @@ class PolyhistorLite(nn.Module):
         templates = multiply_factors(self.hypernetworks(self.projector(raw)))
         sizes = [len(group) * self.scales[group[0]] for group in self.groups]
         by_group = zip(*(tensor.split(sizes, dim=1) for tensor in templates), strict=True)
-        weights = {}
+        weights: dict[int, BottleneckWeights] = {}
         for group, group_templates in zip(self.groups, by_group, strict=True):
             kernels = [self.scaling[site] for site in group]
             weights |= zip(group, scale_up(BottleneckWeights(*group_templates), kernels), strict=True)

@@ -31,7 +31,7 @@ from ..adapter.matrices import DenseMatrix, Sites, TaskWeights
 from ..adapter.site import Site
 from ..config import BottleneckConfig
 from ..models.blocks import Block
-from ..models.encoder import StageEncoder
+from ..models.stages import StageEncoder
 from ..registry import register
 
 
@@ -55,7 +55,7 @@ class VmtAdapterConfig(BottleneckConfig):
     reduction_factor: int = field(default=4, metadata={"help": "Width of a layer over its bottleneck."})
     sharing: str = field(default="none", metadata={"help": "What down and up share: 'none' or 'transpose'."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.sharing not in SHARINGS:
             raise ValueError(f"`sharing` must be one of {list(SHARINGS)}, got {self.sharing!r}.")
@@ -133,7 +133,7 @@ class KnowledgeExtraction(nn.Module):
     def __init__(self, tasks: int, width: int, bottleneck: int, sharing: str, identity: bool = True):
         super().__init__()
         if sharing == "transpose":
-            self.adapter = TiedWeights(width, bottleneck, identity)
+            self.adapter: TiedWeights | TaskWeights = TiedWeights(width, bottleneck, identity)
         else:
             self.adapter = TaskWeights(1, width, bottleneck, DenseMatrix, identity)
         self.scale = nn.Parameter(torch.ones(tasks, bottleneck))
@@ -158,6 +158,8 @@ class KnowledgePlace(ResidualPlace):
 class KnowledgeSite(ResidualSite):
     """Adds the adapter to the sublayer's output, and leaves the features of every task for the maps of its stage."""
 
+    site: KnowledgePlace
+
     def adapt(self, x: Tensor, output: Tensor) -> Tensor:
         """`output` plus the adapter of `x`, both `(batch, tokens, width)`."""
         for w, dropout in self.active_weights():
@@ -171,7 +173,7 @@ class KnowledgeSite(ResidualSite):
     def leave_features(self, features: Tensor) -> None:
         """Adds `(tasks, batch, tokens, width)` to what other blocks of the stage left."""
         [adapters] = self._adapters
-        stages = adapters.route.features
+        stages = adapters.present_route().features
         stages[self.site.stage] = stages[self.site.stage] + features if self.site.stage in stages else features
 
 
@@ -181,17 +183,18 @@ class VmtAdapterModel(BottleneckTuner):
     prefix = "vmt_adapter_"
     residual_layer = KnowledgeSite
 
-    def known_sites(self, model: nn.Module, blocks: list[Block], config: VmtAdapterConfig) -> list[Site]:
-        if not isinstance(routed_module(model), StageEncoder):
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
+        encoder = routed_module(model)
+        if not isinstance(encoder, StageEncoder):
             raise ValueError(
                 f"{config.method} makes features for decoders, and {type(model).__name__} yields no stage maps for "
                 "them. Adapt a MultiTaskDenseModel, or the StageEncoder that `view_encoder` makes of an encoder."
             )
         widths = list(dict.fromkeys(block.width for block in blocks))  # a stage is the blocks of a width
-        if widths != list(routed_module(model).widths):
+        if widths != list(encoder.widths):
             raise ValueError(
                 f"{config.method} tells stages by the widths of their blocks, and those are {widths}, where the "
-                f"stages' are {list(routed_module(model).widths)}. Choose an encoder whose stages differ in width."
+                f"stages' are {list(encoder.widths)}. Choose an encoder whose stages differ in width."
             )
         return [
             KnowledgePlace(**vars(site), stage=widths.index(site.width))

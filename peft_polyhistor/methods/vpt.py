@@ -8,8 +8,9 @@ computed once per task and not once per window.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from ..config import MultiTaskConfig
 from ..models.blocks import Block, family_of
 from ..registry import register
 
+
+if TYPE_CHECKING:
+    from timm.models.swin_transformer import WindowAttention
+    from transformers.models.swin.modeling_swin import SwinAttention
 
 PATCH = 3 * 4 * 4  # inputs of a patch, which VPT counts in the range of the start (arXiv:2203.12119, official code)
 
@@ -40,7 +45,7 @@ class VptConfig(MultiTaskConfig):
 
     prompts: int = field(default=50, metadata={"help": "Number of prompts, per task and layer."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("prompts", self.prompts)
 
@@ -86,7 +91,7 @@ class Prompts(nn.Module):
 class PromptSite(AdapterSite):
     """Runs windowed attention with further tokens in every window."""
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Any:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompts = [] if self.disable_adapters else [prompts for prompts, _ in self.active_weights()]
         if not prompts:
             return self.base_layer(x, *args, **kwargs)
@@ -135,7 +140,9 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend_transformers(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
+def attend_transformers(
+    attention: "SwinAttention", x: Tensor, prompts: Tensor, mask: Tensor | None
+) -> tuple[Tensor, None]:
     """`SwinAttention` of transformers; weights of attention are not returned."""
     heads = attention.num_attention_heads
     key, value = (
@@ -147,7 +154,7 @@ def attend_transformers(attention: nn.Module, x: Tensor, prompts: Tensor, mask: 
     return attention.o_proj(attend_in_windows(query, key, value, bias, mask, prompts.shape[1], dropout)), None
 
 
-def attend_timm(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
+def attend_timm(attention: "WindowAttention", x: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
     """`WindowAttention` of timm's Swin."""
     heads = attention.num_heads
     query, key, value = attention.qkv(x).chunk(3, dim=-1)
@@ -160,13 +167,13 @@ def attend_timm(attention: nn.Module, x: Tensor, prompts: Tensor, mask: Tensor |
 
 
 # By module and class of the attention. Both scale scores by 1 / sqrt(channels of a head), as torch does.
-ATTENTION_FAMILIES = {
+ATTENTION_FAMILIES: dict[tuple[str, str], Callable[..., Any]] = {
     ("transformers.models.swin.modeling_swin", "SwinAttention"): attend_transformers,
     ("timm.models.swin_transformer", "WindowAttention"): attend_timm,
 }
 
 
-class VptDeepModel(AdapterTuner):
+class VptDeepModel(AdapterTuner[VptConfig]):
     """PEFT tuner of VPT-deep."""
 
     prefix = "mtl_vpt_deep_"

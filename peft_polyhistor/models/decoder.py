@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense decoders: one all-MLP head per task over the four stage maps (SegFormer, arXiv:2105.15203, Sec. 3.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 
 import torch
@@ -32,7 +32,8 @@ class DenseDecoder(nn.Module):
     def __init__(self, widths: Sequence[int], channels: int, width: int, dropout: float, norms: bool):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(c) if norms else nn.Identity() for c in widths)
-        self.projections = nn.ModuleList(nn.Linear(c, width) for c in widths)
+        projections = nn.ModuleList(nn.Linear(c, width) for c in widths)
+        self.projections: Sequence[nn.Linear] = projections  # type: ignore[assignment]  # torch does not say of what
         self.fuse = nn.Conv2d(len(widths) * width, width, kernel_size=1, bias=False)
         self.batch_norm = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout2d(dropout)
@@ -75,7 +76,8 @@ class Decoders(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in widths) if norms and shared_norms else None
         own_norms = norms and not shared_norms
         self._make_head = partial(DenseDecoder, widths, width=width, dropout=dropout, norms=own_norms)
-        self.heads = nn.ModuleDict({task: self._make_head(out) for task, out in channels.items()})
+        heads = {task: self._make_head(out) for task, out in channels.items()}
+        self.heads: MutableMapping[str, DenseDecoder] = nn.ModuleDict(heads)  # type: ignore[assignment]
 
     def add(self, task: str, channels: int, from_: str | None) -> None:
         """Adds a head; see `MultiTaskDenseModel.add_task`."""
@@ -95,9 +97,10 @@ class Decoders(nn.Module):
         if self.norms is not None:
             # Tasks that share a pass share its maps, which are normed once.
             distinct = {id(task_maps): task_maps for task_maps in maps.values()}
-            normed = {key: self._norm(task_maps) for key, task_maps in distinct.items()}
+            normed = {key: _norm(task_maps, self.norms) for key, task_maps in distinct.items()}
             maps = {task: normed[id(task_maps)] for task, task_maps in maps.items()}
         return {task: self.heads[task](task_maps) for task, task_maps in maps.items()}
 
-    def _norm(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(self.norms, maps, strict=True)]
+
+def _norm(maps: Sequence[Tensor], norms: Iterable[nn.Module]) -> list[Tensor]:
+    return [norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(norms, maps, strict=True)]

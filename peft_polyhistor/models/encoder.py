@@ -17,9 +17,11 @@ from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PvtConfig,
     PvtModel,
     PvtV2Backbone,
     PvtV2Model,
+    SwinConfig,
     SwinModel,
     Swinv2Backbone,
     Swinv2Model,
@@ -87,7 +89,7 @@ def _view(model: nn.Module) -> StageEncoder:
 
 
 def _as_backbone(model: nn.Module) -> nn.Module:
-    if type(model) not in BACKBONES:
+    if not isinstance(model, PreTrainedModel) or type(model) not in BACKBONES:
         return model
     backbone_class, parts = BACKBONES[type(model)]
     config = deepcopy(model.config)
@@ -101,12 +103,12 @@ def _as_backbone(model: nn.Module) -> nn.Module:
 
 def build_encoder(config: PreTrainedConfig) -> StageEncoder:
     """An encoder with fresh weights; the same errors as `view_encoder`."""
-    if config.model_type == "swin":
+    if isinstance(config, SwinConfig):
         return view_encoder(SwinModel(config, add_pooling_layer=False))
-    if config.model_type == "pvt":
+    if isinstance(config, PvtConfig):
         return view_encoder(PvtModel(config))
-    if config.model_type == "timm_wrapper":
-        return view_encoder(transformers.TimmWrapperModel(config))
+    if config.model_type == "timm_wrapper":  # its class would import timm
+        return view_encoder(transformers.TimmWrapperModel(config))  # type: ignore[arg-type]
     return view_encoder(AutoBackbone.from_config(config))
 
 
@@ -147,7 +149,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
 def _class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
     """The class to load; for the families known by name the one it was saved from, so that no weight is left over."""
     if config.model_type in SAVED_TYPES:
-        return getattr(transformers, (config.architectures or [""])[0], MODEL_MAPPING[type(config)])
+        plain = MODEL_MAPPING[type(config)]
+        return getattr(transformers, (config.architectures or [""])[0], plain)  # type: ignore[arg-type]  # no tuple
     if config.model_type == "timm_backbone":
         raise TypeError(
             f"'{name}' holds a TimmBackbone, which transformers does not load from a folder. Save the model as a "
@@ -159,4 +162,4 @@ def _class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
             f"'{name}' holds a {config.model_type} model, which is no backbone in transformers. Choose one that "
             "yields the maps of four stages, e.g. Swin or PVT v2."
         )
-    return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)]  # type: ignore[return-value]  # no tuple

@@ -5,7 +5,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from transformers.utils import ModelOutput
 from ..losses import resize_to_label
 from ..tasks import TASKS, check_labels, get_tasks
 from .decoder import Decoders
-from .encoder import StageEncoder, build_encoder, view_encoder
+from .encoder import build_encoder, view_encoder
 from .multitask_config import MultiTaskDenseConfig
+from .stages import StageEncoder
 
 
 @dataclass
@@ -45,6 +46,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         ValueError: A task is unknown or the encoder has not four stages.
     """
 
+    config: MultiTaskDenseConfig
     config_class = MultiTaskDenseConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -56,13 +58,13 @@ class MultiTaskDenseModel(PreTrainedModel):
         channels = {task.name: task.channels for task in get_tasks(config.tasks)}
         if config.loss_weights:
             get_tasks(list(config.loss_weights))  # an unknown name would be a weight without effect
-        if encoder is None and config.encoder is None:
-            raise ValueError("The config has no `encoder` to build. Give its config, or use `from_encoder`.")
         if encoder is None:
+            if config.encoder is None:
+                raise ValueError("The config has no `encoder` to build. Give its config, or use `from_encoder`.")
             encoder = build_encoder(config.encoder)
         else:
             for module in encoder.modules():
-                module._is_hf_initialized = True  # transformers would draw its weights anew
+                module._is_hf_initialized = True  # type: ignore[assignment]  # else its weights are drawn anew
         self.encoder = encoder
         self.decoders = Decoders(
             channels,
@@ -72,7 +74,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             encoder.needs_norm,
             config.shared_norms,
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]  # of transformers
 
     @classmethod
     def from_encoder(cls, encoder: nn.Module, tasks: Sequence[str], **kwargs: Any) -> "MultiTaskDenseModel":
@@ -93,27 +95,30 @@ class MultiTaskDenseModel(PreTrainedModel):
         return cls(config, stages)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, *args: Any, output_loading_info: bool = False, **kwargs: Any):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """As in transformers, but from safetensors alone, and only if all weights are there and no others.
 
         Raises:
             OSError: There is no such folder or Hub repository, or it has no safetensors.
-            ValueError: Weights are missing or left over, the file is damaged, or a field of the config cannot be.
-            TypeError: A field of the config has the wrong type.
+            ValueError, TypeError: Weights are missing or left over, the file is damaged, or the config cannot be.
             RuntimeError: A weight has another shape.
         """
-        options = {"output_loading_info": True, "use_safetensors": True} | kwargs
+        name = pretrained_model_name_or_path
+        options = {"use_safetensors": True} | kwargs | {"output_loading_info": True}
         try:
-            model, info = super().from_pretrained(name, *args, **options)
+            loaded: Any = super().from_pretrained(name, *args, **options)
         except SafetensorError as error:
             raise ValueError(f"The weights of '{name}' are damaged ({error}). Save or download them again.") from error
+        model, info = loaded
         missing, surplus = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or surplus:
             raise ValueError(
                 f"'{name}' does not hold the weights of its config: {len(missing)} are missing, as {missing[:2]}, "
                 f"{len(surplus)} are left over, as {surplus[:2]}. Save the model again."
             )
-        return (model, info) if output_loading_info else model
+        return loaded if kwargs.get("output_loading_info") else model
 
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
         """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""
@@ -167,7 +172,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         for name in [name for name in self.config.tasks if name not in tasks]:
             self.remove_task(name)
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # which transformers and PEFT understand
         """`None`: there is no table of embeddings that could train or be shared."""
 
     def _all_decoders(self) -> list[Decoders]:
@@ -182,7 +187,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         full_resolution: bool = True,
         return_dict: bool = True,
         counts: Mapping[str, Tensor] | None = None,
-    ) -> MultiTaskDenseOutput | tuple:
+    ) -> MultiTaskDenseOutput | tuple[Any, ...]:
         """Predicts the tasks asked for.
 
         Args:
@@ -199,14 +204,15 @@ class MultiTaskDenseModel(PreTrainedModel):
         Raises:
             ValueError: A picture is too small, a task is unknown, or a label does not fit.
         """
-        tasks = self._check_input(pixel_values, tasks)
+        tasks = self.config.choose_tasks(tasks)
+        self._check_size(pixel_values)
         logits = self.decoders(self.encoder(pixel_values, tasks=tasks))
         losses = self._losses(logits, labels, counts or {}) if labels is not None else None
         weights = {task: self.config.loss_weights.get(task, TASKS[task].loss_weight) for task in tasks}
         if full_resolution:
             logits = {task: resize_to_label(task_logits, pixel_values) for task, task_logits in logits.items()}
         output = MultiTaskDenseOutput(
-            loss=sum(weights[task] * loss for task, loss in losses.items()) if losses else None,
+            loss=sum(weights[task] * loss for task, loss in losses.items()) if losses else None,  # type: ignore[arg-type]
             logits=logits,
             losses=losses,
         )
@@ -228,8 +234,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             )
         return losses
 
-    def _check_input(self, pixel_values: Tensor, tasks: Sequence[str] | None) -> list[str]:
-        tasks = self.config.choose_tasks(tasks)
+    def _check_size(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"Pictures must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
         least = self.encoder.strides[-1]
@@ -238,7 +243,6 @@ class MultiTaskDenseModel(PreTrainedModel):
                 f"Pictures of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels are too small: the encoder's "
                 f"coarsest stride is {least}, so both sides must be at least {least}. Enlarge them."
             )
-        return tasks
 
 
 AutoConfig.register(MultiTaskDenseConfig.model_type, MultiTaskDenseConfig, exist_ok=True)

@@ -9,6 +9,7 @@ import struct
 from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SwinConfig, SwinModel
 
-from .encoder import StageEncoder, view_encoder
+from .encoder import view_encoder
+from .stages import StageEncoder
 
 
 # From the keys of `SwinStages` to those of the authors.
@@ -91,6 +93,7 @@ def load_original_swin(path: str | Path) -> StageEncoder:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    checkpoint: Any  # until it is known what the file holds
     try:
         if path.suffix == ".safetensors":
             checkpoint = load_file(path)
@@ -118,7 +121,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _config_of(tensors: dict[str, Tensor]) -> SwinConfig:
     """Sizes of the model; KeyError names a tensor that is needed for them and not there."""
     patches = tensors["patch_embed.proj.weight"]  # (width, channels, patch, patch)
-    depths = []
+    depths: list[int] = []
     while f"layers.{len(depths)}.blocks.0.norm1.weight" in tensors:
         blocks = re.compile(rf"layers\.{len(depths)}\.blocks\.\d+\.norm1\.weight")
         depths.append(sum(bool(blocks.fullmatch(key)) for key in tensors))

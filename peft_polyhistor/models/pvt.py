@@ -10,6 +10,7 @@ from itertools import accumulate
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PvtModel
+from transformers.models.pvt.modeling_pvt import PvtPatchEmbeddings
 
 from .stages import StageEncoder
 
@@ -34,15 +35,16 @@ class PvtStages(StageEncoder):
         self.block = model.encoder.block
         self.widths = list(self.config.hidden_sizes)
         self.strides = list(accumulate(self.config.patch_sizes, operator.mul))
-        for embedding in self.patch_embeddings:
-            grid = tuple(map(operator.floordiv, embedding.image_size, embedding.patch_size))
-            embedding.interpolate_pos_encoding = partial(_resize_positions, grid)
+        for module in self.patch_embeddings.modules():
+            if isinstance(module, PvtPatchEmbeddings):
+                grid = tuple(map(operator.floordiv, module.image_size, module.patch_size))
+                module.interpolate_pos_encoding = partial(_resize_positions, grid)  # type: ignore[method-assign]
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         maps, x = [], pixel_values
         for embedding, blocks in zip(self.patch_embeddings, self.block, strict=True):
             tokens, height, width = embedding(x)
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList
                 tokens = block(tokens, height, width)[0]
             tokens = tokens[:, -height * width :]  # behind the class token, if there is one
             x = tokens.mT.unflatten(-1, (height, width))

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the dense model asks of an encoder, and any backbone of transformers that gives it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneMixin
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class StageEncoder(nn.Module):
@@ -22,7 +21,7 @@ class StageEncoder(nn.Module):
         needs_norm: The maps come out of the residual stream without a norm.
     """
 
-    _no_split_modules = None  # as in transformers: modules that device maps and FSDP keep whole
+    _no_split_modules: Collection[str] | None = None  # that device maps and FSDP keep whole, as in transformers
     base_model_prefix = ""  # transformers, asked by PEFT, reads it of any module that has a model of its own inside
 
     config: PreTrainedConfig
@@ -45,12 +44,12 @@ class BackboneStages(StageEncoder):
 
     needs_norm = False
 
-    def __init__(self, backbone: BackboneMixin):
+    def __init__(self, backbone: PreTrainedModel):
         super().__init__()
         self.config = backbone.config
         self._no_split_modules = backbone._no_split_modules
         self.backbone = backbone
-        self.widths = list(backbone.channels)
+        self.widths = list(backbone.channels)  # type: ignore[arg-type]  # by its BackboneMixin
         probe = deepcopy(backbone).eval()  # a forward pass may change a model, as it does BatchNorm's statistics
         with torch.no_grad():
             size = 64

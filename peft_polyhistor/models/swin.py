@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import SwinModel, Swinv2Backbone
+from transformers.models.swin.modeling_swin import SwinLayer
+from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer
 
 from .stages import BackboneStages, StageEncoder
 
@@ -38,13 +40,14 @@ class SwinStages(StageEncoder):
         self.embeddings.mask_token = None  # of masked pretraining (SimMIM), and in no stage map
         self.encoder = model.encoder
         self.widths = [self.config.embed_dim * 2**i for i in range(len(self.config.depths))]
-        patch = self.embeddings.patch_embeddings.patch_size[0]
+        patch = self.embeddings.patch_embeddings.patch_size[0]  # type: ignore[index]  # a pair
         self.strides = [patch * 2**i for i in range(len(self.widths))]
         for stage in self.encoder.layers:
-            for i, layer in enumerate(stage.blocks):
+            layers = [module for module in stage.modules() if isinstance(module, SwinLayer)]
+            for i, layer in enumerate(layers):
                 layer.window_size = self.config.window_size
                 shift = 0 if i % 2 == 0 else self.config.window_size // 2
-                layer.set_shift_and_window_size = partial(_fit_shift, layer, shift)
+                layer.set_shift_and_window_size = partial(_fit_shift, layer, shift)  # type: ignore[method-assign]
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         # Stage by stage: the encoder's own way of giving out its maps keeps more than those, and does not compile.
@@ -70,15 +73,16 @@ class Swinv2Stages(BackboneStages):
     def __init__(self, backbone: Swinv2Backbone):
         backbone.embeddings.mask_token = None
         for stage in backbone.encoder.layers:
-            for layer in stage.blocks[1::2]:
+            layers = [module for module in stage.modules() if isinstance(module, Swinv2Layer)]
+            for layer in layers[1::2]:
                 layer.register_forward_pre_hook(_fit_shift_v2)
         super().__init__(backbone)
 
 
-def _fit_shift(layer: nn.Module, shift: int, grid: tuple[int, int]) -> None:
+def _fit_shift(layer: SwinLayer | Swinv2Layer, shift: int, grid: tuple[int, int]) -> None:
     layer.shift_size = 0 if min(grid) <= layer.window_size else shift
 
 
-def _fit_shift_v2(layer: nn.Module, args: tuple[Any, ...]) -> None:
+def _fit_shift_v2(layer: Swinv2Layer, args: tuple[Any, ...]) -> None:
     """Forward pre-hook of a block that shifts; its second argument is the grid `(height, width)`."""
     _fit_shift(layer, layer.window_size // 2, args[1])

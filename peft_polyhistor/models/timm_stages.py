@@ -39,13 +39,13 @@ class TimmStages(StageEncoder):
         for module in self.net.modules():
             if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
                 self.needs_norm = True
-                module.dynamic_mask, module.attn_mask = True, None
+                module.dynamic_mask, module.attn_mask = True, None  # type: ignore[assignment]  # a buffer
                 module.register_forward_pre_hook(_fit_shift)
             elif isinstance(module, PatchEmbed):
                 module.strict_img_size, module.dynamic_img_pad = False, True
 
     @property
-    def net(self) -> nn.Module:
+    def net(self) -> Any:
         """timm's own model."""
         return net_of(self.model)
 
@@ -69,11 +69,12 @@ class TimmFeatureStages(TimmStages):
         return maps if self.net.output_fmt == "NCHW" else [stage_map.movedim(-1, 1) for stage_map in maps]
 
 
-def _fit_shift(block: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _fit_shift(block: SwinTransformerBlock | SwinTransformerV2Block, args: tuple[Tensor, ...]) -> None:
     """Forward pre-hook of a Swin block, whose first argument is its map `(batch, height, width, channels)`."""
     covered = min(args[0].shape[1:3]) <= min(block.window_size)
     shifts = any(block.target_shift_size) and not covered
-    block.shift_size = tuple(side // 2 if shifts else 0 for side in block.window_size)
+    height, width = block.window_size
+    block.shift_size = (height // 2, width // 2) if shifts else (0, 0)
 
 
 def view_timm(model: nn.Module) -> TimmStages:
@@ -96,7 +97,8 @@ def view_timm(model: nn.Module) -> TimmStages:
     )
 
 
-def net_of(model: TimmWrapperPreTrainedModel | TimmBackbone) -> nn.Module:
+def net_of(model: TimmWrapperPreTrainedModel | TimmBackbone) -> Any:
+    """timm's own model; its classes have no common base that would say what is in it."""
     return model._backbone if isinstance(model, TimmBackbone) else model.timm_model
 
 
@@ -107,11 +109,12 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
         ValueError: The model was built with arguments that it does not remember; it is left as it was.
     """
     architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture")
-    trial, args = deepcopy(net), {}
+    trial: Any = deepcopy(net)
+    args = {}
     if hasattr(net, "reset_classifier"):
         trial.reset_classifier(0, "")
     else:
-        args = {"features_only": True, "out_indices": list(net.feature_info.out_indices)}
+        args = {"features_only": True, "out_indices": list(trial.feature_info.out_indices)}
     if architecture:
         with torch.device("meta"), meta_device_safe_creation_ops():
             wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
@@ -125,7 +128,7 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
     return wrapper.train(net.training)
 
 
-def _structure(net: nn.Module) -> dict[str, str | torch.Size]:
+def _structure(net: nn.Module) -> dict[str, object]:
     """What a network is built of by name: its layers as they print, and the shapes of its tensors.
 
     Left out are the masks of shifted windows, which follow the size of the picture, and what pools and classifies.

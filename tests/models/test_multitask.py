@@ -397,6 +397,12 @@ def test_the_place_an_encoder_came_from_is_not_saved(make_swin, tmp_path):
     assert str(tmp_path) not in (tmp_path / "dense" / "config.json").read_text()
 
 
+def test_arguments_have_the_names_of_transformers(make_dense, tmp_path):
+    make_dense(["semseg"]).save_pretrained(tmp_path)
+    model, info = MultiTaskDenseModel.from_pretrained(pretrained_model_name_or_path=tmp_path, output_loading_info=True)
+    assert model.config.tasks == ["semseg"] and not info["missing_keys"]
+
+
 def test_a_checkpoint_is_read_whole_or_refused(make_dense, tmp_path):
     make_dense(["semseg"]).save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"

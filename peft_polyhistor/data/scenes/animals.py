@@ -116,7 +116,7 @@ def animal(rng: np.random.Generator, name: str) -> list[Piece]:
     return [*pieces, bar(rump, middle, tail_radius, form.mane), bar(middle, end, tail_radius, form.mane)]
 
 
-def _walking_legs(rng, form: Animal) -> list[Piece]:
+def _walking_legs(rng: np.random.Generator, form: Animal) -> list[Piece]:
     (length, height, width), (leg, radius) = form.trunk, form.leg
     bone = 0.5 * (leg + 0.4 * height)
     pieces = []
@@ -130,7 +130,7 @@ def _walking_legs(rng, form: Animal) -> list[Piece]:
     return pieces
 
 
-def _head(rng, form: Animal, skull: np.ndarray) -> list[Piece]:
+def _head(rng: np.random.Generator, form: Animal, skull: np.ndarray) -> list[Piece]:
     nod = rng.uniform(-35, 5)
     turn = rotation(0, rng.uniform(-40, 40), nod)  # the head looks along x
     (length, height, width), (reach, radius) = form.head, form.snout

@@ -53,7 +53,7 @@ def person(rng: np.random.Generator) -> list[Piece]:
     return pieces
 
 
-def _arm(rng, shoulder, side, lean, sleeve) -> list[Piece]:
+def _arm(rng: np.random.Generator, shoulder: np.ndarray, side: int, lean: np.ndarray, sleeve: str) -> list[Piece]:
     out = rng.uniform(5, 40) if rng.random() < 0.65 else rng.uniform(40, 150)
     upper = lean @ rotation(rng.uniform(-50, 30), 0, side * out)
     lower = upper @ rotation(-rng.uniform(0, 110), 0, -side * rng.uniform(-20, 50))
@@ -66,7 +66,7 @@ def _arm(rng, shoulder, side, lean, sleeve) -> list[Piece]:
     ]
 
 
-def _leg(rng, hip, side, sits, trouser) -> list[Piece]:
+def _leg(rng: np.random.Generator, hip: np.ndarray, side: int, sits: bool, trouser: str) -> list[Piece]:
     raised = rng.uniform(55, 85) if sits else rng.normal(0, 18)
     upper = rotation(-raised, 0, side * rng.uniform(0, 25))
     lower = rotation(

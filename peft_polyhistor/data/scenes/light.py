@@ -9,14 +9,21 @@ from .materials import Material
 from .setting import Setting
 
 
-def light_up(setting: Setting, materials: list[Material], index, colour, normals, shade) -> np.ndarray:
+def light_up(
+    setting: Setting,
+    materials: list[Material],
+    index: np.ndarray,
+    colour: np.ndarray,
+    normals: np.ndarray,
+    shade: np.ndarray,
+) -> np.ndarray:
     """Lambert's law with an ambient part that is brighter from above, and a highlight on what is glossy."""
     gloss, glow = (np.array([getattr(m, name) for m in materials], np.float32)[index] for name in ("gloss", "glow"))
     light = setting.light.astype(np.float32)
     direct = np.maximum(normals @ light, 0)
     diffuse = setting.ambient * (0.85 - 0.25 * normals[..., 1]) + 1.25 * (1 - setting.ambient) * direct
     diffuse = diffuse * shade * (1 - glow) + glow
-    half = light + np.float32([0, 0, 1])
+    half = light + np.array([0, 0, 1], np.float32)
     highlight = gloss * shade * 0.6 * np.maximum(normals @ (half / np.linalg.norm(half)), 0) ** 40
     return (colour * diffuse[..., None] + highlight[..., None]) * setting.tint.astype(np.float32)
 

@@ -6,11 +6,15 @@ Models have x to the right, y up and z towards the viewer. Their size does not m
 drawn in the view that tells most, vehicles and animals from the side, furniture from the front.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from .solids import BALL, BOX, CAPSULE, FRUSTUM, RING, rotation
+
+
+Triple = tuple[float, float, float] | np.ndarray  # along x, y and z, or degrees about them
 
 
 class Piece(NamedTuple):
@@ -23,34 +27,52 @@ class Piece(NamedTuple):
     centre: np.ndarray
     axes: np.ndarray
     radii: np.ndarray
-    form: float
+    form: float | np.floating
     material: str
     part: int = 0
 
 
-def solid(shape, centre, radii, material, turn=(0, 0, 0), form=1.0, part=0) -> Piece:
+def solid(
+    shape: int,
+    centre: Triple,
+    radii: Triple | float,
+    material: str,
+    turn: Triple = (0, 0, 0),
+    form: float = 1.0,
+    part: int = 0,
+) -> Piece:
     radii = np.broadcast_to(np.asarray(radii, float), 3)
     return Piece(shape, np.array(centre, float), rotation(*turn), radii, form, material, part)
 
 
-def ball(centre, radii, material, turn=(0, 0, 0), part=0):
+def ball(centre: Triple, radii: Triple | float, material: str, turn: Triple = (0, 0, 0), part: int = 0) -> Piece:
     return solid(BALL, centre, radii, material, turn, part=part)
 
 
-def box(centre, radii, material, turn=(0, 0, 0)):
+def box(centre: Triple, radii: Triple, material: str, turn: Triple = (0, 0, 0)) -> Piece:
     return solid(BOX, centre, radii, material, turn)
 
 
-def tube(centre, radius, half_height, material, turn=(0, 0, 0), top=1.0):
+def tube(
+    centre: Triple, radius: float, half_height: float, material: str, turn: Triple = (0, 0, 0), top: float = 1.0
+) -> Piece:
     return solid(FRUSTUM, centre, (radius, half_height, radius), material, turn, top)
 
 
-def wheel(x, y, z, radius, half_width=0.05, material="rubber", hole=None):
+def wheel(
+    x: float,
+    y: float,
+    z: float,
+    radius: float,
+    half_width: float = 0.05,
+    material: str = "rubber",
+    hole: float | None = None,
+) -> Piece:
     shape, form = (FRUSTUM, 1.0) if hole is None else (RING, hole)
     return solid(shape, (x, y, z), (radius, half_width, radius), material, (90, 0, 0), form)
 
 
-def bar(start, end, radius, material, part=0, flat=1.0) -> Piece:
+def bar(start: Triple, end: Triple, radius: float, material: str, part: int = 0, flat: float = 1.0) -> Piece:
     """Capsule between two points; `flat` times as thick along the axis that is nearest to z."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = np.linalg.norm(end - start)
@@ -64,11 +86,11 @@ def bar(start, end, radius, material, part=0, flat=1.0) -> Piece:
     return Piece(CAPSULE, (start + end) / 2, axes, radii, length / 2 / radius, material, part)
 
 
-def offset(origin, *by: float) -> np.ndarray:
+def offset(origin: Triple, *by: float) -> np.ndarray:
     return np.asarray(origin) + np.array(by)
 
 
-def mirrored(make) -> list[Piece]:
+def mirrored(make: Callable[[int], Piece]) -> list[Piece]:
     return [make(-1), make(1)]
 
 

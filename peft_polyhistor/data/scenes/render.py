@@ -59,7 +59,7 @@ def _model(rng: np.random.Generator, name: str) -> list[Piece]:
         radii = rng.uniform(0.3, 1.0, 3)
         if rng.random() < 0.25:
             return [bar((0, -0.5, 0), (0, 0.5, 0), 0.2, "anything")]
-        return [solid(rng.integers(BALL, FRUSTUM + 1), (0, 0, 0), radii, "anything", form=rng.uniform(0.1, 1.5))]
+        return [solid(int(rng.integers(BALL, FRUSTUM + 1)), (0, 0, 0), radii, "anything", form=rng.uniform(0.1, 1.5))]
     grown = {"bird": bird, "person": person, "pottedplant": potted_plant}
     return grown[name](rng) if name in grown else RIGID[name]
 
@@ -98,7 +98,7 @@ def _choose_names(rng: np.random.Generator) -> list[str]:
 
 def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: float) -> list[Plan]:
     """Spreads out the objects, the larger ones nearer, and strews clutter among them."""
-    plans = []
+    plans: list[Plan] = []
     for name in names:
         size = 2 * rng.uniform(0.45, 0.95) / (1 + 0.08 * (len(names) - 1))
         if name == "person":
@@ -142,7 +142,9 @@ class _Rendering(NamedTuple):
     part: np.ndarray
 
 
-def _render(rng, setting: Setting, things: list[Thing], x: np.ndarray, y: np.ndarray) -> _Rendering:
+def _render(
+    rng: np.random.Generator, setting: Setting, things: list[Thing], x: np.ndarray, y: np.ndarray
+) -> _Rendering:
     buffer = DepthBuffer([solid for thing in things for solid in thing.solids], x, y)
     view = view_setting(setting, x, y)
     materials = [draw_material(rng, name) for name in ["sky", *(surface.material for surface in setting.surfaces)]]

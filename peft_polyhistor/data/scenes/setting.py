@@ -6,6 +6,7 @@ The camera is at the origin, 1 above the ground, and looks down by some degrees.
 (right, up, back) of the ground, `back` being horizontal and away from the scene; views are in camera coordinates.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,11 @@ class View(NamedTuple):
     footprint: np.ndarray
 
 
+Ray = tuple[np.ndarray, np.ndarray, np.ndarray]  # right, up and back, per pixel
+# Distance, normal, the two coordinates along the surface, and the cosine of the angle, per pixel.
+Meeting = tuple[np.ndarray, Sequence[np.ndarray | float], np.ndarray, np.ndarray, np.ndarray]
+
+
 def _wall(yaw: float, distance: float) -> Surface:
     return Surface("wall", distance, (np.sin(np.radians(yaw)), 0.0, np.cos(np.radians(yaw))))
 
@@ -106,8 +112,11 @@ def view_setting(setting: Setting, x: np.ndarray, y: np.ndarray) -> View:
         np.broadcast_to(down, shape),
     )  # the sky has the texture coordinates of the picture
     for number, surface in enumerate(setting.surfaces):
-        meet = _meet_cylinder if surface.normal is None else _meet_plane
-        distance, its_normal, its_u, its_v, its_cosine = meet(surface, ray)
+        if surface.normal is None:
+            met = _meet_cylinder(surface.axis, surface.distance, ray)
+        else:
+            met = _meet_plane(surface.normal, surface.distance, ray)
+        distance, its_normal, its_u, its_v, its_cosine = met
         hit = (distance < nearest) & (distance > 0)
         surfaces[hit] = number
         nearest, u, v = np.where(hit, distance, nearest), np.where(hit, its_u, u), np.where(hit, its_v, v)
@@ -120,25 +129,25 @@ def view_setting(setting: Setting, x: np.ndarray, y: np.ndarray) -> View:
     return View(surfaces, normals, place, np.where(surfaces < 0, 0, footprint).astype(np.float32))
 
 
-def _meet_plane(surface: Surface, ray):
-    """Where rays meet a plane: distance, normal, the two coordinates along the plane, and the cosine of the angle."""
-    right, up, back = surface.normal
+def _meet_plane(normal: tuple[float, float, float], plane: float, ray: Ray) -> Meeting:
+    """Where rays meet a plane, by its unit normal and its distance."""
+    right, up, back = normal
     slope = -(right * ray[0] + up * ray[1] + back * ray[2])
-    distance = surface.distance / np.maximum(slope, 1e-6)
+    distance = plane / np.maximum(slope, 1e-6)
     if up:
-        return distance, surface.normal, distance * ray[0], distance * ray[2], slope
-    return distance, surface.normal, distance * (back * ray[0] - right * ray[2]), distance * ray[1], slope
+        return distance, normal, distance * ray[0], distance * ray[2], slope
+    return distance, normal, distance * (back * ray[0] - right * ray[2]), distance * ray[1], slope
 
 
-def _meet_cylinder(surface: Surface, ray):
-    """Where rays meet the far side of an upright cylinder, as `_meet_plane`."""
+def _meet_cylinder(axis: tuple[float, float], radius: float, ray: Ray) -> Meeting:
+    """Where rays meet the far side of an upright cylinder, by its axis and its radius."""
     right, up, back = ray
-    start_right, start_back = (-offset for offset in surface.axis)
+    start_right, start_back = (-offset for offset in axis)
     square, half_linear = right**2 + back**2, right * start_right + back * start_back
-    constant = start_right**2 + start_back**2 - surface.distance**2  # negative: the camera is inside
+    constant = start_right**2 + start_back**2 - radius**2  # negative: the camera is inside
     distance = (np.sqrt(half_linear**2 - square * constant) - half_linear) / square
-    normal_right = -(start_right + distance * right) / surface.distance
-    normal_back = -(start_back + distance * back) / surface.distance
-    along = np.arctan2(normal_right, normal_back) * surface.distance
+    normal_right = -(start_right + distance * right) / radius
+    normal_back = -(start_back + distance * back) / radius
+    along = np.arctan2(normal_right, normal_back) * radius
     slope = -(normal_right * right + normal_back * back)
     return distance, (normal_right, 0.0, normal_back), along, distance * up, slope

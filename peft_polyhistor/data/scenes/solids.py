@@ -34,7 +34,7 @@ class Solid(NamedTuple):
     centre: np.ndarray
     axes: np.ndarray
     radii: np.ndarray
-    form: float
+    form: float | np.floating
 
     @property
     def matrix(self) -> np.ndarray:
@@ -132,7 +132,7 @@ class DepthBuffer:
             for number, solid in enumerate(solids):
                 self._draw(number, solid)
 
-    def _draw(self, number: int, solid: Solid):
+    def _draw(self, number: int, solid: Solid) -> None:
         reach_x, reach_y, _ = solid.reach()
         left, right = np.searchsorted(self.x, (solid.centre[0] - reach_x, solid.centre[0] + reach_x))
         top, bottom = np.searchsorted(self.y, (solid.centre[1] - reach_y, solid.centre[1] + reach_y))
@@ -181,5 +181,5 @@ def _gradient(local: np.ndarray, shape: np.ndarray, form: np.ndarray, axes_z: np
     gradient[is_frustum, 1] = -flare * (middle + flare * local[is_frustum, 1])
     gradient[is_ring, 1] = 0
     is_cap = (is_frustum | is_ring) & (size[:, 1] > 1 - 1e-3)
-    gradient[is_cap] = np.sign(local[is_cap]) * np.float32([0, 1, 0])
+    gradient[is_cap] = np.sign(local[is_cap]) * np.array([0, 1, 0], np.float32)
     return gradient
