@@ -148,7 +148,7 @@ def _fingerprint(archive: PascalArchive, image_ids: list[str], tasks: tuple[str,
     return digest.hexdigest()[:32]
 
 
-def _load_parquet(files: list[str], split: str, **kwargs) -> Dataset:
+def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
     try:
         return load_dataset("parquet", data_files={split: files}, split=split, **kwargs)
     except (ArrowException, DatasetGenerationError) as error:
