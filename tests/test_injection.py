@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from methods_table import TASKS, rows, trainable
+from methods_table import TASKS, check_equal, rows, trainable
 from peft import get_peft_model
 from torch.utils._pytree import tree_flatten
 
@@ -41,3 +41,15 @@ def test_a_shared_adapter_has_one_set_of_weights_for_any_tasks(make_swin, tasks)
     model = get_peft_model(make_swin(), SharedAdapterConfig(tasks=TASKS))
     weights = model.base_model.model.task_adapters.generators["default"](torch.tensor(tasks))
     assert {len(tensor) for tensor in tree_flatten(weights)[0]} == {1}
+
+
+@torch.no_grad()
+def test_an_adapter_is_baked_by_its_name(make_swin, perturb, pixels):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS)).eval()
+    model.add_adapter("second", AdapterConfig(tasks=TASKS[:1], reduction_factor=4))
+    model.set_adapter("second")
+    expected = perturb(model)(pixels)
+    model.set_adapter("default")
+    baked = model.bake(adapter_name="second")
+    assert list(baked.peft_config) == ["second"] and model.active_adapters == ["default"]
+    check_equal(baked(pixels), expected)
