@@ -237,6 +237,12 @@ def test_checks_name_a_wrong_value(check, channels, value, message):
     check("edges", (BATCH, channels), target, check_values=False)
 
 
+def test_checks_name_five_wrong_values_at_most():
+    target = torch.arange(10, 10 + HEIGHT * WIDTH).view(1, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match=r"values \[10, 11, 12, 13, 14\]; allowed"):
+        check_class_labels("edges", (1, CLASSES), target)
+
+
 def test_values_are_left_alone_on_other_devices():
     target = torch.zeros(BATCH, 1, HEIGHT, WIDTH, device="meta")  # reading a value of a meta tensor raises
     check_binary_labels("edges", (BATCH, 1), target)

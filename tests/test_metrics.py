@@ -220,6 +220,41 @@ def test_totals_have_no_bound(case):
     assert metric.compute() == expected
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_default_type_of_numbers_does_not_matter(case):
+    metric, logits, references = case((HEIGHT, WIDTH))
+    if case is binary_case:  # on a threshold, of which float64 has another
+        logits[0] = torch.tensor([math.log(p / (1 - p)) for p in SALIENCY_THRESHOLDS]).view(1, HEIGHT, WIDTH)
+    expected = metric.compute(predictions=logits, references=references)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert metric.compute(predictions=logits, references=references) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_one_class_is_enough():
+    references = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.long)
+    assert MeanIoU(1).compute(predictions=torch.randn(1, 1, *SMALL), references=references) == {"mIoU": 100}
+
+
+def test_a_metric_without_scores_of_its_own_for_a_picture_scores_it_as_a_set_of_one():
+    class Brightness(RunningMetric):
+        def _check(self, shape, references):
+            pass
+
+        def _counts(self, logits, references):
+            return logits.flatten(1).sum(dim=1, keepdim=True).long()
+
+        def _scores(self, totals, pictures):
+            return {"brightness": totals[0] / pictures}
+
+    metric, pictures = Brightness(1), torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
+    assert metric.picture_scores(metric.statistics(pictures, pictures)) == [{"brightness": 3}, {"brightness": 5}]
+    assert metric.compute(predictions=pictures, references=pictures) == {"brightness": 4}
+    assert metric.class_scores() == []
+
+
 def test_an_absent_class_counts_zero():
     references = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.long)
     logits = F.one_hot(references, 3).movedim(-1, 1).float()

@@ -153,6 +153,14 @@ def test_checkpointed_gradients_are_exact(make_dense, make_labels, pixels, pertu
         torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_reentrant_checkpointing_is_refused(make_dense, pixels):
+    model = adapt_per_task(make_dense(), LoraConfig(r=2)).train()
+    recompute_layers(model, reentrant=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Reentrant checkpointing passes no gradient to adapters"):
+            model(pixels)
+
+
 def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
     model = adapt_per_task(make_dense(), LoraConfig(r=2))
     with pytest.raises(ValueError, match=r"got a MultiTaskDenseModel with adapters\. Build a fresh one"):

@@ -51,6 +51,12 @@ def test_peft_finds_the_method_by_member_and_by_name(name, config_class, tuner_c
     assert METHODS[name.lower()] is config_class
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_keys_name_the_method(name):
+    """They are read again for years, and so is the type in the config."""
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[METHODS[name].method] == f"{METHODS[name].method.lower()}_"
+
+
 def _tables():
     return [list(PeftType), dict(METHODS), dict(PEFT_TYPE_TO_CONFIG_MAPPING), dict(PEFT_TYPE_TO_TUNER_MAPPING)]
 

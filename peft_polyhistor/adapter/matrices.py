@@ -94,9 +94,7 @@ class TaskWeights(nn.Module):
     Parameters, per task: those of down and up, + bottleneck + 3 width.
     """
 
-    def __init__(
-        self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., Matrix], identity: bool = True
-    ):
+    def __init__(self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., Matrix], identity: bool):
         super().__init__()
         self.down = make_matrix(tasks, bottleneck, width)
         self.up = make_matrix(tasks, width, bottleneck)

@@ -79,7 +79,7 @@ class Hyperformer(nn.Module):
         projector_of: list[int],
         shapes: list[dict[str, tuple[int, ...]]],
         embedding_dim: int,
-        identity: bool = True,
+        identity: bool,
     ):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))

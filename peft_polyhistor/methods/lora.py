@@ -106,9 +106,7 @@ class MultiTaskLora(nn.ModuleList):
         The others are those of `LowRankUpdate`.
     """
 
-    def __init__(
-        self, tasks: int, groups: list[list[ProjectionPlace]], rank: int, scale: float, identity: bool = True
-    ):
+    def __init__(self, tasks: int, groups: list[list[ProjectionPlace]], rank: int, scale: float, identity: bool):
         super().__init__(
             LowRankUpdate(tasks, group[0].width, [site.outputs for site in group], rank, scale, identity)
             for group in groups

@@ -115,9 +115,7 @@ class Polyhistor(nn.Module):
     74,048 + 65 (2 r (d + n) + n + 3 d).
     """
 
-    def __init__(
-        self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool = True
-    ):
+    def __init__(self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim) for _ in shapes)
@@ -163,7 +161,7 @@ class PolyhistorLite(nn.Module):
         scales: list[int],
         shapes: dict[str, tuple[int, ...]],
         embedding_dim: int,
-        identity: bool = True,
+        identity: bool,
     ):
         super().__init__()
         self.scales = scales

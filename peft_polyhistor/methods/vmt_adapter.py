@@ -104,7 +104,7 @@ class TiedWeights(nn.Module):
     Parameters: width * bottleneck + 2 bottleneck + 3 width.
     """
 
-    def __init__(self, width: int, bottleneck: int, identity: bool = True):
+    def __init__(self, width: int, bottleneck: int, identity: bool):
         super().__init__()
         self.down = DenseMatrix(1, bottleneck, width)
         self.gate = nn.Parameter(torch.zeros(1, bottleneck) if identity else torch.randn(1, bottleneck))
@@ -130,7 +130,7 @@ class KnowledgeExtraction(nn.Module):
         identity: Start with outputs of exactly zero.
     """
 
-    def __init__(self, tasks: int, width: int, bottleneck: int, sharing: str, identity: bool = True):
+    def __init__(self, tasks: int, width: int, bottleneck: int, sharing: str, identity: bool):
         super().__init__()
         if sharing == "transpose":
             self.adapter: TiedWeights | TaskWeights = TiedWeights(width, bottleneck, identity)

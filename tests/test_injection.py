@@ -1,0 +1,55 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in a model once adapters are in it, and where they compute."""
+
+import pytest
+import torch
+from methods_table import TASKS, check_equal, rows, trainable
+from peft import get_peft_model
+from torch.utils._pytree import tree_flatten
+
+from peft_polyhistor import AdapterConfig, DecodersConfig, SharedAdapterConfig
+
+
+@rows(lambda row: row.config_class is not DecodersConfig)
+def test_weights_are_made_where_the_generator_is(adapt, make_base):
+    """On the meta device, a tensor made elsewhere is an error."""
+    generator = adapt(make_base()).base_model.model.task_adapters.generators["default"].to("meta")
+    for site in generator(torch.tensor([2, 0], device="meta")):
+        assert all(tensor.is_meta for tensor in tree_flatten(site)[0])
+
+
+@rows(lambda row: row.merges)
+@torch.no_grad()
+def test_a_merge_looks_at_no_values_unless_asked(adapt, make_swin):
+    model = adapt(make_swin())
+    for parameter in trainable(model).values():
+        parameter.fill_(torch.nan)
+    assert any(parameter.isnan().any() for parameter in model.merge_and_unload(task="semseg").parameters())
+
+
+def test_one_generator_serves_all_sites(make_swin, monkeypatch):
+    made = []
+    make_generator = AdapterConfig.make_generator
+    monkeypatch.setattr(AdapterConfig, "make_generator", lambda *args: made.append(make_generator(*args)) or made[-1])
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS))
+    assert [model.base_model.model.task_adapters.generators["default"]] == made
+
+
+@pytest.mark.parametrize("tasks", [[0], [2, 0, 1]])
+def test_a_shared_adapter_has_one_set_of_weights_for_any_tasks(make_swin, tasks):
+    model = get_peft_model(make_swin(), SharedAdapterConfig(tasks=TASKS))
+    weights = model.base_model.model.task_adapters.generators["default"](torch.tensor(tasks))
+    assert {len(tensor) for tensor in tree_flatten(weights)[0]} == {1}
+
+
+@torch.no_grad()
+def test_an_adapter_is_baked_by_its_name(make_swin, perturb, pixels):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS)).eval()
+    model.add_adapter("second", AdapterConfig(tasks=TASKS[:1], reduction_factor=4))
+    model.set_adapter("second")
+    expected = perturb(model)(pixels)
+    model.set_adapter("default")
+    baked = model.bake(adapter_name="second")
+    assert list(baked.peft_config) == ["second"] and model.active_adapters == ["default"]
+    check_equal(baked(pixels), expected)
