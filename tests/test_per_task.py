@@ -110,7 +110,7 @@ def test_loaded_adapters_go_on_training_where_asked(config, make_dense, perturb,
 def test_counts_one_adapter_per_task(make_dense):
     model = adapt_per_task(make_dense(), LoraConfig(r=3))
     # Per block of width d: queries, keys, values and output d -> d, and the MLP d -> 4 d -> d.
-    per_task = sum(2 * 3 * (4 * (d + d) + 2 * (d + 4 * d)) for d in (8, 16, 32, 32, 64))
+    per_task = sum(3 * (4 * (d + d) + 2 * (d + 4 * d)) for d in (8, 16, 32, 32, 64))
     decoders = sum(parameter.numel() for parameter in model.decoders.parameters())
     assert count_trainable(model) == {"encoder": 3 * per_task, "all": 3 * per_task + decoders}
 
@@ -118,7 +118,7 @@ def test_counts_one_adapter_per_task(make_dense):
 def test_named_modules_are_adapted_and_no_others(make_dense):
     config = LoraConfig(r=3, target_modules=["q_proj"])
     model = adapt_per_task(make_dense(), config)
-    assert count_trainable(model)["encoder"] == 3 * sum(2 * 3 * (d + d) for d in (8, 16, 32, 32, 64))
+    assert count_trainable(model)["encoder"] == 3 * sum(3 * (d + d) for d in (8, 16, 32, 32, 64))
     assert config.target_modules == {"q_proj"}
 
 
