@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from peft import get_peft_model
+from timm.models.swin_transformer import WindowAttention
 from torch import nn
 from torch.nn import functional as F
 from transformers import SwinConfig, SwinModel
@@ -28,6 +29,8 @@ from peft_polyhistor import (
     VptShallowConfig,
     view_encoder,
 )
+from peft_polyhistor.adapter.site import Site
+from peft_polyhistor.methods.vpt import PromptSite
 
 
 NAMES = ["a", "b", "c"]
@@ -138,6 +141,22 @@ def test_prompts_are_tokens_of_every_window_dropped_after_attention(adapt, pixel
                 of_heads.append(scores.softmax(0) @ value[head])
             rows.append(torch.cat(of_heads))
         torch.testing.assert_close(got[i], attention.o_proj(torch.stack(rows)), **ROUNDING)
+
+
+@torch.no_grad()
+def test_prompts_are_tokens_of_timms_windows_too():
+    attention = WindowAttention(dim=8, num_heads=2, window_size=3).double().eval()
+    attention.relative_position_bias_table.normal_()
+    x, prompts, mask = (torch.randn(*size).double() for size in ((6, 9, 8), (2, 5, 8), (3, 9, 9)))
+    site = PromptSite(attention, Site("attention", PromptSite, 8, 0), adapters=None)
+    site.active_weights = lambda: [(prompts, 0.0)]
+    bias = F.pad(attention._get_rel_pos_bias() + mask[:, None], (0, 5))  # (windows of a picture, heads, tokens, keys)
+    got = site(x, mask=mask)
+    for i in range(6):
+        query, key, value = attention.qkv(torch.cat([x[i], prompts[i // 3]])).view(14, 3, 2, 4).permute(1, 2, 0, 3)
+        weights = (query[:, :9] @ key.mT / math.sqrt(4) + bias[i % 3]).softmax(dim=-1)
+        expected = attention.proj((weights @ value).transpose(0, 1).flatten(1))
+        torch.testing.assert_close(got[i], expected, **ROUNDING)
 
 
 @torch.no_grad()

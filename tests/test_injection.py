@@ -53,3 +53,14 @@ def test_an_adapter_is_baked_by_its_name(make_swin, perturb, pixels):
     baked = model.bake(adapter_name="second")
     assert list(baked.peft_config) == ["second"] and model.active_adapters == ["default"]
     check_equal(baked(pixels), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("asked", "passes"), [(1, [2, 2, 2]), (2, [4, 2]), (3, [6]), (9, [6]), (None, [6])])
+def test_as_many_tasks_share_a_pass_as_asked_for(make_swin, pixels, asked, passes):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS, tasks_per_pass=asked)).eval()
+    batches = []
+    embeddings = model.base_model.model.embeddings
+    embeddings.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    model(pixels, tasks=TASKS)
+    assert batches == passes
