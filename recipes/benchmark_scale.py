@@ -7,9 +7,6 @@
 Without --data it draws an archive of 10,103 pictures in the layout and sizes of PASCAL_MT; from 200 scenes, over and
 over, but every file is opened, decoded and checked. Then both splits are prepared, an epoch of train goes by
 augmented with each number of workers, and val with the last. Archive and cache are deleted in the end.
-
-A worker's memory rises through its first 1,000 pictures or so, as glibc keeps what is freed, and stays there. Where it
-matters, MALLOC_MMAP_THRESHOLD_=1000000 in the environment keeps it from that, at the cost of time.
 """
 
 import sys

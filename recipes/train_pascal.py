@@ -68,6 +68,8 @@ def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
     parameters = count_trainable(model)
     model, optimizer, *loaders = accelerator.prepare(model, make_optimizer(model, settings), *loaders)
     loaders = dict(zip(data, loaders, strict=True))
+    if accelerator.process_index:  # each process draws masks of dropout of its own
+        set_seed(settings.seed + accelerator.process_index)
     steps = count_steps(loaders["train"], settings)
     scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, steps[1])
     return Run(

@@ -24,6 +24,7 @@ LAYOUTS = {"one_node_8_gpus": (1, 8), "two_nodes_8_gpus": (2, 16), "cpu_2_proces
 
 PASS_BY = """
 import json, sys
+import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from settings import parse_settings
 from train_pascal import build
@@ -38,7 +39,7 @@ for epoch in range(2):
     pictures = (picture for batch in run.loaders["train"] for picture in batch["pixel_values"].double())
     epochs.append([picture.sum().item() for picture in pictures])
 with open(f"{folder}/{accelerator.process_index}.json", "w") as file:
-    json.dump([accelerator.num_processes, epochs], file)
+    json.dump([accelerator.num_processes, epochs, torch.rand(1).item()], file)
 accelerator.end_training()
 """
 
@@ -82,8 +83,9 @@ def test_two_processes_share_out_the_pictures(environment, tmp_path, count, batc
     layout = ["--batch_size", batch_size, "--workers", workers]
     command = [tmp_path / "pass_by.py", tmp_path, *settings.split(), *layout]
     wait(start(environment, *LAUNCH, CONFIGS / "cpu_2_processes.yaml", *command))
-    (processes, first), (_, second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert processes == 2
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    (processes, first, drawn), (_, second, drawn_too) = ranks
+    assert processes == 2 and drawn != drawn_too
     transform, orders = JointTransform(32, train=True, seed=3), []
     for epoch, seen in enumerate(zip(first, second, strict=True)):
         transform.set_epoch(epoch)
