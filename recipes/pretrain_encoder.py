@@ -10,14 +10,16 @@ model.safetensors and training.json (accuracy, command, settings).
 """
 
 import argparse
-import json
 import math
+import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from atomic import write_json
 from datasets import DatasetDict, Image, load_dataset
 from timm.data import create_transform
 from torch.utils.data import DataLoader
@@ -177,11 +179,15 @@ def main(arguments: argparse.Namespace) -> dict:
 def save(accelerator: Accelerator, model, arguments: argparse.Namespace, epochs: int, score: float, seconds: float):
     if not accelerator.is_main_process:
         return
-    accelerator.unwrap_model(model).save_pretrained(arguments.output_dir)
     settings = {key: value for key, value in vars(arguments).items() if key != "output_dir"}
     settings["data"] = Path(arguments.data).name  # a folder's place on this machine is of no use elsewhere
     record = {"accuracy_percent": round(score, 2), "epochs_done": epochs, "seconds": round(seconds), **settings}
-    (arguments.output_dir / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=arguments.output_dir) as fresh:
+        accelerator.unwrap_model(model).save_pretrained(fresh)
+        write_json(Path(fresh) / "training.json", record)
+        for file in Path(fresh).iterdir():
+            os.replace(file, arguments.output_dir / file.name)
 
 
 if __name__ == "__main__":

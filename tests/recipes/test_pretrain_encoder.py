@@ -36,7 +36,7 @@ def test_pretrained_encoder_can_be_loaded(recipe, tmp_path):
     results = recipe.main(
         recipe.parse_arguments(["--data", str(data), "--output-dir", str(output), "--epochs", "1", *SIZES])
     )
-    assert {"config.json", "model.safetensors", "training.json"} <= {path.name for path in output.iterdir()}
+    assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "training.json"}
     training = json.loads((output / "training.json").read_text())
     assert training["accuracy_percent"] == round(results["accuracy"], 2) and training["epochs_done"] == 1
     assert training["data"] == "data"
