@@ -36,10 +36,11 @@ CONFIGS = {
     "vera": lambda: VeraConfig(r=2, d_initial=0.1),
     "randlora": lambda: RandLoraConfig(r=2),
 }
+QUICK = ("lora", "dora", "ia3")  # one that adds a module, one that replaces a product, one that scales
 EXACT = {"rtol": 0, "atol": 0}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS])
 def config(request):
     return CONFIGS[request.param]()
 

@@ -87,7 +87,7 @@ def test_tasks_beyond_four_are_known_for_as_long_as_they_are_needed(contestants)
     assert list(contestants.TASKS) == before
 
 
-@pytest.mark.parametrize("name", ["benchmark_training", "benchmark_inference"])
+@pytest.mark.parametrize("name", [pytest.param("benchmark_training", marks=pytest.mark.slow), "benchmark_inference"])
 def test_benchmarks_write_figures_goals_and_a_plot(name, load_recipe, tmp_path, capsys):
     small = ["--encoder", "swin-micro", "--image_sizes", "32", "--tasks", "2", "--decoder_width", "8"]
     load_recipe(name).main([*small, "--rounds", "1", "--device", "cpu", "--output_dir", str(tmp_path)])
