@@ -21,6 +21,14 @@ def seed():
 
 
 @pytest.fixture
+def double():
+    """Computes in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def make_swin():
     return tiny_models.make_swin
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from tiny_models import randomise
 from torch import nn
 
 from peft_polyhistor import (
@@ -22,6 +23,7 @@ from peft_polyhistor.adapter.scaling import group_equal
 from peft_polyhistor.adapter.site import Site
 
 
+pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # everything here is computed in float64
 TASKS = ["a", "b", "c"]
 SITES = [
@@ -37,20 +39,6 @@ CONFIGS = [
     PolyhistorLiteConfig(tasks=TASKS, reduction_factor=2, rank=2, embedding_dim=5),
 ]
 for_every_method = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.method)
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def randomise(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-    return module
 
 
 def check_sites(actual, expected, **tolerance):

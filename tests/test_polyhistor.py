@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from peft import get_peft_model
+from tiny_models import randomise
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
@@ -16,6 +17,7 @@ from peft_polyhistor.adapter.site import Site
 
 
 RAW, HIDDEN = 512, 128  # sizes of the embeddings and of the projector, from the paper's counts
+pytestmark = pytest.mark.usefixtures("double")
 TASKS = ["first", "second", "third"]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # everything here is computed in float64
 SWIN_T = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
@@ -74,21 +76,6 @@ def starting_at_one(weights):
 
 def sites_of(*widths):
     return [Site(f"site{i}", ParallelSite, width, i) for i, width in enumerate(widths)]
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def randomise(module):
-    """Gives every parameter a size that matters, biases and norms too."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-    return module
 
 
 # The adapter

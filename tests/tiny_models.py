@@ -49,6 +49,14 @@ def perturb(model, std=0.05):
     return model
 
 
+def randomise(module):
+    """Gives every parameter a size that matters, biases and norms too."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module
+
+
 def make_labels(tasks, batch, height, width):
     """Random labels by task."""
     random = {

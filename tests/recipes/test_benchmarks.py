@@ -154,7 +154,8 @@ def test_goals_are_about_steps_that_there_are(name, contestants, steps, make_pro
 
 def test_the_start_is_measured(load_recipe, capsys, monkeypatch):
     recipe = load_recipe("benchmark_startup")
-    monkeypatch.setattr(recipe, "IMPORTS", ("import json", "import json, decimal"))
+    monkeypatch.setattr(recipe, "BEFORE", "json")
+    monkeypatch.setattr(recipe, "PACKAGE", "decimal")
     monkeypatch.setitem(recipe.ENCODERS, "Swin-B", recipe.ENCODERS["swin-micro"])
-    assert recipe.main(rounds=1)[1] > 0
+    assert min(recipe.main(rounds=1)) > 0
     assert "import peft_polyhistor" in capsys.readouterr().out
