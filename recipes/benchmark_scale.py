@@ -68,19 +68,21 @@ def main(options: Options) -> dict:
         load = partial(load_pascal_context, archive, num_proc=processes, cache_dir=f"{temporary}/cache")
         data = {}
         for split in COUNTS:
-            with measured(phases, f"prepare {split}"):
+            name = f"prepare {split}"
+            with measured(phases, name):
                 data[split] = load(DENSE_TASKS, split)
+            add_speed(phases[name], len(data[split]))
         runs = [("train", workers) for workers in options.workers] + [("val", options.workers[-1])]
         for split, workers in runs:
             transform = JointTransform(options.image_size, split == "train")
             loader = make_loader(data[split], transform, options.loading(workers))
-            with measured(phases, f"iterate {split}, {workers} workers"):
+            name = f"iterate {split}, {workers} workers"
+            with measured(phases, name):
                 for batch in loader:
                     assert batch["pixel_values"].isfinite().all()
+            add_speed(phases[name], len(data[split]))
         counts = {split: len(rows) for split, rows in data.items()}
         nbytes = sum(file.stat().st_size for file in Path(temporary, "cache").rglob("*.arrow"))
-    for name, phase in phases.items():
-        phase["pictures_per_second"] = round(counts[name.split()[1].rstrip(",")] / phase["seconds"], 1)
     results = {"pictures": counts, "prepared_bytes": nbytes, "phases": phases, "options": asdict(options)}
     write_json(folder / "results.json", results)
     report(results)
@@ -107,6 +109,10 @@ def measured(phases: dict[str, dict], name: str) -> Iterator[None]:
         "growth_percent": round(growth([memory.own for memory in samples]), 1),
     }
     print(name, phases[name], flush=True)
+
+
+def add_speed(phase: dict, pictures: int) -> None:
+    phase["pictures_per_second"] = round(pictures / phase["seconds"], 1)
 
 
 def report(results: dict) -> None:

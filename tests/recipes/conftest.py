@@ -24,13 +24,23 @@ def load_recipe(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def parquet_scenes(tmp_path_factory):
+def write_scenes(tmp_path_factory):
+    """`write_scenes(train, val)`: a folder of parquet files with so many scenes."""
+
+    def write(**counts):
+        folder = tmp_path_factory.mktemp("scenes")
+        for split, count in counts.items():
+            data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
+            data.to_parquet(folder / f"{split}.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def parquet_scenes(write_scenes):
     """A folder of parquet files: 10 scenes to train on, 3 to validate."""
-    folder = tmp_path_factory.mktemp("scenes")
-    for split, count in (("train", 10), ("val", 3)):
-        data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
-        data.to_parquet(folder / f"{split}.parquet")
-    return folder
+    return write_scenes(train=10, val=3)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from transformers import SwinModel
 
 from peft_polyhistor import load_encoder
-from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
 SCRIPT = Path(__file__).with_name("train_in_layouts.py")
@@ -29,12 +28,9 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
+def train(write_scenes):
     """`train(name, arguments, processes)`: weights of each process after three steps on 8 of 16 pictures."""
-    folder = tmp_path_factory.mktemp("layouts")
-    for split, count in (("train", 16), ("val", 2)):
-        data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
-        data.to_parquet(folder / f"{split}.parquet")
+    folder = write_scenes(train=16, val=2)
     config = load_encoder("swin-micro").config
     config.drop_path_rate = 0.0  # nothing is left to chance
     torch.manual_seed(0)
