@@ -6,8 +6,7 @@ Importing this package registers its methods with PEFT, so that `get_peft_model`
 them, and gives `PeftModel.push_to_hub` a card for their adapters.
 """
 
-from .hub import publish
-from .loading import load
+from .hub import TrainingRecord, load, publish
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig
 from .methods.compacter import CompacterConfig, CompacterPlusPlusConfig, PhmConfig
@@ -24,7 +23,6 @@ from .models.original_swin import load_original_swin
 from .models.stages import StageEncoder
 from .registry import METHODS
 from .tasks import TASKS, Task, get_tasks, register_task, relative_change
-from .training_record import TrainingRecord
 from .version import __version__
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .prediction_page import PredictionPage
-from .predictor import MultiTaskPredictor
+from .inference import MultiTaskPredictor
+from .inference.page import PredictionPage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

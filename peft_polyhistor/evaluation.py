@@ -14,7 +14,7 @@ from .tasks import TASKS
 
 
 if TYPE_CHECKING:
-    from .running_metric import RunningMetric
+    from .tasks.running_metric import RunningMetric
 
 
 def evaluate_tasks(

@@ -20,9 +20,9 @@ from settings import Settings, loss_weights, parse_settings
 from torch import nn
 from transformers import SwinConfig, SwinModel
 
-from peft_polyhistor.cards import make_card
-from peft_polyhistor.hub import save_adapter
-from peft_polyhistor.saved_weights import WEIGHTS
+from peft_polyhistor.hub.cards import make_card
+from peft_polyhistor.hub.publishing import save_adapter
+from peft_polyhistor.hub.weights import WEIGHTS
 
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from torch import nn
 
 from peft_polyhistor import TASKS, __version__
 from peft_polyhistor.evaluation import headline
-from peft_polyhistor.per_task import PerTaskEncoder, save_per_task
+from peft_polyhistor.methods.per_task import PerTaskEncoder, save_per_task
 
 
 # A run may go on with other values of these: they change what is around it, not what it learns.

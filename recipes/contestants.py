@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, register_task
 from peft_polyhistor.config import PASCAL_TASKS
+from peft_polyhistor.methods.per_task import adapt_per_task
 from peft_polyhistor.models.blocks import find_blocks
 from peft_polyhistor.models.decoder import DenseDecoder
-from peft_polyhistor.per_task import adapt_per_task
 
 
 @dataclass

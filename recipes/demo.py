@@ -14,7 +14,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from peft_polyhistor import TASKS
-from peft_polyhistor.predictor import MultiTaskPredictor, Prediction
+from peft_polyhistor.inference import MultiTaskPredictor, Prediction
 
 
 Shown = list[tuple[Image.Image, str]]  # pictures and their captions

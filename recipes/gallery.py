@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from peft_polyhistor.data import collate
-from peft_polyhistor.pictures import draw_grid, paint_row
-from peft_polyhistor.training_record import PREVIEW
+from peft_polyhistor.hub.record import PREVIEW
+from peft_polyhistor.inference.paint import draw_grid, paint_row
 
 
 GALLERY = "gallery"  # a folder of the run's

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from peft_polyhistor.tasks import count_labels
+from peft_polyhistor.tasks.table import count_labels
 
 
 def add_gradients(

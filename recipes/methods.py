@@ -28,7 +28,7 @@ from torch import nn
 from yaml_values import read_pairs
 
 from peft_polyhistor import METHODS, MultiTaskDenseModel, load_encoder
-from peft_polyhistor.per_task import adapt_per_task
+from peft_polyhistor.methods.per_task import adapt_per_task
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from checkpoints import NEUTRAL, merit
 from settings import DEFAULT_CONFIG, Settings
 
 from peft_polyhistor import TrainingRecord
-from peft_polyhistor.training_record import PREVIEW
+from peft_polyhistor.hub.record import PREVIEW
 
 
 RESULTS, TRAINING = "results.json", "training.yaml"

@@ -11,8 +11,8 @@ from contestants import Problem, make_adapted, make_dense, make_lora
 from measurement import Step
 from torch import Tensor, nn
 
-from peft_polyhistor.adapter.routing import SHARED
 from peft_polyhistor.models.blocks import find_blocks
+from peft_polyhistor.tuner.routing import SHARED
 
 
 BOUND, BOUND_TOGETHER = "frozen encoder, a pass per task", "frozen encoder, all tasks in a batch"

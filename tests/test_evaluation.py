@@ -23,7 +23,7 @@ from peft_polyhistor.evaluation import (
     score_pictures,
     score_tasks,
 )
-from peft_polyhistor.pictures import draw_grid, paint_label, paint_picture, paint_prediction
+from peft_polyhistor.inference.paint import draw_grid, paint_label, paint_picture, paint_prediction
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tiny_models import make_swin
 from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, view_encoder
 from peft_polyhistor.data import JointTransform, synthetic_scenes
 from peft_polyhistor.models.multitask_config import MultiTaskDenseConfig
-from peft_polyhistor.tasks import Task, get_tasks
+from peft_polyhistor.tasks.table import Task, get_tasks
 
 
 pytestmark = pytest.mark.slow

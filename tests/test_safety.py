@@ -14,7 +14,7 @@ from methods_table import check_equal
 from peft import get_peft_model
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder, load_original_swin
-from peft_polyhistor.per_task import load_per_task
+from peft_polyhistor.methods.per_task import load_per_task
 
 
 ROOT = Path(__file__).parents[1]

@@ -13,14 +13,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
-from ..adapter.parameters import ParameterAdditions, ParameterPlace, parameter_places
-from ..adapter.site import Site
 from ..checks import check_positive
 from ..config import BottleneckConfig, LowRankConfig
+from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
+from ..layers.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
+from ..layers.parameters import ParameterAdditions, ParameterPlace, parameter_places
 from ..models.blocks import Block
 from ..registry import register
+from ..tuner.site import Site
 
 
 @dataclass

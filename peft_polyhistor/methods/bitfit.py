@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..adapter.parameters import (
+from ..config import MultiTaskConfig
+from ..layers.parameters import (
     ParameterAdditions,
     ParameterPlace,
     ParameterSite,
@@ -18,11 +19,10 @@ from ..adapter.parameters import (
     parameter_places,
     parameter_shapes,
 )
-from ..adapter.site import Site
-from ..adapter.tuner import AdapterTuner
-from ..config import MultiTaskConfig
 from ..models.blocks import Block
 from ..registry import register
+from ..tuner.site import Site
+from ..tuner.tuner import AdapterTuner
 
 
 POSITION_TABLES = ("relative_position_bias_table",)  # of Swin, in transformers and timm

@@ -16,12 +16,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
-from ..adapter.site import Site
 from ..checks import check_positive
 from ..config import SUBLAYERS, BottleneckConfig
+from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
+from ..layers.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
 from ..registry import register
+from ..tuner.site import Site
 
 
 @dataclass

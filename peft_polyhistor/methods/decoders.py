@@ -8,12 +8,12 @@ from typing import ClassVar
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from ..adapter.site import Site
-from ..adapter.tuner import AdapterTuner
 from ..config import MultiTaskConfig
 from ..models.blocks import Block
 from ..models.multitask import MultiTaskDenseModel
 from ..registry import register
+from ..tuner.site import Site
+from ..tuner.tuner import AdapterTuner
 
 
 @dataclass

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.factors import HIDDEN, INIT_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
-from ..adapter.site import Site
 from ..checks import check_positive
 from ..config import BottleneckConfig
+from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
+from ..layers.factors import HIDDEN, INIT_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
 from ..registry import register
+from ..tuner.site import Site
 
 
 @dataclass

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter.site import AdapterSite, Site, base_of, is_linear
-from ..adapter.tuner import AdapterTuner
 from ..checks import check_number, check_positive
 from ..config import MultiTaskConfig
 from ..models.blocks import Block
 from ..registry import register
+from ..tuner.site import AdapterSite, Site, base_of, is_linear
+from ..tuner.tuner import AdapterTuner
 
 
 @dataclass(frozen=True)

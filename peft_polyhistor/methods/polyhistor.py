@@ -19,8 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..adapter.bottleneck import BottleneckTuner, BottleneckWeights
-from ..adapter.factors import (
+from ..checks import check_positive
+from ..config import LowRankConfig
+from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
+from ..layers.factors import (
     HIDDEN,
     INIT_STD,
     RAW_EMBEDDING,
@@ -28,11 +30,9 @@ from ..adapter.factors import (
     Projector,
     around_one,
 )
-from ..adapter.scaling import ScalingKernels, group_equal, scale_up
-from ..adapter.site import Site
-from ..checks import check_positive
-from ..config import LowRankConfig
+from ..layers.scaling import ScalingKernels, group_equal, scale_up
 from ..registry import register
+from ..tuner.site import Site
 
 
 @dataclass

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter.base import routed_module
-from ..adapter.bottleneck import (
+from ..config import BottleneckConfig
+from ..layers.bottleneck import (
     BottleneckTuner,
     BottleneckWeights,
     ResidualPlace,
@@ -27,12 +27,12 @@ from ..adapter.bottleneck import (
     from_bottleneck,
     to_bottleneck,
 )
-from ..adapter.matrices import DenseMatrix, Sites, TaskWeights
-from ..adapter.site import Site
-from ..config import BottleneckConfig
+from ..layers.matrices import DenseMatrix, Sites, TaskWeights
 from ..models.blocks import Block
 from ..models.stages import StageEncoder
 from ..registry import register
+from ..tuner.provenance import routed_module
+from ..tuner.site import Site
 
 
 SHARINGS = ("none", "transpose")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter.site import AdapterSite, Site, base_of
-from ..adapter.tuner import AdapterTuner
 from ..checks import check_positive
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, family_of
 from ..registry import register
+from ..tuner.site import AdapterSite, Site, base_of
+from ..tuner.tuner import AdapterTuner
 
 
 if TYPE_CHECKING:

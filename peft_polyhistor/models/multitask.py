@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..losses import resize_to_label
-from ..tasks import TASKS, check_labels, get_tasks
+from ..tasks.losses import resize_to_label
+from ..tasks.table import TASKS, check_labels, get_tasks
 from .decoder import Decoders
 from .encoder import build_encoder, view_encoder
 from .multitask_config import MultiTaskDenseConfig

@@ -35,7 +35,7 @@ from peft_polyhistor import (
     StageEncoder,
     load_encoder,
 )
-from peft_polyhistor.tasks import count_labels
+from peft_polyhistor.tasks.table import count_labels
 
 
 ALL_TASKS = ["semseg", "human_parts", "saliency", "normals"]

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from PIL import Image
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load_encoder
-from peft_polyhistor.predictor import MultiTaskPredictor
+from peft_polyhistor.inference import MultiTaskPredictor
 
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from torch import nn
 
-from peft_polyhistor.metrics import ONE
+from peft_polyhistor.tasks.metrics import ONE
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from peft import get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_polyhistor import PolyhistorLiteConfig
-from peft_polyhistor.adapter.passes import choose_tasks_per_pass
 from peft_polyhistor.evaluation import count_trainable
+from peft_polyhistor.tuner.passes import choose_tasks_per_pass
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
-from peft_polyhistor.per_task import load_per_task
+from peft_polyhistor.methods.per_task import load_per_task
 
 
 @pytest.fixture

@@ -1,0 +1,235 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card of a published adapter: what it is, how it loads, what was recorded of its training, and no more."""
+
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+from ..config import MultiTaskConfig
+from ..evaluation import is_of_decoder
+from ..models.encoder import ASSETS
+from ..tasks import TASKS
+from .record import PREVIEW, TrainingRecord
+
+
+TEMPLATE = ASSETS / "model_card.md"
+# What people search for, where it is not the name of the task.
+SEARCH_WORDS = {
+    "semseg": "semantic-segmentation",
+    "human_parts": "human-part-segmentation",
+    "saliency": "saliency-detection",
+    "normals": "surface-normal-estimation",
+}
+METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # ours: as the Hub calls them
+
+
+@dataclass(frozen=True)
+class Base:
+    """The encoder of an adapter: one that comes with this package, or a repository of the Hub."""
+
+    name: str
+    is_embedded: bool
+
+    @property
+    def text(self) -> str:
+        if self.is_embedded:
+            return f"`{self.name}`, which comes with peft-polyhistor"
+        return f"[{self.name}](https://huggingface.co/{self.name})"
+
+    @property
+    def license(self) -> str:
+        if self.is_embedded:
+            return "Apache-2.0, with peft-polyhistor, whose assets say on which photographs it was pretrained"
+        return f"see {self.text}"
+
+
+def config_of(model: PeftModel, adapter_name: str) -> MultiTaskConfig:
+    """Settings of an adapter.
+
+    Raises:
+        TypeError: It is none of this package's methods.
+    """
+    config = model.peft_config[adapter_name]
+    if not isinstance(config, MultiTaskConfig):
+        raise TypeError(
+            f"The adapter '{adapter_name}' has a {type(config).__name__}; cards are made for adapters of this "
+            "package's methods. Publish it with `push_to_hub`, which does as PEFT does."
+        )
+    return config
+
+
+def base_of(config: MultiTaskConfig) -> Base:
+    """The encoder of a saved adapter.
+
+    Raises:
+        ValueError: It is not known, or a folder that others do not have.
+    """
+    name = config.base_model_name_or_path
+    if not name and config.made_for and config.made_for["encoder"]:
+        return Base(config.made_for["encoder"], is_embedded=True)
+    advice = "Give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224'; publish the encoder first."
+    if not name:
+        raise ValueError(f"It is not known which encoder the adapter was made for, so nobody could use it. {advice}")
+    if Path(os.path.expanduser(name)).exists():
+        raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}") from error
+    return Base(name, is_embedded=False)
+
+
+def count_saved(model: PeftModel, adapter_name: str) -> dict[str, int]:
+    """Parameters that are saved with an adapter, less the statistics of norms."""
+    statistics = {buffer.data_ptr() for buffer in model.buffers()}
+    saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    sizes = {name: tensor.numel() for name, tensor in saved.items() if tensor.data_ptr() not in statistics}
+    decoders = sum(size for name, size in sizes.items() if is_of_decoder(name))
+    return {"adapters": sum(sizes.values()) - decoders, **({"decoders": decoders} if decoders else {})}
+
+
+def make_card(
+    model: PeftModel,
+    adapter_name: str,
+    repo_id: str,
+    file_size: int,
+    training: TrainingRecord | None = None,
+    license: str = "apache-2.0",
+    tags: Sequence[str] = (),
+) -> ModelCard:
+    """The card of an adapter.
+
+    Args:
+        model: It carries the adapter, of one of this package's methods.
+        adapter_name: The adapter.
+        repo_id: Where it will be.
+        file_size: Of its weights, bytes.
+        training: What is known of its training; `None`: nothing, and the card says so.
+        license: Of the weights, as the Hub spells it.
+        tags: Besides those that say what it is.
+
+    Raises:
+        ValueError: As in `base_of`.
+        TypeError: As in `config_of`.
+    """
+    config = config_of(model, adapter_name)
+    base = base_of(config)
+    decoders = (config.made_for or {}).get("decoders")
+    return ModelCard.from_template(
+        _metadata(config, base, repo_id, training, license, tags),
+        template_path=str(TEMPLATE),
+        title=repo_id.rpartition("/")[2],
+        method=f"`{config.method.lower().removeprefix('mtl_')}`",
+        peft_type=config.method,
+        tasks=config.tasks,
+        decoders=decoders,
+        repo_id=repo_id,
+        encoder=base.name,
+        base=base.text,
+        base_license=base.license,
+        image_size=training.image_size if training else 224,
+        parameters=count_saved(model, adapter_name),
+        file_size=file_size,
+        training=training,
+        preview=PREVIEW if training and PREVIEW in training.files else None,
+        settings=_settings(config),
+        scores=score_rows(training) if training else [],
+        limits=_limits(config, base, training),
+        references=_references(config),
+    )
+
+
+def _metadata(
+    config: MultiTaskConfig,
+    base: Base,
+    repo_id: str,
+    training: TrainingRecord | None,
+    license: str,
+    further_tags: Sequence[str],
+) -> ModelCardData:
+    words = [word for task in config.tasks for word in (task, SEARCH_WORDS.get(task)) if word]
+    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words]
+    on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
+    return ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-segmentation",
+        license=license,
+        tags=tags + [tag for tag in further_tags if tag not in tags],
+        datasets=[training.dataset_type] if training and training.dataset_is_on_hub else None,
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=_eval_results(training) if training else None,
+        **on_hub,
+    )
+
+
+def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
+    """Every finite score; the Hub knows no others."""
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="dense prediction",
+            dataset_type=training.dataset_type,
+            dataset_name=training.dataset_name,
+            dataset_split=training.split,
+            metric_type=METRIC_TYPES.get(metric, metric),
+            metric_name=f"{task} {metric}",
+            metric_value=round(value, 2),
+        )
+        for task, values in training.scores.items()
+        for metric, value in values.items()
+        if math.isfinite(value)
+    ] or None
+
+
+def score_rows(training: TrainingRecord) -> list[list[str]]:
+    """Task, metric, better direction and score, and over several seeds mean and range."""
+    rows = []
+    for task, values in training.scores.items():
+        row = TASKS[task]
+        for metric, value in values.items():
+            is_headline = metric == row.score
+            direction = ("up" if row.higher_is_better else "down") if is_headline else "-"
+            cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, f"{value:.2f}"]
+            of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
+            if of_seeds:
+                mean = sum(of_seeds) / len(of_seeds)
+                cells.append(f"{mean:.2f} ({min(of_seeds):.2f} to {max(of_seeds):.2f})")
+            rows.append(cells)
+    return rows
+
+
+def _settings(config: MultiTaskConfig) -> str:
+    """The method's own fields and those of the decoders, as JSON."""
+    common = {field.name for field in fields(PeftConfig)} | {"made_for", "modules_to_save"}
+    own: dict[str, Any] = {name: value for name, value in asdict(config).items() if name not in common}
+    return json.dumps(own | {"decoders": (config.made_for or {}).get("decoders")}, indent=2)
+
+
+def _limits(config: MultiTaskConfig, base: Base, training: TrainingRecord | None) -> list[str]:
+    limits = [
+        f"It fits the weights of {base.text}. On another encoder of the same shape it loads, and predicts nonsense.",
+        f"It knows the tasks {', '.join(config.tasks)}, and no others.",
+    ]
+    if training is None:
+        return [*limits, "How it was trained and how well it does is not recorded here."]
+    pictures = f"{training.dataset_name} at {training.image_size} x {training.image_size} pixels"
+    measured = f"Trained and scored on {pictures}; elsewhere it was not measured."
+    return [*limits, measured if training.scores else f"Made for {pictures}; not measured.", *training.limits]
+
+
+def _references(config: MultiTaskConfig) -> list[str]:
+    """The papers that the method's file names."""
+    text = f"{type(config).__doc__} {inspect.getmodule(type(config)).__doc__}"
+    return [f"https://arxiv.org/abs/{paper}" for paper in dict.fromkeys(re.findall(r"\d{4}\.\d{5}", text))]

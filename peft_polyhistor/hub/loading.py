@@ -1,0 +1,170 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a published or saved dense model in one call: encoder, decoders and adapters."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from torch import device, nn
+
+from ..config import MultiTaskConfig
+from ..models.encoder import load_encoder
+from ..models.multitask import MultiTaskDenseModel
+from ..registry import METHODS
+from .cards import base_of
+from .weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
+
+
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only")
+
+
+def load(
+    name: str | Path,
+    *,
+    encoder: nn.Module | str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> PeftModel:
+    """A dense model from its checkpoint alone: the frozen encoder, the decoders and the adapters, ready to predict.
+
+    What was loaded once loads again without a network. Weights are read from safetensors and from nothing else.
+
+    Args:
+        name: `"user/name"` on the Hub, or a folder.
+        encoder: In place of the one that the checkpoint names: its folder or Hub id, or the model.
+        revision: A branch, tag or commit.
+        token: For private repositories; `None` for the one that `hf auth login` left.
+        is_trainable: Adapters and decoders go on training; otherwise all is frozen.
+        **kwargs: For the downloads of checkpoint and encoder: `cache_dir`, `force_download`, `local_files_only`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, repository, revision or file, or not the encoder.
+        ValueError: It is no dense model of this package, it is damaged, its encoder is not known, or it does not fit
+            the encoder or the tasks registered here. Nothing larger than the encoder and the file was made till then.
+        TypeError: There is no such option of downloads.
+    """
+    unknown = [option for option in kwargs if option not in DOWNLOAD_OPTIONS]
+    if unknown:
+        raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
+    folder = _find(str(name), revision=revision, token=token, **kwargs)
+    config, decoder_settings = _read_config(folder, str(name))
+    try:
+        shapes = read_shapes(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(_damage(folder / WEIGHTS, str(name), error)) from error
+    if not isinstance(encoder, nn.Module):
+        encoder = _load_encoder(config, encoder, str(name), token=token, **kwargs)
+    # An adapter may know more tasks than there are decoders.
+    tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
+    config.inference_mode = not is_trainable
+    try:
+        with device("meta"):
+            shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **decoder_settings)
+        wrong = difference(shapes, adapter_shapes(shell, config))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
+    if wrong:
+        raise ValueError(
+            f"'{name}' does not fit the model of its tasks {config.tasks} and encoder {type(encoder).__name__}: "
+            f"{wrong}. Give the encoder it was trained on, and register its tasks as they were then."
+        )
+    dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
+    model = PeftModel(dense, config)
+    model.load_adapter(str(folder), "default", is_trainable=is_trainable)
+    return model
+
+
+def _find(name: str, **kwargs: Any) -> Path:
+    """The folder of a checkpoint, downloaded where it is one of the Hub."""
+    if Path(os.path.expanduser(name)).is_dir():
+        folder = Path(os.path.expanduser(name))
+    elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
+    else:
+        folder = _download(name, **kwargs)
+    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}; "
+            "weights in any other format are not read."
+        )
+    return folder
+
+
+def _download(name: str, revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
+    _check_revision(revision)
+    try:
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"'{name}' at revision {revision or 'main'!r} was not loaded here before, and the Hub was not asked or "
+            f"did not answer ({error})."
+        ) from error
+    except RevisionNotFoundError as error:
+        refs = HfApi(token=token).list_repo_refs(name)
+        known = [ref.name for ref in (*refs.branches, *refs.tags)]
+        raise FileNotFoundError(f"'{name}' has no revision '{revision}'. It has {known}, and its commits.") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
+            "private one give token=... or run `hf auth login`."
+        ) from error
+
+
+def _check_revision(revision: str | None) -> None:
+    """Raises ValueError for what would be a path in the cache of downloads."""
+    if revision is not None and (not re.fullmatch(r"\w([\w.+/-]*\w)?", revision) or ".." in revision):
+        raise ValueError(f"`revision` must be a branch, tag or commit, got {revision!r}.")
+
+
+def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, Any]]:
+    """The config of an adapter, and the settings of the decoders that are saved with it."""
+    try:
+        peft_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(_damage(folder / CONFIG, name, error)) from error
+    known = [config.method for config in METHODS.values()]
+    if peft_type not in known:
+        raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; for others use PEFT.")
+    try:
+        config: MultiTaskConfig = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{CONFIG} of '{name}' has settings that cannot be: {error}") from error
+    if not (config.made_for and config.made_for["decoders"]):
+        raise ValueError(
+            f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
+            f"PeftModel.from_pretrained(encoder, '{name}')."
+        )
+    return config, config.made_for["decoders"]
+
+
+def _damage(file: Path, name: str, error: Exception) -> str:
+    return (
+        f"{file.name} of '{name}' is damaged ({error}; {file.stat().st_size} bytes). Load it with "
+        "force_download=True; if that does not help, it was published so, and another revision may be whole."
+    )
+
+
+def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, **kwargs: Any) -> nn.Module:
+    # A folder is as good as a Hub id here, as long as it is there.
+    encoder = given or config.base_model_name_or_path or base_of(config).name
+    if config.revision and not given:
+        _check_revision(config.revision)
+        kwargs["revision"] = config.revision
+    try:
+        return load_encoder(encoder, use_safetensors=True, **kwargs)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). Where it is in another place, give "
+            "encoder='its folder or Hub id'."
+        ) from error

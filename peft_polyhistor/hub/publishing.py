@@ -1,0 +1,130 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing adapters on the Hugging Face Hub.
+
+`PeftModel` inherits its `push_to_hub` from transformers, which replaces the card of any adapter by one that names
+neither PEFT nor the base model, so that nobody finds it. PEFT offers no place to change that for a method: the tuner
+of a method never sees the `PeftModel` around it. So `PeftModel` gets a `push_to_hub` of its own here, which publishes
+adapters of this package and leaves all others to the inherited one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from peft import PeftModel
+
+from ..config import MultiTaskConfig
+from .cards import base_of, config_of, make_card
+from .record import TrainingRecord
+from .weights import WEIGHTS
+
+
+def publish(
+    model: PeftModel,
+    repo_id: str,
+    *,
+    base_model: str | None = None,
+    training: TrainingRecord | None = None,
+    license: str = "apache-2.0",
+    tags: Sequence[str] = (),
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload adapter",
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Uploads the active adapter, with the decoders that were trained with it, in one commit under a card of its own.
+
+    A repository is made where there is none. A card that is there already is replaced: its scores are of other
+    weights. After a failed upload the repository is as it was; the same call again sends only what had not arrived.
+
+    Args:
+        model: It carries an adapter of one of this package's methods.
+        repo_id: `"user/name"`.
+        base_model: Hub id of the encoder, where it was loaded from a folder. The adapter keeps it.
+        training: What is known of the training, for the card, and files to upload with it.
+        license: Of the weights, as the Hub spells it.
+        tags: Of the card, besides those that say what it is.
+        private: Of a repository that is made; `None` for the default of its owner.
+        token: Of a user who may write there; `None` for the one that `hf auth login` left.
+        revision: The branch, which is made where there is none; `None` for `main`.
+        create_pr: Open a pull request in place of changing the branch.
+        commit_message, commit_description: Of the commit.
+
+    Raises:
+        TypeError: The adapter is of none of this package's methods.
+        ValueError: The encoder is not known or a folder, or a repository that is to be private is public.
+        ConnectionError: The upload broke off.
+        HfHubHTTPError: The Hub refused, e.g. for the lack of a token.
+    """
+    name = model.active_adapter
+    config = config_of(model, name)
+    if base_model is not None:
+        config.base_model_name_or_path = base_model
+    with TemporaryDirectory() as temporary:
+        folder = save_adapter(model, name, Path(temporary))
+        base_of(config)  # its errors come before anything is changed on the Hub
+        api = HfApi(token=token)
+        repo_id = _open_repository(api, repo_id, private, revision)
+        # PEFT's own card, which `save_pretrained` wrote, is replaced.
+        size = (folder / WEIGHTS).stat().st_size
+        make_card(model, name, repo_id, size, training, license, tags).save(folder / "README.md")
+        files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
+        return _upload(
+            api,
+            repo_id,
+            files,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
+    """Saves one adapter in or below `folder`, and returns where its files are."""
+    # There is no vocabulary to look up on the Hub.
+    model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
+    return folder if adapter_name == "default" else folder / adapter_name
+
+
+def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+    """Makes the repository and the branch where they are missing, and returns the repository's full name."""
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "
+            "choose another name; nothing was uploaded."
+        )
+    if revision is not None and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> CommitInfo:
+    # One commit, unlike `upload_folder`, so that no revision is half a checkpoint.
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
+    try:
+        return api.create_commit(repo_id, operations, **commit)
+    except RuntimeError as error:  # how huggingface_hub reports a large file that did not arrive
+        raise ConnectionError(
+            f"The upload to '{repo_id}' broke off ({error}). The repository is as it was. Run the same again: what "
+            "has arrived is not sent twice."
+        ) from error
+
+
+_inherited = PeftModel.push_to_hub
+
+
+def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
+    """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does."""
+    if isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
+        return publish(self, repo_id, **kwargs)
+    return _inherited(self, repo_id, **kwargs)
+
+
+PeftModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]

@@ -1,0 +1,214 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The bottleneck adapter: what it weighs and computes, what it reads, and where it sits."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import SUBLAYERS, BottleneckConfig
+from ..models.blocks import Block, Sublayer
+from ..models.multitask import MultiTaskDenseModel
+from ..registry import METHODS
+from ..tuner.batches import first_tensor
+from ..tuner.routing import SHARED
+from ..tuner.site import AdapterSite, Site, is_linear
+from ..tuner.tuner import AdapterTuner
+
+
+class BottleneckWeights(NamedTuple):
+    """Weights of one site for several tasks, each with a leading axis of tasks."""
+
+    down: Tensor  # (tasks, bottleneck, width)
+    down_bias: Tensor  # (tasks, bottleneck)
+    up: Tensor  # (tasks, width, bottleneck)
+    up_bias: Tensor  # (tasks, width)
+    norm_weight: Tensor  # (tasks, width)
+    norm_bias: Tensor  # (tasks, width)
+
+
+def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0) -> Tensor:
+    """up(gelu(down(norm(x)))) with the weights of every task at once.
+
+    Args:
+        x: `(tasks * batch, ..., width)`, all pictures of the first task first.
+        w: Weights of those tasks.
+        dropout: Probability of zeroing a bottleneck activation.
+
+    Returns:
+        A tensor of the shape and dtype of `x`.
+    """
+    return from_bottleneck(to_bottleneck(x, w, dropout), w).view_as(x).to(x.dtype)
+
+
+def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float) -> Tensor:
+    """gelu(down(norm(x))); `(tasks * batch, ..., width)` to `(tasks, tokens, bottleneck)`."""
+    tasks, _, width = w.down.shape
+    tokens = x.to(w.down.dtype).reshape(tasks, -1, width)
+    # The norm's weight and bias are folded into the projection: one pass less over the tokens.
+    down = w.down * w.norm_weight[:, None]
+    down_bias = torch.baddbmm(w.down_bias[:, None], w.norm_bias[:, None], w.down.mT)
+    hidden = F.gelu(torch.baddbmm(down_bias, F.layer_norm(tokens, (width,)), down.mT))
+    return F.dropout(hidden, dropout) if dropout else hidden
+
+
+def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
+    """up(hidden); `(tasks, tokens, bottleneck)` to `(tasks, tokens, width)`."""
+    return torch.baddbmm(w.up_bias[:, None], hidden, w.up.mT)
+
+
+class BottleneckSite(AdapterSite):
+    """Adds the active adapters to the module's output; the subclasses settle what they read. See `PLACEMENTS`."""
+
+    def adapted(self, x: Tensor | None, output: Any) -> Any:
+        """The module's output with the adapters in it: in the first item where it returns several."""
+        if self.disable_adapters:
+            return output
+        if x is None:
+            raise ValueError(
+                f"'{self.site.name}' is called without a tensor, so its adapters have nothing to read. Name a module "
+                "around it in `target_modules`."
+            )
+        if isinstance(output, tuple):
+            return (self.adapt(x, output[0]), *output[1:])
+        return self.adapt(x, output)
+
+    def adapt(self, x: Tensor, output: Tensor) -> Tensor:
+        """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
+        for weights, dropout in self.active_weights():
+            output = output + apply_bottleneck(x, weights, dropout).to(output.dtype)
+        return output
+
+
+class ParallelSite(BottleneckSite):
+    """Adapter(x) added to base_layer(x), both reading the module's own input."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
+
+
+class SerialSite(BottleneckSite):
+    """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_layer(*args, **kwargs)
+        return self.adapted(output[0] if isinstance(output, tuple) else output, output)
+
+
+@dataclass(frozen=True)
+class ResidualPlace(Site):
+    """The place of a `ResidualSite`.
+
+    Args:
+        stream: Path of the module whose first argument is the residual stream in front of the sublayer.
+    """
+
+    stream: str
+
+
+class ResidualSite(BottleneckSite):
+    """The paper's placement: h + MLP(norm(h)) + Adapter(h), h being the residual stream in front of the norm.
+
+    h never reaches the wrapped module, so `read_residual` takes it as the input of the sublayer's first module, as a
+    rule its norm; the two run one after the other within a block, in a recomputed forward pass too.
+    """
+
+    site: ResidualPlace
+
+    def attach(self, model: nn.Module) -> None:
+        self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.read_residual)
+
+    def detach(self) -> None:
+        self._hook.remove()
+
+    def read_residual(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the module that reads the residual stream."""
+        self._residual = args[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        residual = self.__dict__.pop("_residual")  # not kept: it would outlive the step
+        return self.adapted(residual, self.base_layer(*args, **kwargs))
+
+
+class BottleneckTuner(AdapterTuner[BottleneckConfig]):
+    """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
+
+    residual_layer: type[ResidualSite] = ResidualSite
+
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
+        sublayers = config.sublayers if config.target_modules is None else SUBLAYERS
+        return [
+            self._site_in(getattr(block, sublayer), block.width, index, config)
+            for index, block in enumerate(blocks)
+            for sublayer in sublayers
+        ]
+
+    def _site_in(self, sublayer: Sublayer, width: int, index: int, config: BottleneckConfig) -> Site:
+        if config.placement == "serial":
+            return Site(sublayer.module, SerialSite, width, index)
+        return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.stream)
+
+    @torch.no_grad()
+    def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
+        """A copy of the model whose adapters are plain ones (MTL_ADAPTER) that weigh what is generated here.
+
+        At inference nothing is generated any more, and the outputs are equal. With one task the copy is a model of its
+        own, whose calls name no task.
+
+        Args:
+            tasks: Those to keep; `None` for all. A dense model keeps their decoders.
+            adapter_name: The adapter; `None` for the active one.
+
+        Raises:
+            ValueError: A task is not among the adapter's, or the weights are not those of an adapter per task.
+        """
+        adapter_name = self._one_adapter(adapter_name)
+        config = self.peft_config[adapter_name]
+        if config.shares_pass:
+            raise ValueError(
+                f"{config.method} has no adapters of its own per task that could be baked. Use it as it is."
+            )
+        tasks = config.tasks if tasks is None else tasks
+        weights = getattr(self.model, SHARED).weights_of([adapter_name], tasks=tasks)
+        baked = [site_weights for [(site_weights, _)] in weights.values()]
+        copy = deepcopy(self)
+        copy.set_adapter(adapter_name)
+        base = copy.unload()
+        if isinstance(base, MultiTaskDenseModel):
+            base.keep_tasks(tasks)
+        settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
+        settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
+        model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
+        for site, site_weights in zip(getattr(base, SHARED).generators[adapter_name], baked, strict=True):
+            site.assign(site_weights)
+        return model
+
+    def site_at(self, module: nn.Module, name: str, index: int, config: BottleneckConfig) -> Site:
+        layer = SerialSite if config.placement == "serial" else ParallelSite
+        return Site(name, layer, width_of(module, name), index)
+
+
+# Of all bottleneck methods.
+COMMON_SETTINGS = {field.name for field in fields(BottleneckConfig)} - {field.name for field in fields(PeftConfig)}
+
+
+def width_of(module: nn.Module, name: str) -> int:
+    """Channels that `module` reads and writes on its last axis, from the linear layers it begins and ends with.
+
+    Raises:
+        ValueError: There are none, or they differ.
+    """
+    linears = [layer for layer in module.modules() if is_linear(layer)]
+    if not linears or linears[0].in_features != linears[-1].out_features:
+        found = f"{linears[0].in_features} to {linears[-1].out_features}" if linears else "no linear layer"
+        raise ValueError(
+            f"'{name}' ({type(module).__name__}, {found}) cannot carry an adapter, which reads and adds the same "
+            "number of channels on the last axis. Name modules like a feed-forward block or a square linear layer."
+        )
+    return linears[0].in_features

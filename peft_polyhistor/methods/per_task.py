@@ -1,0 +1,247 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PEFT's own methods in the dense model: LoRA, or any other that targets linear layers, one adapter per task.
+
+model = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), ["semseg", "normals"])
+adapt_per_task(model, LoraConfig(r=8))
+save_per_task(model, "folder")          # folder/semseg, folder/normals: ordinary adapters of PEFT; and decoders
+load_per_task(another_model, "folder")
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from ..config import MultiTaskConfig
+from ..hub.weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, shapes_of, without_memory
+from ..models.blocks import find_blocks
+from ..models.multitask import MultiTaskDenseModel
+from ..models.stages import StageEncoder
+from ..tuner.checkpointing import bind_checkpoints, refuse_reentrant
+
+
+DECODERS = "decoders.safetensors"
+
+
+class PerTaskEncoder(StageEncoder):
+    """A frozen encoder with one PEFT adapter per task: a pass per task, each with the adapter of its task.
+
+    Attributes:
+        adapted: The encoder as a `PeftModel`, whose adapters have the names of the tasks.
+        route: The task of the present pass, which layers that are recomputed follow.
+    """
+
+    def __init__(self, encoder: StageEncoder, adapted: PeftModel):
+        super().__init__()
+        self.config = encoder.config
+        self.widths = encoder.widths
+        self.strides = encoder.strides
+        self.needs_norm = encoder.needs_norm
+        self.adapted = adapted
+        self.route: str | None = None
+
+    def forward(self, pixel_values: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Sequence[Tensor]]:
+        """The four maps by task.
+
+        Raises:
+            ValueError: No tasks are named, or one has no adapter.
+        """
+        known = list(self.adapted.peft_config)
+        if not tasks or not set(tasks) <= set(known):
+            raise ValueError(f"`tasks` must be a list of some of {known}, which have adapters, got {tasks}.")
+        refuse_reentrant(self.adapted)
+        bind_checkpoints(self.adapted, self)
+        maps = {}
+        for task in tasks:
+            with self.following(task):
+                maps[task] = self.adapted(pixel_values)
+        return maps
+
+    @contextmanager
+    def following(self, task: str | None) -> Iterator[None]:
+        """Runs a block of code with the adapter of `task`: a pass, or a layer of it that is recomputed."""
+        before = self.route
+        self._activate(task)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, task: str | None) -> None:
+        self.route = task
+        if task is None or self.adapted.active_adapters == [task]:
+            return
+        flags = [(parameter, parameter.requires_grad) for parameter in self.adapted.parameters()]
+        self.adapted.set_adapter(task)
+        # PEFT freezes the adapters it switches off and frees the one it switches on. Here all of them train together,
+        # or none: autograd looks at a parameter again in the backward pass, when another task's turn is over.
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskDenseModel:
+    """Gives the encoder of `model` an adapter for each of its tasks, and returns the model, which it changes.
+
+    Adapters and decoders train, and nothing else. The tasks' adapters share nothing but what the method shares.
+
+    Args:
+        model: A dense model that carries no adapters yet.
+        config: Of PEFT. `target_modules=None` takes every linear layer in the blocks of a known encoder.
+
+    Raises:
+        ValueError: The model is adapted already, the method targets no modules or is one for several tasks, or
+            `target_modules` is None and the encoder is of no known family.
+    """
+    encoder = _check_plain(model)
+    _check_config(config)
+    settings: Any = deepcopy(config)  # PEFT's configs have `target_modules` each for themselves
+    if settings.target_modules is None:
+        _target_linear_layers(encoder, settings)
+    first, *others = model.config.tasks
+    adapted = get_peft_model(encoder, deepcopy(settings), adapter_name=first)
+    for task in others:
+        adapted.add_adapter(task, deepcopy(settings))
+    return _install(model, encoder, adapted, is_trainable=True)
+
+
+def save_per_task(model: MultiTaskDenseModel, folder: str | os.PathLike[str]) -> None:
+    """Saves the adapters, each in the subfolder of its task, and the decoders.
+
+    A subfolder is an ordinary checkpoint of PEFT: `PeftModel.from_pretrained(load_encoder(name), folder / task)`.
+
+    Raises:
+        ValueError: The model was not made by `adapt_per_task` or `load_per_task`.
+    """
+    if not isinstance(model.encoder, PerTaskEncoder):
+        raise ValueError(
+            f"The encoder is a {type(model.encoder).__name__} without an adapter per task. Use `adapt_per_task` "
+            "first; a PeftModel has a `save_pretrained` of its own."
+        )
+    # There is no vocabulary to look up on the Hub.
+    model.encoder.adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    save_model(model.decoders, str(Path(folder) / DECODERS))
+
+
+def load_per_task(
+    model: MultiTaskDenseModel, folder: str | os.PathLike[str], is_trainable: bool = False
+) -> MultiTaskDenseModel:
+    """Loads what `save_per_task` saved onto a fresh dense model of the same encoder, and returns that model.
+
+    Args:
+        model: A dense model that carries no adapters yet, of the tasks that were saved.
+        folder: The folder.
+        is_trainable: Adapters and decoders go on training; otherwise all is frozen.
+
+    Raises:
+        FileNotFoundError: A file is missing, such as the adapter of a task of the model.
+        ValueError: The model is adapted already, or a file is damaged or does not fit it. The model is as it was.
+    """
+    encoder, folder = _check_plain(model), Path(folder)
+    files = [folder / task / name for task in model.config.tasks for name in (CONFIG, WEIGHTS)] + [folder / DECODERS]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing} not found. Give a folder of `save_per_task`, and a model of the tasks that were saved."
+        )
+    _check_files(model, folder, is_trainable)
+    load_model(model.decoders, str(folder / DECODERS))
+    first, *others = model.config.tasks
+    adapted = PeftModel.from_pretrained(encoder, str(folder / first), adapter_name=first, is_trainable=is_trainable)
+    for task in others:
+        adapted.load_adapter(str(folder / task), adapter_name=task, is_trainable=is_trainable)
+    return _install(model, encoder, adapted, is_trainable)
+
+
+def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -> None:
+    """Raises ValueError unless the files hold the weights of the model, all of them and no others."""
+    file = folder / DECODERS
+    try:
+        wrong = difference(read_shapes(file), shapes_of(model.decoders.state_dict()))
+        for task in [] if wrong else model.config.tasks:
+            file = folder / task / CONFIG
+            config = PeftConfig.from_pretrained(str(folder / task))
+            config.inference_mode = not is_trainable  # as PEFT loads it
+            own = adapter_shapes(without_memory(model.encoder), config, task)
+            file = folder / task / WEIGHTS
+            wrong = difference(read_shapes(file), own)
+            if wrong:
+                break
+    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}). Save the model again.") from error
+    if wrong:
+        raise ValueError(f"{file} does not fit the model: {wrong}. Give a model like the one that was saved.")
+
+
+def _check_plain(model: MultiTaskDenseModel) -> StageEncoder:
+    is_adapted = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if is_adapted or not isinstance(model, MultiTaskDenseModel):
+        raise ValueError(
+            f"A MultiTaskDenseModel without adapters is needed, got a {type(model).__name__}"
+            f"{' with adapters' if is_adapted else ''}. Build a fresh one."
+        )
+    return model.encoder
+
+
+def _check_config(config: PeftConfig) -> None:
+    if isinstance(config, MultiTaskConfig):
+        raise ValueError(
+            f"{type(config).__name__} is a method for several tasks at once. Give it to `get_peft_model`; here a "
+            "config of PEFT is needed, such as LoraConfig."
+        )
+    if not hasattr(config, "target_modules"):
+        raise ValueError(
+            f"{type(config).__name__} has no `target_modules`. Give a config of a method that adapts linear layers, "
+            "such as LoraConfig."
+        )
+
+
+def _target_linear_layers(encoder: StageEncoder, config: Any) -> None:
+    """Fills `target_modules` with every linear layer in the blocks, and what goes with it."""
+    blocks = find_blocks(encoder)
+    if not blocks:
+        raise ValueError(
+            f"{type(encoder).__name__} has no blocks of a known encoder family, so it is not known which layers to "
+            "adapt. Name them in `target_modules`."
+        )
+    attention = [name for block in blocks for name in _linear_layers(encoder, block.self_attention)]
+    feed_forward = [name for block in blocks for name in _linear_layers(encoder, block.feed_forward.module)]
+    config.target_modules = {*attention, *feed_forward}
+    if getattr(config, "feedforward_modules", ()) is None:  # IA3 scales the input of these, the output of the others
+        config.feedforward_modules = set(feed_forward)
+
+
+def _linear_layers(encoder: nn.Module, path: str) -> list[str]:
+    module = encoder.get_submodule(path)
+    return [f"{path}.{name}" for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+
+
+def _install(
+    model: MultiTaskDenseModel, encoder: StageEncoder, adapted: PeftModel, is_trainable: bool
+) -> MultiTaskDenseModel:
+    trainable = []
+    for task in model.config.tasks if is_trainable else []:
+        adapted.set_adapter(task)  # which of its parameters train, the method says
+        trainable += [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    adapted.requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    model.decoders.requires_grad_(is_trainable)
+    model.encoder = PerTaskEncoder(encoder, adapted)
+    model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+    return model
+
+
+def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "A dense model with an adapter per task could not be loaded from what `save_pretrained` writes. Use "
+        "`save_per_task` and `load_per_task`."
+    )

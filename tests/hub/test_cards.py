@@ -1,0 +1,135 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Cards say what was recorded and nothing else, and their metadata is what the Hub takes."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_metadata import check_metadata, read_metadata
+from huggingface_hub import ModelCard
+from methods_table import TASKS as NAMES
+from peft import LoraConfig, get_peft_model
+from tiny_models import make_dense, make_swin
+
+from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, publish
+from peft_polyhistor.evaluation import count_trainable
+from peft_polyhistor.hub.cards import TEMPLATE, count_saved, make_card, score_rows
+from peft_polyhistor.hub.record import PREVIEW
+
+
+CARDS = Path(__file__).parents[2] / "hub_cards"
+RECORD = TrainingRecord(
+    dataset_name="Small pictures",
+    dataset_type="ann/pictures",
+    dataset_is_on_hub=True,
+    dataset_license="CC0",
+    split="val",
+    image_size=96,
+    command="python train.py",
+    seed=3,
+    steps=40,
+    versions={"torch": "2.15.0", "peft": "0.21.2"},
+    scores={"semseg": {"mIoU": 31.4159}, "normals": {"mErr": math.nan}},
+)
+
+
+def make_model(base, **kwargs):
+    base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
+    return get_peft_model(base, PolyhistorConfig(tasks=NAMES, reduction_factor=2, **kwargs))
+
+
+def card_of(model, **kwargs):
+    card = make_card(model, "default", "ann/lite", 12_345, **kwargs)
+    assert check_metadata(str(card)) == []
+    assert str(ModelCard(str(card))) == str(card)
+    return card
+
+
+def test_metadata_makes_it_findable():
+    data = card_of(make_model(make_dense()), training=RECORD, license="mit", tags=["swin"]).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("peft", "image-segmentation", "mit")
+    assert (data.base_model, data.base_model_relation) == ("ann/tiny-swin", "adapter")
+    assert data.datasets == ["ann/pictures"]
+    assert {"POLYHISTOR", "semseg", "semantic-segmentation", "surface-normal-estimation", "swin"} <= set(data.tags)
+    [result] = data.eval_results
+    assert (result.dataset_type, result.dataset_split, result.metric_value) == ("ann/pictures", "val", 31.42)
+
+
+def test_without_a_record_no_number_is_shown():
+    card = card_of(make_model(make_dense()))
+    assert "Not measured." in card.text and "Not recorded." in card.text
+    assert card.data.eval_results is None and card.data.datasets is None
+
+
+def test_shows_what_was_recorded():
+    text = card_of(make_model(make_dense()), training=RECORD).text
+    told = ("`python train.py`", "Seed: 3", "steps: 40", "torch 2.15.0, peft 0.21.2", "12,345 bytes", "The data: CC0")
+    assert all(part in text for part in told)
+    assert "| semseg | mIoU, percent | up | 31.42 |" in text and "| normals | mErr, degrees | down | nan |" in text
+    assert "range" not in text and PREVIEW not in text
+    assert "Versions: not recorded" in card_of(make_model(make_dense()), training=replace(RECORD, versions={})).text
+    with_picture = replace(RECORD, files={PREVIEW: Path(PREVIEW)}, preview="Six pictures.")
+    assert f"![Six pictures.]({PREVIEW})" in card_of(make_model(make_dense()), training=with_picture).text
+
+
+def test_several_seeds_have_a_mean_and_a_range():
+    runs = {seed: {"semseg": {"mIoU": value}} for seed, value in ((0, 30.0), (3, 31.4159), (7, 35.0))}
+    record = replace(RECORD, scores=runs[3], scores_by_seed=runs)
+    assert score_rows(record) == [["semseg", "mIoU, percent", "up", "31.42", "32.14 (30.00 to 35.00)"]]
+    assert "mean of seeds 0, 3, 7 (range)" in card_of(make_model(make_dense()), training=record).text
+
+
+def test_data_that_is_not_on_the_hub_is_no_dataset_of_it():
+    record = replace(RECORD, dataset_type="scenes", dataset_is_on_hub=False)
+    assert card_of(make_model(make_dense()), training=record).data.datasets is None
+
+
+def test_weighs_what_trains_and_is_saved():
+    model = make_model(make_dense())
+    sizes = count_trainable(model)
+    assert count_saved(model, "default") == {"adapters": sizes["encoder"], "decoders": sizes["all"] - sizes["encoder"]}
+    assert f"| decoders | {sizes['all'] - sizes['encoder']:,} |" in card_of(model).text
+
+
+def test_a_bare_encoder_has_no_decoders():
+    text = card_of(make_model(make_swin())).text
+    assert "peft_polyhistor.load(" not in text and "| decoders |" not in text
+    assert 'peft_polyhistor.load_encoder("ann/tiny-swin")' in text
+
+
+@pytest.mark.parametrize("decoders", [True, False])
+def test_code_of_the_card_is_python(decoders):
+    text = card_of(make_model(make_dense() if decoders else make_swin())).text
+    blocks = [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) == 1 + decoders
+    for block in blocks:
+        compile(block, "card", "exec")
+
+
+def test_an_adapter_of_peft_is_not_published_as_one_of_this_package():
+    base = make_swin()
+    base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=r"'default' has a LoraConfig.*Publish it with `push_to_hub`"):
+        publish(model, "ann/lora")  # before anything is changed on the Hub, which cannot be reached here
+
+
+def test_there_is_one_template():
+    assert (CARDS / "template.md").resolve() == TEMPLATE.resolve()
+
+
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*_*.md")), ids=lambda card: card.stem)
+def test_cards_of_the_recipes_are_what_the_hub_takes(card):
+    text = card.read_text(encoding="utf-8")
+    assert check_metadata(text) == []
+    metadata = read_metadata(text)
+    assert metadata["library_name"] == "peft" and set(TASKS) <= set(metadata["tags"])
+    assert ("model-index" in metadata) != ("Not measured." in text)
+
+
+def test_bad_metadata_is_told():
+    assert check_metadata("---\nlicense: [\n---\n") != []
+    bad = "license: 3\ntags: semseg\nbase_model: /a/folder\nbase_model_relation: child\nmodel-index:\n- name: x\n"
+    assert len(check_metadata(f"---\n{bad}---\n")) == 5

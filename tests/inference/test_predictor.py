@@ -1,0 +1,247 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The predictor against the evaluation, its pictures of every kind, and the command."""
+
+import io
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, VmtAdapterConfig, load_encoder
+from peft_polyhistor.__main__ import main
+from peft_polyhistor.data import JointTransform, collate, synthetic_scenes
+from peft_polyhistor.evaluation import evaluate_tasks
+from peft_polyhistor.inference import MultiTaskPredictor
+
+
+NAMES = ["semseg", "human_parts", "saliency", "normals"]
+SIZE = 64
+
+
+def make_model(perturb, config=PolyhistorLiteConfig, image_size=SIZE):
+    dense = MultiTaskDenseModel.from_encoder(
+        load_encoder("swin-micro"), NAMES, decoder_width=12, image_size=image_size
+    )
+    return perturb(get_peft_model(dense, config(tasks=NAMES, reduction_factor=4)))
+
+
+@pytest.fixture
+def model(perturb):
+    return make_model(perturb)
+
+
+@pytest.fixture
+def picture():
+    """Wider than high, no side a multiple of a stride."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 71, 3), dtype=np.uint8))
+
+
+def score(task, predictions, labels):
+    """The score of a task from the maps of predictions, of which one that is no logit becomes one again."""
+    values = torch.stack([torch.from_numpy(prediction.maps[task]) for prediction in predictions])
+    if TASKS[task].class_names:
+        values = torch.nn.functional.one_hot(values.long(), TASKS[task].channels).movedim(-1, 1).float()
+    else:
+        values = values[:, None].logit() if values.ndim == 3 else values.movedim(-1, 1)
+    metric = TASKS[task].metric()
+    metric.update(metric.statistics(values, labels))
+    return metric.compute()
+
+
+@pytest.mark.parametrize("config", [PolyhistorLiteConfig, VmtAdapterConfig])
+def test_predictions_are_those_that_evaluation_scores(perturb, tmp_path, config):
+    model = make_model(perturb, config)
+    scenes = synthetic_scenes(NAMES, "val", count=5, image_size=SIZE, cache_dir=str(tmp_path))
+    pictures = [scenes[i]["image"] for i in range(5)]
+    prepared = scenes.with_transform(JointTransform(SIZE, train=False))
+    batch = collate([prepared[i] for i in range(5)])
+    scores = evaluate_tasks(model, DataLoader(prepared, 5, collate_fn=collate), NAMES, Accelerator(cpu=True))
+    predictions = MultiTaskPredictor(model)(pictures)
+    for task in NAMES:
+        assert score(task, predictions, batch["labels"][task]) == pytest.approx(scores[task], abs=1e-4)
+    with torch.no_grad():
+        logits = model.eval()(batch["pixel_values"]).logits
+    for row, prediction in enumerate(predictions):
+        assert np.array_equal(prediction.maps["semseg"], logits["semseg"][row].argmax(dim=0))
+        assert np.array_equal(prediction.maps["saliency"], logits["saliency"][row, 0].sigmoid())
+
+
+def test_maps_have_the_form_and_the_size_of_their_picture(model, picture):
+    prediction = MultiTaskPredictor(model)(picture)
+    forms = {task: (values.shape, values.dtype) for task, values in prediction.maps.items()}
+    assert forms == {
+        "semseg": ((45, 71), np.uint8),
+        "human_parts": ((45, 71), np.uint8),
+        "saliency": ((45, 71), np.float32),
+        "normals": ((45, 71, 3), np.float32),
+    }
+    assert (prediction.maps["saliency"] >= 0).all() and (prediction.maps["saliency"] <= 1).all()
+    np.testing.assert_allclose(np.linalg.norm(prediction.maps["normals"], axis=2), 1, rtol=1e-5)
+    shares = prediction.classes("semseg")
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    for name, share in shares.items():
+        assert share == np.mean(prediction.maps["semseg"] == TASKS["semseg"].class_names.index(name))
+
+
+def test_the_model_stays_in_its_mode_and_predicts_without_dropout(model, picture):
+    predictor = MultiTaskPredictor(model.train(), tasks=["normals"])
+    first, second = predictor([picture, picture], batch_size=1)
+    assert model.training and first.maps.keys() == {"normals"}
+    assert np.array_equal(first.maps["normals"], second.maps["normals"])
+
+
+def test_pictures_show_the_maps(model, picture):
+    prediction = MultiTaskPredictor(model)(picture)
+    painted = prediction.paint("semseg")
+    assert painted.mode == "P" and np.array_equal(np.asarray(painted), prediction.maps["semseg"])
+    class_id = int(prediction.maps["semseg"][0, 0])
+    assert painted.convert("RGB").getpixel((0, 0)) == TASKS["semseg"].palette[class_id]
+    assert [prediction.paint(task).mode for task in ("saliency", "normals")] == ["L", "RGB"]
+    pixels = np.asarray(picture)
+    for task in NAMES:
+        assert np.array_equal(np.asarray(prediction.overlay(task, opacity=0)), pixels)
+    opaque = np.asarray(prediction.overlay("semseg", opacity=1))
+    is_background = prediction.maps["semseg"] == 0
+    assert np.array_equal(opaque, np.where(is_background[..., None], pixels, np.asarray(painted.convert("RGB"))))
+    assert np.array_equal(prediction.overlay("normals", opacity=1), prediction.paint("normals"))
+    with pytest.raises(ValueError, match=r"`opacity` must be from 0 .*, got 1\.5"):
+        prediction.overlay("semseg", 1.5)
+    with pytest.raises(ValueError, match=r"no prediction of 'depth'; predicted were \['semseg'"):
+        prediction.paint("depth")
+    with pytest.raises(ValueError, match="'normals' has no classes"):
+        prediction.classes("normals")
+
+
+def test_a_baked_model_predicts_the_same(model, picture):
+    expected = MultiTaskPredictor(model, ["normals"])(picture).maps["normals"]
+    predictor = MultiTaskPredictor(model.bake(["normals"]))
+    assert predictor.tasks == ["normals"]
+    np.testing.assert_allclose(predictor(picture).maps["normals"], expected, atol=1e-4)
+
+
+def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = MultiTaskPredictor.from_pretrained(tmp_path, tasks=["semseg"])
+    assert loaded.image_size == (SIZE, SIZE)
+    assert np.array_equal(loaded(picture).maps["semseg"], MultiTaskPredictor(model)(picture).maps["semseg"])
+    assert MultiTaskPredictor(model, image_size=(32, 96)).image_size == (32, 96)
+    with pytest.raises(ValueError, match=r"does not say which size.*Give image_size="):
+        MultiTaskPredictor(make_model(perturb, image_size=None))
+
+
+def test_what_cannot_predict_is_refused(model, picture):
+    with pytest.raises(TypeError, match="needs a MultiTaskDenseModel, adapted or not, got SwinStages"):
+        MultiTaskPredictor(model.base_model.model.encoder)
+    with pytest.raises(ValueError, match="No decoder for"):
+        MultiTaskPredictor(model.bake(["semseg"]), tasks=["normals"])
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        MultiTaskPredictor(model)([picture], batch_size=0)
+
+
+def test_pictures_of_every_kind_are_opened(model, picture, tmp_path):
+    pixels = np.asarray(picture)
+    picture.save(tmp_path / "picture.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    given = [tmp_path / "picture.png", str(tmp_path / "picture.png"), str(tmp_path / "turned.png"), picture, pixels]
+    for prediction in MultiTaskPredictor(model, ["semseg"])(given, batch_size=3):
+        assert np.array_equal(np.asarray(prediction.picture), pixels)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"):
+        assert MultiTaskPredictor(model, ["semseg"])(picture.convert(mode)).maps["semseg"].shape == (45, 71)
+    assert MultiTaskPredictor(model, ["semseg"])(pixels[:1, :1, 0]).maps["semseg"].shape == (1, 1)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_pictures_come_by_url(model, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        predictor = MultiTaskPredictor(model, ["semseg"])
+        assert np.array_equal(np.asarray(predictor(f"{url}/picture.png").picture), np.asarray(picture))
+        with pytest.raises(ConnectionError, match=r"nothing\.png' cannot be downloaded: .*404"):
+            predictor(f"{url}/nothing.png")
+        server.shutdown()
+    with pytest.raises(ConnectionError, match="cannot be downloaded"):
+        predictor(f"{url}/picture.png")
+
+
+def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
+    predictor = MultiTaskPredictor(model)
+    stored = io.BytesIO()
+    picture.save(stored, "PNG")
+    (tmp_path / "cut.png").write_bytes(stored.getvalue()[:900])
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("cut", "text"):
+        with pytest.raises(ValueError, match=rf"{name}\.png' cannot be read as a picture"):
+            predictor(tmp_path / f"{name}.png")
+    for missing in (tmp_path, tmp_path / "nothing.png"):
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            predictor(missing)
+    Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png' .*mode I;16, which is not 8 bits"):
+        predictor(tmp_path / "deep.png")
+    for array in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(ValueError, match="array of a picture must be uint8"):
+            predictor(array)
+    with pytest.raises(TypeError, match="got int"):
+        predictor([3])
+    picture.save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"large\.png' cannot be read as a picture: .*decompression bomb"):
+        predictor(tmp_path / "large.png")
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+def test_the_command_writes_maps_and_a_page(model, checkpoint, picture, tmp_path, capsys):
+    sources = [str(tmp_path / name) for name in ("a <b>.png", "a_b.png", "gone.png")]
+    for source in sources[:2]:
+        picture.save(source)
+    out = tmp_path / "out"
+    assert main(["predict", checkpoint, *sources, "--out", str(out)]) == 1
+    output = capsys.readouterr()
+    assert "There is no file" in output.err and f"2 of 3 pictures are in {out / 'index.html'}" in output.out
+    assert sorted(path.name for path in out.iterdir()) == ["a_b", "a_b-2", "index.html"]
+    maps = MultiTaskPredictor(model)(picture).maps
+    assert np.array_equal(np.asarray(Image.open(out / "a_b" / "semseg.png")), maps["semseg"])
+    normals = np.asarray(Image.open(out / "a_b" / "normals.png")) / 127.5 - 1
+    np.testing.assert_allclose(normals, maps["normals"], atol=1 / 127)
+    page = (out / "index.html").read_text()
+    assert "a &lt;b&gt;.png" in page and "<b>.png" not in page
+    for task in NAMES:
+        assert f'src="a_b-2/{task}.jpg"' in page and (out / "a_b-2" / f"{task}.jpg").is_file()
+
+
+def test_the_command_says_what_is_wrong(checkpoint, picture, tmp_path, capsys):
+    picture.save(tmp_path / "picture.png")
+    for arguments, message in (
+        ([f"{tmp_path}/nowhere"], "There is no folder"),
+        ([checkpoint, "--tasks", "depth"], "Unknown tasks ['depth']"),
+        ([checkpoint, "--image_size", "0"], "`image_size` must be a side"),
+        ([checkpoint, "--out", str(tmp_path)], "is not empty"),
+    ):
+        picture_and_out = [
+            str(tmp_path / "picture.png"),
+            *([] if "--out" in arguments else ["--out", str(tmp_path / "o")]),
+        ]
+        assert main(["predict", arguments[0], *picture_and_out, *arguments[1:]]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

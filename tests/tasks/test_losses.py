@@ -1,0 +1,254 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Losses against their definitions by loops, their edges, and the label checks."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from peft_polyhistor.tasks.losses import (
+    balanced_binary_cross_entropy,
+    check_binary_labels,
+    check_class_labels,
+    check_normal_labels,
+    count_background,
+    count_labeled,
+    count_valid,
+    cross_entropy,
+    normal_loss,
+)
+
+
+BATCH, CLASSES, HEIGHT, WIDTH = 2, 4, 7, 5
+SMALL = (3, 4)  # size of logits that must be resized
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # float32 sums of about 100 terms
+BFLOAT16_ROUNDING = {"rtol": 0.02, "atol": 0.02}  # 8 bits of mantissa in the logits
+
+
+def class_case(size=SMALL):
+    target = torch.randint(0, CLASSES, (BATCH, HEIGHT, WIDTH))
+    target[torch.rand(target.shape) < 0.3] = 255
+    return cross_entropy, torch.randn(BATCH, CLASSES, *size), target
+
+
+def binary_case(size=SMALL):
+    target = (torch.rand(BATCH, 1, HEIGHT, WIDTH) < 0.3).float()
+    return balanced_binary_cross_entropy, torch.randn(BATCH, 1, *size), target
+
+
+def normal_case(size=SMALL):
+    target = F.normalize(torch.randn(BATCH, 3, HEIGHT, WIDTH), dim=1)
+    target *= torch.rand(BATCH, 1, HEIGHT, WIDTH) < 0.7
+    return normal_loss, torch.randn(BATCH, 3, *size), target
+
+
+CASES = [class_case, binary_case, normal_case]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def pixels():
+    return ((i, y, x) for i in range(BATCH) for y in range(HEIGHT) for x in range(WIDTH))
+
+
+def test_cross_entropy_matches_the_definition():
+    _, logits, target = class_case(size=(HEIGHT, WIDTH))
+    terms = []
+    for i, y, x in pixels():
+        label = target[i, y, x].item()
+        if label != 255:
+            exponentials = [math.exp(value) for value in logits[i, :, y, x].tolist()]
+            terms.append(-math.log(exponentials[label] / sum(exponentials)))
+    assert 0 < len(terms) < target.numel()
+    torch.testing.assert_close(cross_entropy(logits, target).item(), sum(terms) / len(terms), **ROUNDING)
+
+
+def test_balanced_binary_cross_entropy_matches_the_definition():
+    _, logits, target = binary_case(size=(HEIGHT, WIDTH))
+    negatives = sum(1 for i, y, x in pixels() if target[i, 0, y, x] == 0)
+    w = negatives / target.numel()
+    total = 0
+    for i, y, x in pixels():
+        probability = 1 / (1 + math.exp(-logits[i, 0, y, x].item()))
+        is_positive = target[i, 0, y, x] == 1
+        total += -w * math.log(probability) if is_positive else -(1 - w) * math.log(1 - probability)
+    loss = balanced_binary_cross_entropy(logits, target)
+    torch.testing.assert_close(loss.item(), total / target.numel(), **ROUNDING)
+
+
+def test_normal_loss_matches_the_definition():
+    _, prediction, target = normal_case(size=(HEIGHT, WIDTH))
+    terms = []
+    for i, y, x in pixels():
+        wanted, vector = target[i, :, y, x].tolist(), prediction[i, :, y, x].tolist()
+        if any(wanted):
+            length = math.sqrt(sum(value**2 for value in vector))
+            terms += [abs(value / length - goal) for value, goal in zip(vector, wanted, strict=True)]
+    assert 0 < len(terms) < target.numel()
+    torch.testing.assert_close(normal_loss(prediction, target).item(), sum(terms) / len(terms), **ROUNDING)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_resized_to_the_label(case):
+    loss, logits, target = case()
+    resized = F.interpolate(logits, size=(HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+    assert loss(logits, target) == loss(resized, target)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_finite(case):
+    loss, logits, target = case()
+    logits.requires_grad_()
+    loss(logits, target).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_half_precision_computes_in_float32(case):
+    loss, logits, target = case()
+    expected = loss(logits, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = loss(logits.bfloat16(), target)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, **BFLOAT16_ROUNDING)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", [1e-30, 3e4])
+def test_extreme_logits_give_finite_losses_and_gradients(case, scale):
+    loss, logits, target = case()
+    logits = (logits * scale).requires_grad_()
+    value = loss(logits, target)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("loss", "channels", "target"), [
+    (cross_entropy, CLASSES, torch.full((BATCH, HEIGHT, WIDTH), 255)),
+    (normal_loss, 3, torch.zeros(BATCH, 3, HEIGHT, WIDTH)),
+    (balanced_binary_cross_entropy, 1, torch.zeros(BATCH, 1, HEIGHT, WIDTH)),
+    (balanced_binary_cross_entropy, 1, torch.ones(BATCH, 1, HEIGHT, WIDTH)),
+    (balanced_binary_cross_entropy, 1, torch.zeros(0, 1, HEIGHT, WIDTH)),
+])  # fmt: skip
+def test_a_batch_without_information_gives_exactly_zero(loss, channels, target):
+    logits = torch.randn(target.shape[0], channels, *SMALL, requires_grad=True)
+    value = loss(logits, target)
+    value.backward()
+    assert value.item() == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "nothing"),
+    [(class_case, count_labeled, 255), (binary_case, count_background, 0), (normal_case, count_valid, 0)],
+)
+@pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one part empty"])
+def test_the_mean_over_parts_that_share_their_counts_is_the_loss_of_the_whole(case, count, nothing, empty):
+    loss, logits, target = case()
+    target[0, ..., : HEIGHT if empty else 2, :] = nothing
+    logits.requires_grad_()
+    whole = loss(logits, target)
+    [expected] = torch.autograd.grad(whole, logits)
+    counts = [count(target[part : part + 1]) for part in range(BATCH)]
+    assert counts[0] != counts[1] and sum(counts) == count(target)
+    losses = [loss(logits[i : i + 1], target[i : i + 1], sum(counts) / BATCH) for i in range(BATCH)]
+    mean = sum(losses) / BATCH
+    torch.testing.assert_close(mean, whole, **ROUNDING)
+    torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], expected, **ROUNDING)
+    apart = sum(loss(logits[i : i + 1], target[i : i + 1]) for i in range(BATCH)) / BATCH
+    assert (apart - whole).abs() > 1e-4  # which is why
+
+
+def test_one_labeled_pixel_in_many_parts_counts_as_one():
+    logits, target = torch.randn(1, CLASSES, HEIGHT, WIDTH), torch.full((1, HEIGHT, WIDTH), 255)
+    target[0, 2, 3] = 1
+    expected = cross_entropy(logits, target)
+    assert cross_entropy(logits, target, torch.tensor(1 / 8)) == 8 * expected
+    assert cross_entropy(logits, torch.full_like(target, 255), torch.tensor(1 / 8)) == 0
+
+
+def test_a_zero_normal_has_a_small_gradient():
+    prediction = torch.zeros(1, 3, 3, 5, requires_grad=True)
+    target = torch.tensor([0.0, 0.6, -0.8]).view(1, 3, 1, 1).expand(1, 3, 3, 5)
+    normal_loss(prediction, target).backward()
+    assert 0 < prediction.grad.abs().max() <= 1
+
+
+def test_a_byte_map_of_classes_is_a_label():
+    _, logits, target = class_case()
+    assert cross_entropy(logits, target.to(torch.uint8)) == cross_entropy(logits, target)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiles_without_a_graph_break(case):
+    loss, logits, target = case()
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, target), loss(logits, target), **ROUNDING)
+
+
+CHECKS = [
+    (check_class_labels, CLASSES, class_case),
+    (check_binary_labels, 1, binary_case),
+    (check_normal_labels, 3, normal_case),
+]
+
+
+@pytest.mark.parametrize(("check", "channels", "case"), CHECKS)
+def test_checks_accept_labels(check, channels, case):
+    check("edges", (BATCH, channels), case()[2])
+
+
+@pytest.mark.parametrize(("check", "channels", "case"), CHECKS)
+def test_checks_name_a_wrong_shape_or_dtype(check, channels, case):
+    target = case()[2]
+    check = partial(check, "edges")
+    with pytest.raises(ValueError, match=r"edges have shape \(2, .*must have shape \(3, .*match the batches"):
+        check((3, channels), target)
+    with pytest.raises(ValueError, match=r"edges have shape .*Add or drop axes"):
+        check((BATCH, channels), target[:, None])
+    wrong_dtype = target.float() if check.func is check_class_labels else target.long()
+    with pytest.raises(ValueError, match=r"edges are torch\..*Call `\."):
+        check((BATCH, channels), wrong_dtype)
+    with pytest.raises(ValueError, match=r"edges are torch.bool"):
+        check((BATCH, channels), target.bool())
+
+
+@pytest.mark.parametrize(("check", "channels", "value", "message"), [
+    (check_class_labels, CLASSES, CLASSES, r"values \[4\]; allowed are the class ids 0 to 3 and 255"),
+    (check_class_labels, CLASSES, -1, r"values \[-1\]"),
+    (check_binary_labels, 1, 0.5, r"values \[0.5\]; allowed are 0 .* and 1"),
+    (check_binary_labels, 1, math.nan, r"values \[nan\]"),
+    (check_normal_labels, 3, 2.0, "vectors of length .*; allowed are unit vectors"),
+    (check_normal_labels, 3, math.nan, r"vectors of length \[nan\]"),
+])  # fmt: skip
+def test_checks_name_a_wrong_value(check, channels, value, message):
+    target = {check: case for check, _, case in CHECKS}[check]()[2]
+    target[1, ..., 2, 3] = value
+    with pytest.raises(ValueError, match=f"edges hold .*{message}"):
+        check("edges", (BATCH, channels), target)
+    check("edges", (BATCH, channels), target, check_values=False)
+
+
+def test_checks_name_five_wrong_values_at_most():
+    target = torch.arange(10, 10 + HEIGHT * WIDTH).view(1, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match=r"values \[10, 11, 12, 13, 14\]; allowed"):
+        check_class_labels("edges", (1, CLASSES), target)
+
+
+def test_values_are_left_alone_on_other_devices():
+    target = torch.zeros(BATCH, 1, HEIGHT, WIDTH, device="meta")  # reading a value of a meta tensor raises
+    check_binary_labels("edges", (BATCH, 1), target)
+
+
+@pytest.mark.parametrize(("check", "channels"), [(check_binary_labels, 1), (check_normal_labels, 3)])
+def test_checks_name_wrong_logits(check, channels):
+    with pytest.raises(ValueError, match=rf"shape \(2, 9\); they must have {channels} channel"):
+        check("edges", (BATCH, 9), torch.zeros(BATCH, channels, HEIGHT, WIDTH))

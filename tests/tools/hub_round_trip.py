@@ -1,0 +1,265 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing and loading through a Hub. test_hub.py runs these tests, in a process of their own."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.errors import HfHubHTTPError
+from methods_table import check_equal
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import make_swin, perturb
+from transformers import SwinModel
+
+from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor.inference import MultiTaskPredictor
+
+
+TASKS = ["semseg", "saliency", "normals"]
+BASE, REPO = "ann/tiny-swin", "ann/lite"
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.fixture(autouse=True)
+def base(hub, monkeypatch):
+    """Everybody is ann, whose tiny Swin is on the Hub."""
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    make_swin().push_to_hub(BASE)
+
+
+@pytest.fixture
+def model():
+    """A dense model as a user makes it, whose weights are no fresh ones."""
+    dense = MultiTaskDenseModel.from_encoder(load_encoder(BASE), TASKS, decoder_width=12, image_size=96)
+    return perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=TASKS))).eval()
+
+
+@torch.no_grad()
+def predict(model, seed=5):
+    return model(torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(seed))).logits
+
+
+def files_of(hub, repo=REPO, revision="main"):
+    return hub.repos[repo].commits[hub.repos[repo].resolve(revision)]
+
+
+def bytes_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch):
+    model.push_to_hub(REPO)
+    assert files_of(hub).keys() == FILES
+    found = HfApi().list_models(filter=[f"base_model:adapter:{BASE}", "peft"])
+    assert [info.id for info in found] == [REPO]
+    card = ModelCard.load(REPO)
+    assert (card.data.library_name, card.data.base_model, card.data.base_model_relation) == ("peft", BASE, "adapter")
+    assert f'peft_polyhistor.load("{REPO}")' in card.text and "Not measured" in card.text
+    check_equal(predict(load(REPO, cache_dir=tmp_path)), predict(model))
+    assert list(tmp_path.rglob("*.safetensors"))
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    predictor = MultiTaskPredictor.from_pretrained(REPO, cache_dir=tmp_path)
+    np.testing.assert_equal(predictor(picture).maps, MultiTaskPredictor(model)(picture).maps)
+    load(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check_equal(predict(load(REPO)), predict(model))
+
+
+@torch.no_grad()
+def test_loads_onto_the_bare_encoder(model):
+    model.push_to_hub(REPO)
+    bare = PeftModel.from_pretrained(SwinModel.from_pretrained(BASE), REPO).eval()
+    pixels = torch.randn(2, 3, 96, 96)
+    kwargs = {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+    for task in TASKS:
+        maps = model.base_model.model.encoder(pixels, tasks=[task])[task]
+        check_equal(list(bare(pixels, task=task, **kwargs).reshaped_hidden_states[1:]), list(maps))
+    with pytest.raises(ValueError, match=rf"made for {BASE} with .*'blocks': 5.*this encoder has .*'blocks': 6"):
+        PeftModel.from_pretrained(make_swin(depths=[1, 1, 3, 1]), REPO)
+
+
+def test_revisions_stay_what_they_were(model):
+    first = model.push_to_hub(REPO)
+    before = predict(model)
+    perturb(model.train()).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    perturb(model)
+    model.push_to_hub(REPO, revision="trial")
+    check_equal(predict(load(REPO)), before)
+    check_equal(predict(load(REPO, revision=first.oid)), before)
+    with pytest.raises(FileNotFoundError, match=rf"'{REPO}' has no revision 'v9'\. It has \['main', 'trial'\]"):
+        load(REPO, revision="v9")
+
+
+def test_a_pull_request_leaves_the_branch_as_it_is(hub, model, monkeypatch):
+    model.push_to_hub(REPO)
+    before = files_of(hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_bob")
+    perturb(model)
+    with pytest.raises(HfHubHTTPError, match="403"):
+        model.push_to_hub(REPO)
+    commit = model.push_to_hub(REPO, create_pr=True)
+    assert commit.pr_revision == "refs/pr/1" and files_of(hub) == before
+    check_equal(predict(load(REPO, revision="refs/pr/1")), predict(model))
+
+
+def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
+    model.push_to_hub(REPO, private=True)
+    assert hub.repos[REPO].private
+    monkeypatch.delenv("HF_TOKEN")
+    check_equal(predict(load(REPO, token="hf_ann")), predict(model))
+    for token in (None, "hf_bob"):
+        with pytest.raises(FileNotFoundError, match=r"no repository on the Hub that you may read.*private one"):
+            load(REPO, token=token, force_download=True, cache_dir=tmp_path)
+    with pytest.raises(HfHubHTTPError, match="Invalid credentials"):
+        load("ann/other", token="hf_wrong")
+    assert not list(HfApi().list_models(filter=f"base_model:{BASE}"))
+    with pytest.raises(HfHubHTTPError, match="401"):
+        model.push_to_hub("ann/second")
+
+
+def test_what_should_be_private_never_goes_public(hub, model):
+    model.push_to_hub(REPO)
+    before = files_of(hub)
+    perturb(model)
+    with pytest.raises(ValueError, match="exists and is public, and the upload was to be private"):
+        model.push_to_hub(REPO, private=True)
+    assert files_of(hub) == before
+
+
+def test_what_cannot_be_loaded_says_why(hub, model):
+    with pytest.raises(FileNotFoundError, match="no folder 'ann/nothing', and no repository"):
+        load("ann/nothing")
+    with pytest.raises(FileNotFoundError, match="'ann/tiny-swin' has no adapter_config"):
+        load(BASE)
+    model.push_to_hub(REPO)
+    files = files_of(hub)
+    content = files["adapter_model.safetensors"]
+    hub.repos[REPO].add("main", {**files, "adapter_model.safetensors": content[:100]})
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors of 'ann/lite' is damaged .*100 bytes"):
+        load(REPO)
+    others = {name: file for name, file in files.items() if name != "adapter_model.safetensors"}
+    hub.repos[REPO].add("main", {**others, "adapter_model.bin": content})
+    with pytest.raises(FileNotFoundError, match=r"no adapter_model\.safetensors.*any other format are not read"):
+        load(REPO)
+
+
+def test_an_upload_that_broke_off_is_gone_on_with(hub, model, monkeypatch):
+    hub.cuts = 1  # the client tries again by itself
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    model.push_to_hub("ann/first")
+    assert files_of(hub, "ann/first").keys() == FILES and len(hub.uploaded) == 2  # with the encoder's
+    perturb(model)
+    hub.cuts = None
+    with pytest.raises(ConnectionError, match=r"upload to 'ann/lite' broke off .*Run the same again"):
+        model.push_to_hub(REPO)
+    assert not files_of(hub)
+    hub.cuts = 0
+    model.push_to_hub(REPO)
+    check_equal(predict(load(REPO)), predict(model))
+
+
+def test_other_methods_are_published_as_ever(hub):
+    lora = get_peft_model(SwinModel.from_pretrained(BASE), LoraConfig(target_modules=["q_proj"]))
+    lora.push_to_hub("ann/lora")
+    assert "adapter_model.safetensors" in files_of(hub, "ann/lora")
+    with pytest.raises(ValueError, match="'ann/lora' is a LORA adapter"):
+        load("ann/lora")
+
+
+def test_the_encoder_is_one_that_others_have(hub, tmp_path):
+    make_swin().save_pretrained(tmp_path)
+    model = get_peft_model(SwinModel.from_pretrained(tmp_path), PolyhistorLiteConfig(tasks=TASKS))
+    with pytest.raises(ValueError, match=r"came from the folder .* which others do not have\. Give its Hub id"):
+        model.push_to_hub(REPO)
+    assert REPO not in hub.repos
+    model.push_to_hub(REPO, base_model=BASE)
+    assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
+    with pytest.raises(ValueError, match="has no decoders: it was made for a bare encoder"):
+        load(REPO)
+    fresh = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS))
+    fresh.base_model.model.name_or_path = ""
+    with pytest.raises(ValueError, match="not known which encoder"):
+        fresh.push_to_hub("ann/second")
+
+
+@pytest.fixture
+def run(model, tmp_path, monkeypatch):
+    """The folder of a finished run with seed 0, and what else a run leaves."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+    settings = importlib.import_module("settings")
+    folder = tmp_path / "polyhistor_lite"
+    model.save_pretrained(folder / "best", save_embedding_layers=False)
+    scores = {"semseg": {"mIoU": 31.4159}, "saliency": {"mIoU": 50.0, "maxF": 60.0}, "normals": {"mErr": float("nan")}}
+    history = [{"step": 2, "scores": scores}, {"step": 4, "scores": {**scores, "semseg": {"mIoU": 1.0}}}]
+    recorded = settings.Settings(methods=["polyhistor_lite"], tasks=TASKS, encoder=BASE, output_dir=str(tmp_path))
+    results = {"history": history, "settings": {**vars(recorded), "processes": 1}, "versions": {"torch": "2.15.0"}}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "predictions.png").write_bytes(b"a picture")
+    yield folder
+    for path in Path(sys.path[0]).glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypatch):
+    publish = importlib.import_module("publish")
+    arguments = [str(run / "best"), "--repo", REPO, "--private"]
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    arrived, hub.cuts = len(hub.uploaded), None
+    with pytest.raises(ConnectionError, match="broke off"):
+        publish.main(arguments)
+    hub.cuts = 0
+    publish.main(arguments)
+    publish.main(arguments)
+    assert len(hub.uploaded) == arrived + 2  # weights and picture, once each
+    files = files_of(hub)
+    assert files.keys() == FILES | {"predictions.png", "results.json", "training.yaml"} and hub.repos[REPO].private
+    assert str(tmp_path).encode() not in b"".join(files.values())
+    [model_index] = ModelCard.load(REPO).data.to_dict()["model-index"]
+    [result] = model_index["results"]
+    assert result["dataset"] | {"split": "val"} == result["dataset"]
+    metrics = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert metrics == {"semseg mIoU": 31.42, "saliency mIoU": 50.0, "saliency maxF": 60.0}  # of the best step; no NaN
+    assert "Optimiser steps: 2" in ModelCard.load(REPO).text
+    (tmp_path / "training.yaml").write_bytes(files["training.yaml"])
+    again = importlib.import_module("settings").parse_settings([str(tmp_path / "training.yaml")], "")
+    assert (again.methods, again.tasks, again.encoder, again.seed) == (["polyhistor_lite"], TASKS, BASE, 0)
+    check_equal(predict(load(REPO)), predict(model))
+
+
+def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path, monkeypatch, capfd, caplog):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = bytes_of(run)
+    importlib.import_module("publish").main([str(run / "best"), "--repo", REPO, "--private"])
+    assert bytes_of(run) == before and not list(Path.cwd().iterdir())  # publishing leaves nothing behind
+    load(REPO, token="hf_ann", cache_dir=tmp_path / "cache").save_pretrained(tmp_path / "again")
+    perturb(model)  # so that there is something to send
+    said = []
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.cuts = None
+    for refused in (
+        lambda: model.push_to_hub("ann/second", token="hf_ann"),  # breaks off
+        lambda: model.push_to_hub(REPO, token="hf_bob"),
+        lambda: load(REPO, token="hf_bob", force_download=True, cache_dir=tmp_path),
+        lambda: load(REPO, token="hf_wrong", force_download=True, cache_dir=tmp_path),
+    ):
+        with pytest.raises((OSError, ValueError, HfHubHTTPError)) as caught:
+            refused()
+        error = caught.value
+        while error is not None:
+            said.append(f"{error} {error!r}")
+            error = error.__cause__ or error.__context__
+    said += [*capfd.readouterr(), caplog.text]
+    files = {**bytes_of(tmp_path), **files_of(hub)}
+    assert len(said) > 6 and len(files) > 10
+    for token in ("hf_ann", "hf_bob", "hf_wrong"):
+        assert not [text for text in said if token in text]
+        assert not [name for name, content in files.items() if token.encode() in content]
