@@ -19,11 +19,11 @@ from line_plot import draw_lines
 from measurement import measure_cost, measure_times
 from settings import option
 from steps import Contestant
-from tables import align
 from transformers import HfArgumentParser
 
 from peft_polyhistor import METHODS
 from peft_polyhistor.config import BottleneckConfig
+from peft_polyhistor.studies.tables import align
 
 
 GOALS_ARE_FOR = ("Swin-T", 4)  # encoder and number of tasks

@@ -18,9 +18,10 @@ from measurement import measure_times
 from methods import build_model
 from optimization import make_optimizer
 from settings import Settings
-from tables import align
 from transformers import SwinConfig, SwinModel
 from watch import ON_BAD_STEP, Watch
+
+from peft_polyhistor.studies.tables import align
 
 
 def make_steps(accelerator: Accelerator, method: str) -> dict[str, Callable[[], None]]:

@@ -23,7 +23,6 @@ from atomic import write_json
 from datasets import Dataset
 from PIL import Image
 from settings import option
-from tables import align
 from torch.utils.data import DataLoader
 from transformers import HfArgumentParser
 
@@ -39,6 +38,7 @@ from peft_polyhistor.data import (
     synthetic_scenes,
 )
 from peft_polyhistor.data.geometry import Draw
+from peft_polyhistor.studies.tables import align
 
 
 PARTS = ("decode", "augment", "hand over")

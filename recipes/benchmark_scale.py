@@ -24,10 +24,10 @@ from generated_archive import COUNTS, write_archive
 from loaders import make_loader
 from resident_memory import growth, sample_memory
 from settings import Settings, option
-from tables import align
 from transformers import HfArgumentParser
 
 from peft_polyhistor.data import DENSE_TASKS, JointTransform, load_pascal_context
+from peft_polyhistor.studies.tables import align
 
 
 SHARES = (1, 25, 50, 75, 100)  # percent of the time of a phase

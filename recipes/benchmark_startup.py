@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 from encoders import ENCODERS
 from peft import get_peft_model
-from tables import align
 
 from peft_polyhistor import HyperformerConfig
+from peft_polyhistor.studies.tables import align
 
 
 BEFORE, PACKAGE = "peft", "peft_polyhistor"

@@ -24,13 +24,21 @@ from atomic import replace_file, write_json
 from charts import save_chart
 from learning_rates import choose_rate, fix_decoder_rate, score_grid
 from methods import method_config
-from paper import PaperRow, find_row
 from plot import draw_plot, find_points
 from settings import Settings, option, parse_with
-from tables import REFERENCES, align, change_of, make_note, make_rows, reference_of, to_markdown
 from train_pascal import train
 
 from peft_polyhistor import METHODS
+from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
+from peft_polyhistor.studies.tables import (
+    REFERENCES,
+    align,
+    change_of,
+    make_note,
+    make_rows,
+    reference_of,
+    to_markdown,
+)
 
 
 GRID_HOLDOUT = 0.1
@@ -77,8 +85,9 @@ def run_all(settings: Settings, seeds: list[int], rates: dict[str, float]) -> di
 
 def find_papers(settings: Settings) -> dict[str, PaperRow | None]:
     """By method, the row of the paper with the same settings of the method."""
+    rows = read_rows(Path(__file__).parent / "paper" / "tables.csv")
     return {
-        method: find_row(method, method_config(method, settings) if method in METHODS else None)
+        method: find_row(rows, method, method_config(method, settings) if method in METHODS else None)
         for method in settings.methods
     }
 

@@ -20,12 +20,12 @@ from contestants import Problem, make_adapted
 from encoders import ENCODERS
 from generated_archive import COUNTS
 from settings import option
-from tables import align
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HfArgumentParser
 
 from peft_polyhistor import METHODS
 from peft_polyhistor.config import PASCAL_TASKS
+from peft_polyhistor.studies.tables import align
 
 
 # 10^12 dense bfloat16 operations per second, as NVIDIA publishes them.

@@ -19,12 +19,12 @@ from contestants import Problem, make_adapted
 from encoders import ENCODERS
 from measurement import SavedBytes
 from settings import option
-from tables import align
 from torch import nn
 from transformers import HfArgumentParser
 
 from peft_polyhistor import METHODS
 from peft_polyhistor.config import PASCAL_TASKS
+from peft_polyhistor.studies.tables import align
 
 
 SPARE = 0.1  # of the memory

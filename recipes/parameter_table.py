@@ -10,19 +10,20 @@ Models are built on PyTorch's meta device, which keeps shapes and no values.
 import json
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from encoders import ENCODERS
 from methods import FULL_FINE_TUNING, shares_pass
-from paper import PARTS, PaperRow, read_rows
 from peft import get_peft_model
-from tables import align
 
 from peft_polyhistor import METHODS, MultiTaskDenseModel
 from peft_polyhistor.config import PASCAL_TASKS
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.models.encoder import view_encoder
+from peft_polyhistor.studies.paper import PARTS, PaperRow, read_rows
+from peft_polyhistor.studies.tables import align
 
 
 class Slip(NamedTuple):
@@ -39,6 +40,7 @@ class Slip(NamedTuple):
         return (row.backbone, row.method, row.setting) == place and row.table in self.tables
 
 
+TABLES = Path(__file__).parent / "paper" / "tables.csv"
 SLIPS = (
     Slip("Swin-T", "Multi-task Full Fine-tuning", "27,517,818 cut to 27.51, where rounding gives 27.52"),
     Slip(
@@ -115,7 +117,7 @@ def judge(row: PaperRow, sizes: dict[str, int]) -> str:
 
 
 def main() -> list[list[str]]:
-    lines = [make_line(row) for row in read_rows()]
+    lines = [make_line(row) for row in read_rows(TABLES)]
     header = ["table", "encoder", "method", "encoder M", "paper", "all M", "paper", ""]
     print(align([header, *lines], left=(1, 2, 7)))
     print("Millions of trainable parameters for four tasks. The paper: Polyhistor, arXiv:2210.03265.")

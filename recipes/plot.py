@@ -8,7 +8,8 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from charts import LETTER, LINE_HEIGHT, add, find_ticks, label_ticks, new_chart
-from tables import Results, change_of
+
+from peft_polyhistor.studies.tables import Results, change_of
 
 
 WIDE, NARROW = 1000, 360  # pixels: of a desk, of a phone

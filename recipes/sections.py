@@ -8,15 +8,15 @@ from pathlib import Path
 
 from charts import to_markup
 from curves import Line, draw_curves, mean_line, thin
-from gallery import GALLERY, file_name
 from markupsafe import Markup
 from plot import NARROW, WIDE, draw_plot, find_points
 from records import shared_settings, source_of
 from studies import Study
-from tables import REFERENCES, find_best, make_note, make_rows, reference_of, split_range
 
 from peft_polyhistor import TASKS
 from peft_polyhistor.evaluation import headline
+from peft_polyhistor.studies.gallery import GALLERY, file_name
+from peft_polyhistor.studies.tables import REFERENCES, find_best, make_note, make_rows, reference_of, split_range
 
 
 def distinct(values: Iterable) -> str:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper import PaperRow
-
 from peft_polyhistor import TASKS
+from peft_polyhistor.studies.paper import PaperRow
 
 
 NUMBER, ANY = int | float, object

@@ -20,14 +20,12 @@ from accelerate.utils import set_seed
 from atomic import write_json
 from checkpoints import Progress, open_folder, recorded, resume, save, versions
 from details import find_details, join_runs
-from gallery import draw_pictures
 from gradients import add_gradients
 from loaders import group, load_data, make_loader
 from locks import lock_folder
 from methods import build_model, own_items, tasks_of
 from optimization import count_steps, make_optimizer
 from settings import Settings, loss_weights, parse_settings
-from tables import align, make_note, make_rows
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,6 +34,8 @@ from watch import Watch
 
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, headline, score_tasks
+from peft_polyhistor.studies.gallery import draw_pictures
+from peft_polyhistor.studies.tables import align, make_note, make_rows
 
 
 @dataclass

@@ -3,13 +3,10 @@
 """What a run records beside its scores, and the pictures it draws."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from PIL import Image
-from torch import nn
 
 from peft_polyhistor.tasks.metrics import ONE
 
@@ -68,24 +65,3 @@ def test_runs_on_single_tasks_are_joined_whatever_they_recorded(details):
     assert joined["losses"] == entries and joined["history"] == new["history"] and joined["classes"] == {}
     both = details.join_runs({"depth": {**new, "losses": [{"step": 4, "losses": {"depth": 9}}]}, "normals": new})
     assert both["losses"] == [entries[0], {"step": 4, "losses": {"depth": 9, "normals": 4}}]
-
-
-class Flat(nn.Module):
-    """Predicts the same everywhere."""
-
-    device = torch.device("cpu")
-
-    def forward(self, pixel_values, full_resolution):
-        return SimpleNamespace(logits={"normals": torch.ones(len(pixel_values), 3, 4, 4)})
-
-
-def test_large_pictures_are_shrunk_in_the_gallery(load_recipe, tmp_path):
-    size = (3, 30, 520)
-    data = [{"pixel_values": torch.zeros(size), "normals": torch.zeros(size)}] * 9
-    ends = {"best": [{"index": 8}], "worst": [{"index": 0}]}
-    load_recipe("gallery").draw_pictures(Flat(), data, {"pictures": {"normals": ends}}, tmp_path)
-    assert {file.name for file in (tmp_path / "gallery").iterdir()} == {"normals_0.webp", "normals_8.webp"}
-    assert Image.open(tmp_path / "gallery" / "normals_8.webp").size == (520, 10)
-    assert Image.open(tmp_path / "predictions.png").size == (1560, 6 * 30 + 14)
-    load_recipe("gallery").draw_pictures(Flat(), data, {}, tmp_path)
-    assert list((tmp_path / "gallery").iterdir()) == []

@@ -16,7 +16,7 @@ def recipe(load_recipe):
 
 def test_every_figure_of_the_paper_is_ours_or_a_named_slip(recipe, capsys):
     lines = recipe.main()
-    rows = recipe.read_rows()
+    rows = recipe.read_rows(recipe.TABLES)
     verdicts = [line[-1] for line in lines]
     assert len(rows) == 101 and "DIFFERS" not in verdicts
     for row, verdict in zip(rows, verdicts, strict=True):
@@ -31,7 +31,7 @@ def test_every_figure_of_the_paper_is_ours_or_a_named_slip(recipe, capsys):
 
 def test_every_slip_is_of_a_row_and_explains_a_difference(recipe):
     for slip in recipe.SLIPS:
-        rows = [row for row in recipe.read_rows() if slip.is_of(row)]
+        rows = [row for row in recipe.read_rows(recipe.TABLES) if slip.is_of(row)]
         assert rows, slip
         for row in rows:
             sizes = recipe.count(row)
@@ -41,7 +41,7 @@ def test_every_slip_is_of_a_row_and_explains_a_difference(recipe):
 
 
 def test_tasks_that_share_a_pass_share_the_norms_of_its_maps(recipe):
-    sizes = {row.method: recipe.count(row) for row in recipe.read_rows() if row.table == 1}
+    sizes = {row.method: recipe.count(row) for row in recipe.read_rows(recipe.TABLES) if row.table == 1}
     decoders = {method: size["all"] - size["encoder"] for method, size in sizes.items()}
     shared = {method for method, size in decoders.items() if size == 2_540_384}
     assert shared == {"Multi-task Full Fine-tuning", "Shared Adapter"}
@@ -49,7 +49,7 @@ def test_tasks_that_share_a_pass_share_the_norms_of_its_maps(recipe):
 
 
 def test_a_row_that_differs_and_is_no_slip_says_so(recipe):
-    row = next(row for row in recipe.read_rows() if row.method == "Polyhistor")
+    row = next(row for row in recipe.read_rows(recipe.TABLES) if row.method == "Polyhistor")
     assert recipe.judge(row, {"encoder": 6_410_684, "all": 8_959_708}) == "ok"
     assert recipe.judge(row, {"encoder": 6_420_684, "all": 8_959_708}) == "DIFFERS"
 
@@ -60,7 +60,7 @@ def test_rounds_half_up(recipe, parameters, millions):
 
 
 def test_every_row_has_a_name_here_and_settings_that_exist(recipe):
-    for row in recipe.read_rows():
+    for row in recipe.read_rows(recipe.TABLES):
         method, settings = row.as_ours()
         if method in METHODS:
             assert set(settings) <= {field.name for field in fields(METHODS[method])}, row
@@ -68,7 +68,7 @@ def test_every_row_has_a_name_here_and_settings_that_exist(recipe):
 
 def test_the_papers_changes_follow_from_its_scores_but_for_four_rows(recipe):
     references, others = {}, []
-    for row in recipe.read_rows():
+    for row in recipe.read_rows(recipe.TABLES):
         scores = {task: float(score) for task, score in row.scores.items()}
         if row.method == "Single-task Full Fine-tuning":
             references[row.table] = scores

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from peft_polyhistor.studies.tables import find_best
+
 
 ODD = "<script>alert('x & \"y\"')</script>"  # a name of a picture or a folder may be any text
 LOADING = ("src", "href", "srcset", "poster", "data", "action", "xlink:href")
@@ -158,9 +160,8 @@ def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_fir
     assert len(page.all("img")) == 2  # that of single_task lies with its task
 
 
-def test_the_best_of_each_column_is_marked(load_recipe):
-    find_best = load_recipe("tables").find_best
-    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "nan", "3.00"]) == [
+def test_the_best_of_each_column_is_marked():
+    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "not measured", "3.00"]) == [
         "3.00 (2.00 to 4.00)",
         "3.00",
     ]

@@ -4,17 +4,18 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from paper import PaperRow
+from ..evaluation import headline
+from ..tasks import TASKS, relative_change
+from .paper import PaperRow
 
-from peft_polyhistor import TASKS, relative_change
-from peft_polyhistor.evaluation import headline
 
-
-# By method, the results of its runs: one per seed, and in one order for all methods.
-Results = Mapping[str, Sequence[dict]]
-# What changes are measured against, the first that is among the methods, and how it is called.
+# Results of the runs by method, one per seed; the seeds have the same order for all methods.
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+# Methods that changes are measured against, and their names in a sentence. The first that was trained counts.
 REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
+NOT_MEASURED = "not measured"
 NOTE = """\
 encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
 rate: learning rate of what is not a decoder. change: mean relative change of the scores, percent,
@@ -22,29 +23,38 @@ against {reference}."""
 PAPER_NOTE = """\
 the paper: Polyhistor, arXiv:2210.03265, the row with the same settings of the method; there with a Swin-T on
 PASCAL-Context, and the change over four tasks against single-task full fine-tuning."""
+NOT_MEASURED_NOTE = f"{NOT_MEASURED}: no label of the split belongs to the task, or the model diverged."
 
 
 def reference_of(results: Results) -> str | None:
-    """The method that changes are measured against; None where none of them was trained."""
+    """Returns the method that changes are measured against; `None` where none of them was trained."""
     return next((method for method in REFERENCES if method in results), None)
 
 
 def change_of(results: Results, method: str) -> list[float] | None:
-    """Changes of a method's runs, percent; None where a score allows none, or there is nothing to compare with."""
-    references = [headline(run["scores"]) for run in results.get(reference_of(results), [])]
-    figures = [figure for reference in references for figure in reference.values()]
+    """Returns the changes of a method's runs in percent, one per seed.
+
+    A task without a finite score in any run of any method was not measured, and does not count. The result is `None`
+    where there is no reference, or where one of its scores is zero or not finite.
+    """
+    scores = {name: [headline(run["scores"]) for run in runs] for name, runs in results.items()}
+    rows = [row for runs in scores.values() for row in runs]
+    tasks = [task for task in rows[0] if any(math.isfinite(row[task]) for row in rows)]
+    references = scores.get(reference_of(results) or "", [])
+    figures = [row[task] for row in references for task in tasks]
     if not figures or not all(math.isfinite(figure) and figure for figure in figures):
         return None
-    scores = [headline(run["scores"]) for run in results[method]]
-    return [relative_change(*pair) for pair in zip(scores, references, strict=True)]
+    measured = ([{task: row[task] for task in tasks} for row in runs] for runs in (scores[method], references))
+    return [relative_change(*pair) for pair in zip(*measured, strict=True)]
 
 
 def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> list[list[str]]:
-    """Rows of a table, the first one its header.
+    """Returns the cells of the table, row by row; the first row is the header.
 
     Args:
-        results: What was measured.
-        papers: By method the paper's figures, for a row of their own below; None where the paper has none.
+        results: Results of the runs by method.
+        papers: The paper's figures by method, each in a row of its own below the method; `None` where the paper has
+            no such row.
     """
     tasks = list(next(iter(results.values()))[0]["scores"])
     titles = [f"{task} {TASKS[task].score} {'up' if TASKS[task].higher_is_better else 'down'}" for task in tasks]
@@ -56,50 +66,59 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         cells = [_mean_and_range([score[task] for score in scores]) for task in tasks]
         changes = change_of(results, method)
         rows.append([method, rate, *sizes, *cells, _mean_and_range(changes, "+") if changes else "-"])
-        if papers and papers.get(method):
-            rows.append(_paper_cells(papers[method], tasks))
+        row = (papers or {}).get(method)
+        if row:
+            rows.append(_paper_cells(row, tasks))
     return rows
 
 
-def _paper_cells(row: PaperRow, tasks: list[str]) -> list[str]:
+def _paper_cells(row: PaperRow, tasks: Sequence[str]) -> list[str]:
     sizes = [f"{size} M" if size else "-" for size in row.parameters.values()]
     scores = [row.scores.get(task, "-") for task in tasks]
     return [f"  the paper, Table {row.table}", "-", *sizes, *scores, f"{float(row.change):+.2f}"]
 
 
-def _mean_and_range(values: list[float], sign: str = "") -> str:
+def _mean_and_range(values: Sequence[float], sign: str = "") -> str:
+    if not all(map(math.isfinite, values)):
+        return NOT_MEASURED
     mean = f"{sum(values) / len(values):{sign}.2f}"
     return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})" if len(values) > 1 else mean
 
 
 def split_range(cell: str) -> tuple[str, str]:
-    """A cell's mean and its range in brackets, empty where there is none."""
+    """Splits a cell into its mean and its range in brackets, which is empty where the cell has none."""
     mean, bracket, rest = cell.partition(" (")
     return mean, bracket.strip() + rest
 
 
 def find_best(title: str, cells: Sequence[str]) -> list[str]:
-    """The cells of a column whose mean, as printed, is the best; none where no direction is better or one is alone."""
+    """Returns the cells of a column with the best mean as printed.
+
+    The list is empty where the column has one cell, or no better direction.
+    """
     direction = "up" if title == "change" else title.rpartition(" ")[2]
     if direction not in ("up", "down") or len(cells) == 1:
         return []
-    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-"}
-    finite = [mean for mean in means.values() if math.isfinite(mean)]
-    best = (max if direction == "up" else min)(finite, default=None)
+    means = {cell: float(split_range(cell)[0]) for cell in cells if cell not in ("-", NOT_MEASURED)}
+    best = (max if direction == "up" else min)(means.values(), default=None)
     return [cell for cell, mean in means.items() if mean == best]
 
 
 def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
-    """What the columns mean, for below the table."""
-    reference = REFERENCES.get(reference_of(results))
-    note = NOTE.format(
-        reference=f"{reference} with the same seed" if reference else "nothing: no reference was trained"
-    )
-    return f"{note}\n{PAPER_NOTE}" if papers and any(papers.values()) else note
+    """Returns the text below the table, which explains its columns."""
+    reference = REFERENCES.get(reference_of(results) or "")
+    reference = f"{reference} with the same seed" if reference else "nothing: no reference was trained"
+    scores = [score for runs in results.values() for run in runs for score in headline(run["scores"]).values()]
+    parts = [
+        NOTE.format(reference=reference),
+        PAPER_NOTE if any((papers or {}).values()) else "",
+        "" if all(map(math.isfinite, scores)) else NOT_MEASURED_NOTE,
+    ]
+    return "\n".join(filter(None, parts))
 
 
-def align(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
-    """Columns aligned with spaces: those of names, by index, to the left, and figures to the right."""
+def align(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Aligns columns with spaces: to the left those whose index is in `left`, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -111,6 +130,7 @@ def align(rows: list[list[str]], left: Collection[int] = (0,)) -> str:
     return "\n".join(lines)
 
 
-def to_markdown(rows: list[list[str]], note: str) -> str:
+def to_markdown(rows: Sequence[Sequence[str]], note: str) -> str:
+    """Returns the table and the note below it as Markdown."""
     lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
     return "\n".join([*(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines), "", note, ""])

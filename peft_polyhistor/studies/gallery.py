@@ -1,0 +1,84 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Images that a finished run leaves: the first of the split, and the best and worst of each task."""
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data import collate
+from ..hub.record import PREVIEW
+from ..inference.paint import draw_grid, paint_row
+
+
+GALLERY = "gallery"  # folder inside the folder of a run
+BATCH = 6  # images that are predicted together
+SIDE = 256  # pixels of the longer side of an image in the gallery, at most
+
+
+def file_name(task: str, index: int) -> str:
+    """Name of an image file in the gallery, from a task and the position of the image in the data."""
+    return f"{task}_{index}.webp"
+
+
+def draw_pictures(model: nn.Module, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
+    """Writes `predictions.png` and the folder `gallery`, which replaces an older one once it is complete.
+
+    Args:
+        model: Dense model, adapted or not. It is left in evaluation mode.
+        data: Split that the model was scored on, with its transform.
+        details: `pictures` of the results: by task, the `best` and `worst` images with their `index` in the data.
+            Without it the gallery is empty.
+        folder: Folder of the run.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    grid = draw_grid(*_predict(model, data, range(min(BATCH, len(data)))))
+    unfinished = folder / f"{PREVIEW}.new"
+    grid.save(unfinished, format="png")
+    os.replace(unfinished, folder / PREVIEW)
+
+    unfinished, gallery = folder / f"{GALLERY}.new", folder / GALLERY
+    shutil.rmtree(unfinished, ignore_errors=True)  # from an interrupted run
+    unfinished.mkdir()
+    _draw_gallery(model, data, details.get("pictures", {}), unfinished)
+    if gallery.exists():
+        shutil.rmtree(gallery)
+    os.replace(unfinished, gallery)
+
+
+def _draw_gallery(model: nn.Module, data: Dataset, pictures: Mapping[str, Any], folder: Path) -> None:
+    """Writes one file per image and task: the image, its label and its prediction, side by side."""
+    tasks: dict[int, list[str]] = {}
+    for task, ends in pictures.items():
+        for entry in ends["best"] + ends["worst"]:
+            tasks.setdefault(entry["index"], []).append(task)
+    chosen = sorted(tasks)
+    for start in range(0, len(chosen), BATCH):
+        indices = chosen[start : start + BATCH]
+        pixel_values, labels, logits = _predict(model, data, indices)
+        for i, index in enumerate(indices):
+            for task in tasks[index]:
+                pixels = paint_row(pixel_values[i], {task: labels[task][i]}, {task: logits[task][i]})
+                strip = Image.fromarray(pixels).reduce(math.ceil(max(pixel_values.shape[-2:]) / SIDE))
+                strip.save(folder / file_name(task, index), quality=90)
+
+
+@torch.no_grad()
+def _predict(
+    model: nn.Module, data: Dataset, indices: Sequence[int]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Returns images `(batch, 3, height, width)`, labels by task and logits by task."""
+    batch = collate([data[index] for index in indices])
+    model.eval()
+    logits = model(batch["pixel_values"].to(next(model.parameters()).device), full_resolution=False).logits
+    return batch["pixel_values"], batch["labels"], logits
