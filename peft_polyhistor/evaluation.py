@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of a dense model over a data set, and what it costs in parameters."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .tasks import TASKS
+from .tasks import TASKS, relative_change
 
 
 if TYPE_CHECKING:
@@ -105,6 +106,60 @@ def _metric_of(task: str, statistics: Tensor) -> "RunningMetric":
 def headline(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The one score of each task that stands for it, as in the paper's tables."""
     return {task: values[TASKS[task].score] for task, values in scores.items()}
+
+
+def find_best(history: Sequence[Mapping[str, Any]]) -> int:
+    """Index of the best evaluation of a run, the first of those that are equal.
+
+    The one with the most finite headline scores wins, so that a diverged model never does; then the one with the
+    highest mean relative change. The reference of a task is its first finite score other than 0, so that the units of
+    the tasks do not matter.
+
+    Args:
+        history: `scores` of each evaluation by task and metric.
+    """
+    rows = [
+        {task: score for task, score in headline(entry["scores"]).items() if math.isfinite(score)} for entry in history
+    ]
+    reference: dict[str, float] = {}
+    for row in rows:
+        reference = {task: score for task, score in row.items() if score} | reference
+
+    def merit(row: Mapping[str, float]) -> tuple[int, float]:
+        common = row.keys() & reference.keys()
+        pair = ({task: scores[task] for task in common} for scores in (row, reference))
+        return len(row), relative_change(*pair) if common else 0.0
+
+    return max(range(len(rows)), key=lambda index: merit(rows[index]))
+
+
+def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], ends: int = 3) -> dict[str, Any]:
+    """Details of an evaluation for a report: scores of classes, and the images that were predicted best and worst.
+
+    Args:
+        statistics: Rows of `collect_statistics`.
+        image_ids: Ids of the images, in the order of the rows.
+        ends: Images at either end of the ranking.
+
+    Returns:
+        `classes`, the score of each class by task and name in percent, `None` where a class is neither labelled nor
+        predicted, or where the model diverged; and `pictures`, by task the `best` and `worst` images from the
+        outermost, each with its `image_id`, `index` and own `score`. No image is both, and none is without a score.
+    """
+    classes = {
+        task: {name: None if math.isnan(score) else score for name, score in scores.items()}
+        for task, scores in score_classes(statistics).items()
+    }
+    pictures = {}
+    for task, scores in score_pictures(statistics).items():
+        ranked = [index for index, score in enumerate(scores) if math.isfinite(score)]
+        ranked.sort(key=lambda index: -scores[index] if TASKS[task].higher_is_better else scores[index])
+        chosen = {"best": ranked[:ends], "worst": ranked[ends:][-ends:][::-1]}
+        pictures[task] = {
+            end: [{"image_id": image_ids[index], "index": index, "score": scores[index]} for index in indices]
+            for end, indices in chosen.items()
+        }
+    return {"classes": classes, "pictures": pictures}
 
 
 def is_of_decoder(name: str) -> bool:

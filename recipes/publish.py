@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from atomic import read_json
-from records import RESULTS, record_of, write_files
+from train_pascal import NEUTRAL
 
 from peft_polyhistor import load
+from peft_polyhistor.hub.run_record import record_of, write_files
+from peft_polyhistor.training.run_folder import RESULTS, read_json
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--revision", help="the branch, made where there is none; main by default")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of a commit")
     parser.add_argument("--base_model", help="Hub id of the encoder, where it was loaded from a folder")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
+    parser.add_argument("--license", default="apache-2.0", help="license of the weights (default: %(default)s)")
     parser.add_argument(
         "--other_seeds", type=Path, nargs="+", default=[], help="folders of runs with other seeds, for mean and range"
     )
@@ -40,25 +41,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def read_results(run: Path) -> dict:
-    """The results of a finished run.
-
-    Raises:
-        FileNotFoundError: There are none.
-        ValueError: The file is damaged.
-    """
     if not (run / RESULTS).is_file():
-        raise FileNotFoundError(
-            f"There is no {run / RESULTS}. Give the folder `best` or `last` of a finished run; --resume True finishes "
-            "a run."
-        )
+        how = "Give the folder `best` or `last` of a finished run; --resume True finishes a run."
+        raise FileNotFoundError(f"There is no {run / RESULTS}. {how}")
     return read_json(run / RESULTS)
 
 
 def main(argv: Sequence[str]) -> str:
     arguments = parse_arguments(argv)
-    checkpoint = arguments.checkpoint.expanduser().resolve()
+    checkpoint = arguments.checkpoint.expanduser().absolute()  # a link, which stays one
     results = read_results(checkpoint.parent)
-    training = record_of(results, checkpoint.name, [read_results(run) for run in arguments.other_seeds])
+    others = [read_results(run) for run in arguments.other_seeds]
+    training = record_of(results, checkpoint.name, others, neutral=NEUTRAL)
     model = load(checkpoint)  # what does not load is not published
     with TemporaryDirectory() as folder:
         commit = model.push_to_hub(

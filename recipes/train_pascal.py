@@ -5,179 +5,195 @@
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings: a YAML file (the first argument), then arguments, which win. Methods train in turn, each in a folder of its
-own under `--output_dir`: checkpoints `best`, `last`, results.json, predictions.png, `gallery`, and `state`, where
-`--resume` goes on. report.py makes a page of it.
+Settings come from a YAML file, the first argument, and then from arguments, which win. Methods train in turn, each in
+its own folder under `--output_dir`: `checkpoints`, the links `best` and `last`, results.json, predictions.png and
+`gallery`. `--resume` goes on after an interruption. To change the training, copy this file.
 """
 
+import math
 import sys
-from dataclasses import asdict, dataclass, field, replace
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from atomic import write_json
-from checkpoints import Progress, open_folder, recorded, resume, save, versions
-from details import find_details, join_runs
-from gradients import add_gradients
-from loaders import group, load_data, make_loader
-from locks import lock_folder
-from methods import build_model, own_items, tasks_of
-from optimization import count_steps, make_optimizer
-from settings import Settings, loss_weights, parse_settings
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
-from watch import Watch
 
+from peft_polyhistor import TASKS, MultiTaskDenseModel, get_tasks, load_encoder
 from peft_polyhistor.data import JointTransform
-from peft_polyhistor.evaluation import collect_statistics, count_trainable, headline, score_tasks
+from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
 from peft_polyhistor.studies.gallery import draw_pictures
 from peft_polyhistor.studies.tables import align, make_note, make_rows
+from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, join_tasks
+from peft_polyhistor.training.arguments import check_options, option, parse_settings, read_loss_weights, read_yaml
+from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch
+from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
+
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+# Schedules of transformers that need nothing but a number of steps.
+SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial"]
+SCHEDULES += ["constant", "constant_with_warmup", "inverse_sqrt"]
+TRACKERS = ["none", *map(str, get_available_trackers())]
+# A run may go on with other values of these, as they do not change what it learns.
+NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir", "on_bad_step")
 
 
 @dataclass
-class Run:
-    """What building leaves for the loop; `steps_per_epoch` and `total` count optimiser steps."""
+class Settings:
+    """Everything a run depends on; optimiser and schedule default to the paper's (arXiv:2210.03265, Sec. 5.1)."""
 
-    method: str
-    settings: Settings
-    tasks: list[str]
-    accelerator: Accelerator
-    model: nn.Module
-    parameters: dict[str, int]
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    transforms: dict[str, JointTransform]
-    loaders: dict[str, DataLoader]
-    steps_per_epoch: int
-    total: int
-    progress: Progress = field(default_factory=Progress)
-    watch: Watch = field(init=False)
+    data: str = option("scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub id")
+    encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers")
+    methods: list[str] = option(["polyhistor_lite"], "names, or mappings such as 'phm: {reduction_factor: 12}'")
+    tasks: list[str] = option(list(TASKS), "names of tasks")
+    loss_weights: list[str] = option([], "task=weight; others keep their own. 'uniform' weighs all tasks 1")
+    image_size: int = option(512, "side of the images, pixels", at_least=32)  # the coarsest stride of the encoders
+    decoder_width: int = option(256, "channels inside the decoders", at_least=1)
+    decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
+    epochs: float = option(60.0, "passes over the training images", at_least=0)
+    steps: int = option(0, "optimiser steps; above 0 it replaces --epochs", at_least=0)
+    batch_size: int = option(12, "images per process and step", at_least=1)
+    gradient_accumulation: int = option(1, "batches per optimiser step", at_least=1)
+    optimizer: str = option("adam", "of torch.optim", among=list(OPTIMIZERS))
+    learning_rate: float = option(1e-4, "at the start, after the warm-up", at_least=1e-12)
+    decoder_learning_rate: float = option(0.0, "learning rate of the decoders; 0: the same", at_least=0)
+    weight_decay: float = option(1e-4, "as the optimiser understands it", at_least=0)
+    schedule: str = option("linear", "of transformers", among=SCHEDULES)
+    warmup_steps: int = option(0, "optimiser steps", at_least=0)
+    max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them", at_least=0)
+    on_bad_step: str = option("stop", "at a step whose loss or gradient is not finite", among=ON_BAD_STEP)
+    mixed_precision: str = option("no", "of the forward pass", among=["no", "bf16", "fp16"])
+    gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
+    backward_per_task: bool = option(False, "one backward pass per task: memory of one task, same gradients")
+    workers: int = option(4, "processes that load images", at_least=0)
+    preparation_workers: int = option(2, "processes that prepare the data before the first run on it", at_least=1)
+    holdout: float = option(0.0, "part of the training images to score instead of the val split", at_least=0, below=1)
+    seed: int = option(0, "of weights, order and augmentation", at_least=0)
+    eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch", at_least=0)
+    log_every: int = option(10, "optimiser steps between recorded losses", at_least=1)
+    resume: bool = option(False, "go on from the last checkpoint in the output folder, where there is one")
+    tracker: str = option("none", "an installed tracker of accelerate", among=TRACKERS)
+    output_dir: str = option("runs/train_pascal", "where results go")
+
+    def __post_init__(self):
+        check_options(self)
+        get_tasks(self.tasks)
+        self.methods = [read_yaml(method) if isinstance(method, str) else method for method in self.methods]
+        parse_methods(self.methods)
+        read_loss_weights(self.loss_weights, self.tasks)
+        if self.steps == 0 and self.epochs == 0:
+            raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
+        if self.warmup_steps and (self.schedule == "constant" or 0 < self.steps <= self.warmup_steps):
+            raise ValueError(f"`warmup_steps` {self.warmup_steps} needs a schedule with a warm-up, and more --steps.")
 
 
-def build(method: str, settings: Settings, accelerator: Accelerator) -> Run:
-    set_seed(settings.seed)
-    tasks = tasks_of(method, settings)
-    data = load_data(settings, tasks, accelerator)
-    transforms = {split: JointTransform(settings.image_size, split == "train", settings.seed) for split in data}
-    loaders = [make_loader(data[split], transforms[split], settings) for split in data]
-    model = build_model(method, settings, loss_weights(settings))
-    parameters = count_trainable(model)
-    model, optimizer, *loaders = accelerator.prepare(model, make_optimizer(model, settings), *loaders)
-    loaders = dict(zip(data, loaders, strict=True))
-    if accelerator.process_index:  # each process draws masks of dropout of its own
-        set_seed(settings.seed + accelerator.process_index)
-    steps = count_steps(loaders["train"], settings)
-    scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, steps[1])
-    return Run(
-        method, settings, tasks, accelerator, model, parameters, optimizer, scheduler, transforms, loaders, *steps
-    )
+def train(method: str | dict, settings: Settings) -> dict:
+    """Trains a method of `settings.methods`, and returns its results, which its results.json repeats."""
+    settings, [choice] = replace(settings, methods=[method]), parse_methods([method])
+    folder = Path(settings.output_dir) / choice.label
+    if choice.name != "single_task":
+        return train_in(folder, choice, settings, settings.tasks)
+    runs = {task: train_in(folder / task, choice, settings, [task]) for task in settings.tasks}
+    return join_tasks(folder, runs, asdict(settings))
 
 
-def train(method: str, settings: Settings) -> dict:
-    """Trains one method and returns its results, which results.json in its folder repeats."""
-    if method == "single_task":
-        return train_single_tasks(settings)
-    settings = replace(settings, methods=[method.partition("/")[0]], method_settings=own_items(method, settings))
-    folder = Path(settings.output_dir) / method
+def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list[str]) -> dict:
+    """Trains one model, from the last checkpoint in the folder or from the start."""
+    label = folder.relative_to(settings.output_dir).as_posix()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    with lock_folder(accelerator, folder):
-        return open_folder(accelerator, folder, settings) or train_in(folder, method, settings, accelerator)
+    run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL)
+    with run.locked():
+        results = run.open(settings.resume)
+        if results is not None:
+            return results
 
+        # Data. It is prepared for all tasks, so that a run on one of them prepares nothing of its own.
+        set_seed(settings.seed)
+        data = load_splits(settings.data, settings.tasks, accelerator, settings.holdout, settings.preparation_workers)
+        data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
+        augment, resize = (JointTransform(settings.image_size, is_train, settings.seed) for is_train in (True, False))
+        train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
+        val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
-def train_in(folder: Path, method: str, settings: Settings, accelerator: Accelerator) -> dict:
-    """Trains one method from the state in the folder, or from the start."""
-    run = build(method, settings, accelerator)
-    accelerator.register_for_checkpointing(run.scheduler, run.progress)
-    if settings.resume:
-        resume(accelerator, folder, run.progress, run.total)
-    run.watch = Watch(run.model, run.optimizer, run.tasks, settings, accelerator)  # which keeps what was resumed
-    accelerator.init_trackers(method, config={name: str(value) for name, value in asdict(settings).items()})
-    run.progress.start_clock()
-    run.model.train()
-    with tqdm(total=run.total, initial=run.progress.step, desc=method, disable=not accelerator.is_main_process) as bar:
-        while run.progress.step < run.total:
-            train_epoch(run, folder, bar)
-    return finish(run, folder)
+        # Model: the encoder, a decoder per task, and what the method adds to the encoder.
+        model = MultiTaskDenseModel.from_encoder(
+            load_encoder(settings.encoder),
+            tasks,
+            decoder_width=settings.decoder_width,
+            decoder_dropout=settings.decoder_dropout,
+            shared_norms=shares_pass(choice.name),
+            loss_weights=read_loss_weights(settings.loss_weights, settings.tasks),
+            image_size=settings.image_size,
+        )
+        model = adapt(model, choice, tasks)
+        if settings.gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # the second is its name before transformers 5.23
+        parameters = count_trainable(model)
 
+        # Optimiser and schedule.
+        groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)
+        optimizer = OPTIMIZERS[settings.optimizer](groups, weight_decay=settings.weight_decay)
+        model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
+        if accelerator.process_index:  # each process draws its own dropout masks
+            set_seed(settings.seed + accelerator.process_index)
+        steps_per_epoch = count_steps(train_loader, settings.gradient_accumulation)
+        total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
+        scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
+        progress = run.resume(scheduler)
+        guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
+        accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
 
-def train_single_tasks(settings: Settings) -> dict:
-    """Trains a model for each task, with the steps of any other run, and returns them as one: parameters summed."""
-    runs = {task: train(f"single_task/{task}", settings) for task in settings.tasks}
-    results = {"method": "single_task", **join_runs(runs), "settings": asdict(settings)}
-    if PartialState().is_main_process:
-        write_json(Path(settings.output_dir) / "single_task" / "results.json", results)
-    return results
+        # Training. Losses are read before an evaluation, so that no model is saved whose losses are not finite.
+        started = time.monotonic() - progress.seconds
+        bar = tqdm(total=total, initial=progress.step, desc=label, disable=not accelerator.is_main_process)
+        model.train()
+        while progress.step < total:
+            epoch, done = divmod(progress.step, steps_per_epoch)
+            augment.set_epoch(epoch)
+            train_loader.set_epoch(epoch)
+            steps = rest_of_epoch(train_loader, done, settings.gradient_accumulation, accelerator)
+            for batches in islice(steps, total - progress.step):
+                losses = add_gradients(model, batches, tasks, accelerator, settings.backward_per_task)
+                progress.step += 1
+                guard.step(progress.step, losses)
+                scheduler.step()
+                bar.update()
+                is_scored = progress.step == total or progress.step % (settings.eval_every or steps_per_epoch) == 0
+                if is_scored or progress.step % settings.log_every == 0:
+                    means = guard.take_means()
+                    progress.losses += [{"step": progress.step, "losses": means}] if means else []
+                    rate = {"learning_rate": scheduler.get_last_lr()[0]}
+                    accelerator.log({f"loss/{task}": mean for task, mean in means.items()} | rate, progress.step)
+                if is_scored:
+                    statistics = collect_statistics(model, val_loader, tasks, accelerator)
+                    scores = score_tasks(statistics)
+                    accelerator.log({f"score/{task}": x for task, x in headline(scores).items()}, progress.step)
+                    progress.history.append({"step": progress.step, "scores": scores})
+                    progress.details = find_details(statistics, data["val"]["image_id"])
+                    progress.seconds = time.monotonic() - started
+                    run.save(model, progress)
 
-
-def train_epoch(run: Run, folder: Path, bar: tqdm) -> None:
-    """The rest of an epoch, which is all of it but after a resume, with the evaluations that fall into it."""
-    settings, accelerator, progress, loader = run.settings, run.accelerator, run.progress, run.loaders["train"]
-    epoch, done = divmod(progress.step, run.steps_per_epoch)
-    run.transforms["train"].set_epoch(epoch)
-    loader.set_epoch(epoch)
-    if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
-        loader = accelerator.skip_first_batches(loader, done * settings.gradient_accumulation)
-    for batches in group(loader, settings.gradient_accumulation):
-        losses = add_gradients(run.model, batches, run.tasks, settings.backward_per_task, accelerator)
-        run.watch.step(progress.step + 1, losses)
-        run.scheduler.step()
-        progress.step += 1
-        bar.update()
-        is_scored = progress.step == run.total or progress.step % (settings.eval_every or run.steps_per_epoch) == 0
-        if is_scored or progress.step % settings.log_every == 0:
-            log_losses(run)  # before an evaluation too: what diverged is not saved, and what is saved has its losses
-        if is_scored:
-            evaluate(run, folder)
-        if progress.step == run.total:
-            return
-
-
-def log_losses(run: Run) -> None:
-    """Records and logs their means over steps and processes since the last entry, where a step was taken."""
-    means = run.watch.take_means()
-    if means:
-        run.progress.losses.append({"step": run.progress.step, "losses": means})
-    entries = {f"loss/{task}": mean for task, mean in means.items()}
-    run.accelerator.log(entries | {"learning_rate": run.scheduler.get_last_lr()[0]}, run.progress.step)
-
-
-def evaluate(run: Run, folder: Path) -> None:
-    statistics = collect_statistics(run.model, run.loaders["val"], run.tasks, run.accelerator)
-    scores = score_tasks(statistics)
-    run.accelerator.log({f"score/{task}": score for task, score in headline(scores).items()}, run.progress.step)
-    run.progress.add(scores, find_details(statistics, run.loaders["val"].dataset))
-    save(run.accelerator, run.model, folder, run.progress, run.settings)
-
-
-def finish(run: Run, folder: Path) -> dict:
-    """Writes predictions.png and the gallery, then results.json, and lets go of the model."""
-    results = {
-        "method": run.method,
-        "parameters": run.parameters,
-        "scores": run.progress.history[-1]["scores"],
-        "history": run.progress.history,
-        "losses": run.progress.losses,
-        **run.progress.details,
-        "seconds": round(run.progress.seconds, 1),
-        "settings": recorded(run.accelerator, run.settings),
-        "versions": versions(),
-    }
-    if run.accelerator.is_main_process:
-        model, data = run.accelerator.unwrap_model(run.model), run.loaders["val"].dataset
-        draw_pictures(model, data, run.progress.details, folder)
-        write_json(folder / "results.json", results)
-    for tracker in run.accelerator.trackers:  # `end_training` would end the process group, which the next run needs
+        # Results.
+        bar.close()
+        if accelerator.is_main_process:
+            draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
+        results = run.finish(label, parameters, progress)
+    for tracker in accelerator.trackers:  # `end_training` would end the process group, which the next run needs
         tracker.finish()
-    run.accelerator.free_memory()
+    accelerator.free_memory()
     return results
 
 
@@ -190,5 +206,6 @@ def main(settings: Settings) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main(parse_settings(sys.argv[1:], __doc__))
+    [settings] = parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings)
+    main(settings)
     PartialState().destroy_process_group()

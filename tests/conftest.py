@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny models and the methods under test, as fixtures."""
+"""The tiny models, the methods under test and data for a few steps of training, as fixtures."""
 
 import pytest
 import tiny_models
@@ -10,6 +10,7 @@ from peft import get_peft_model
 from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel
+from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
 torch.set_num_threads(1)  # for models this small, threads cost more than they give
@@ -101,3 +102,34 @@ def make_base(request):
 @pytest.fixture
 def pixels():
     return torch.randn(2, 3, 96, 128)
+
+
+@pytest.fixture(scope="session")
+def write_scenes(tmp_path_factory):
+    """`write_scenes(train, val)`: a folder of parquet files with so many scenes."""
+
+    def write(**counts):
+        folder = tmp_path_factory.mktemp("scenes")
+        for split, count in counts.items():
+            data = synthetic_scenes(split=split, count=count, image_size=64, cache_dir=str(folder / "cache"))
+            data.to_parquet(folder / f"{split}.parquet")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def parquet_scenes(write_scenes):
+    """A folder of parquet files: 10 scenes to train on, 3 to validate."""
+    return write_scenes(train=10, val=3)
+
+
+@pytest.fixture
+def small_run(parquet_scenes):
+    """`small_run(output_dir, *more)`: arguments of six steps on the small scenes, scored after the third and sixth."""
+
+    def arguments(output_dir, *more):
+        text = f"--data {parquet_scenes} --image_size 64 --decoder_width 8 --batch_size 2 --workers 0 --steps 6"
+        return [*text.split(), "--eval_every", "3", "--output_dir", str(output_dir), *more]
+
+    return arguments

@@ -1,3 +1,24 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a training that recipes share; the loop itself stands in `recipes/train_pascal.py`, to be copied."""
+"""Parts of a training that any recipe needs; the loop itself stands in `recipes/train_pascal.py`, to be copied."""
+
+from .arguments import option, parse_settings
+from .gradients import add_gradients
+from .guard import ON_BAD_STEP, StepGuard
+from .methods import MethodChoice, adapt, parse_methods
+from .run_folder import Progress, RunFolder, join_tasks
+
+
+__all__ = [
+    "ON_BAD_STEP",
+    "MethodChoice",
+    "Progress",
+    "RunFolder",
+    "StepGuard",
+    "adapt",
+    "add_gradients",
+    "join_tasks",
+    "option",
+    "parse_methods",
+    "parse_settings",
+]

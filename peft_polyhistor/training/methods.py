@@ -2,46 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Methods by name, as the settings of a run or a study list them, and the model that each method trains.
 
-- `decoders`: the decoders alone, on the frozen encoder; it is a row of `METHODS`, as are the other methods of this
-  package.
+- `decoders` and the other rows of `METHODS`: the methods of this package, on the frozen encoder.
 - `full`: multi-task full fine-tuning, one encoder for all tasks.
-- `single_task`: single-task full fine-tuning, one model per task. The recipe trains one after the other.
+- `single_task`: single-task full fine-tuning, one model per task, which a recipe trains one after the other.
 - `peft_...`: methods of PEFT itself, with one adapter per task in every linear layer of the encoder's blocks.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from peft import (
-    HRAConfig,
-    IA3Config,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
-    PeftConfig,
-    RandLoraConfig,
-    VeraConfig,
-    get_peft_model,
-)
+from peft import PeftConfig, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
+from ..evaluation import is_of_decoder
 from ..methods.per_task import adapt_per_task
 from ..registry import METHODS
-from .arguments import as_number, read_yaml
+from .arguments import read_yaml
 
 
 FULL_FINE_TUNING = ("full", "single_task")
 PEFT_METHODS: dict[str, type[PeftConfig]] = {
-    "peft_lora": LoraConfig,
-    "peft_loha": LoHaConfig,
-    "peft_lokr": LoKrConfig,
-    "peft_ia3": IA3Config,
-    "peft_oft": OFTConfig,
-    "peft_hra": HRAConfig,
-    "peft_vera": VeraConfig,
-    "peft_randlora": RandLoraConfig,
+    f"peft_{name.lower()}": PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[name]]
+    for name in ("LORA", "LOHA", "LOKR", "IA3", "OFT", "HRA", "VERA", "RANDLORA")
 }
 CONFIGS: dict[str, type[PeftConfig]] = {**METHODS, **PEFT_METHODS}
 NAMES = [*FULL_FINE_TUNING, *CONFIGS]
@@ -53,7 +38,7 @@ class MethodChoice:
 
     Args:
         name: One of `NAMES`.
-        label: The name of its results and of its folder.
+        label: Name of its results and its folder.
         fields: Fields of its config that differ from their defaults.
     """
 
@@ -66,41 +51,35 @@ def parse_methods(entries: Sequence[str | Mapping[str, Any]]) -> list[MethodChoi
     """Reads the list of methods of a run or a study.
 
     Args:
-        entries: Each is a name, such as `"phm"`, or a mapping of one name to fields of the method's config, such as
-            `{"phm": {"reduction_factor": 12}}`, also as YAML text, `"phm: {reduction_factor: 12}"`. The field `label`
-            names the results; without it they have the name of the method.
+        entries: Names, such as `"phm"`, or mappings of one name to fields of the method's config, such as
+            `{"phm": {"reduction_factor": 12}}`, also as YAML text. A field `label` names the results; without it they
+            have the name of the method.
 
     Raises:
-        ValueError: There is no entry, a method or a field is unknown, a value is not allowed, or two methods have the
-            same label.
+        ValueError: There is no entry, a method or a field is unknown, a value is not allowed, or labels are the same.
     """
-    choices = [_parse_entry(entry) for entry in entries]
+    choices = [_parse_entry(read_yaml(entry) if isinstance(entry, str) else entry) for entry in entries]
     labels = [choice.label for choice in choices]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(
-            f"`methods` must be among {NAMES}, each once, got {labels}. To train one method with several settings "
+            f"`methods` must be among {NAMES}, each once, got {labels}. To train one method with several settings, "
             "give each a label, e.g. {polyhistor: {rank: 4, label: polyhistor_rank_4}}."
         )
     return choices
 
 
-def _parse_entry(entry: str | Mapping[str, Any]) -> MethodChoice:
-    try:
-        value = read_yaml(entry) if isinstance(entry, str) else entry
-    except ValueError as error:
-        raise ValueError(f"`methods`: {entry!r} is no YAML ({error}). Write e.g. 'phm: {{order: 4}}'.") from error
-    pairs = list(value.items()) if isinstance(value, Mapping) else [(value, {})]
-    name, given = pairs[0] if len(pairs) == 1 else (None, None)
-    if name not in NAMES or not isinstance(given, Mapping):
+def _parse_entry(entry: Any) -> MethodChoice:
+    [(name, given), *others] = entry.items() if isinstance(entry, Mapping) and entry else [(entry, {})]
+    if others or name not in NAMES or not isinstance(given, Mapping):
         raise ValueError(
-            f"`methods` must be among {NAMES}, as a name or as a mapping of one name to the fields of its config, such "
-            f"as phm: {{reduction_factor: 12}}, got {entry!r}."
+            f"`methods` must be among {NAMES}, each a name or a mapping of one name to fields of its config, such as "
+            f"{{phm: {{reduction_factor: 12}}}}, got {entry!r}."
         )
     label = given.get("label", name)
-    if not isinstance(label, str) or not label.strip() or any(sign in label for sign in "/\\") or label[0] == ".":
+    if not isinstance(label, str) or not re.fullmatch(r"\w[\w.+=-]*", label):
         raise ValueError(f"`label` of method '{name}' must be a name for a folder, got {label!r}.")
-    choice = MethodChoice(name, label, {key: as_number(item) for key, item in given.items() if key != "label"})
-    if choice.fields or name in CONFIGS:
+    choice = MethodChoice(name, label, {key: value for key, value in given.items() if key != "label"})
+    if choice.fields:
         make_config(choice)
     return choice
 
@@ -110,23 +89,22 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
 
     Args:
         choice: The method.
-        tasks: Names of the tasks; `None` for the default of the config. Methods of PEFT have an adapter per task.
+        tasks: Names of the tasks; `None` for the default. Methods of PEFT have an adapter per task instead.
 
     Raises:
         ValueError: The method has no config or no such field, or a value is not allowed.
     """
     if choice.name not in CONFIGS:
-        raise ValueError(f"Method '{choice.name}' has no settings, got {dict(choice.fields)}; it trains all weights.")
+        raise ValueError(f"`methods`: '{choice.name}' trains all weights and has no settings, got {choice.fields}.")
     config_class = CONFIGS[choice.name]
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PeftConfig)} - {"tasks"}
-    unknown = sorted(set(map(str, choice.fields)) - known)
-    if unknown:
-        raise ValueError(f"`methods`: method '{choice.name}' has no fields {unknown}; it has {sorted(known)}.")
+    if unknown := sorted(set(map(str, choice.fields)) - known):
+        raise ValueError(f"`methods`: '{choice.name}' has no fields {unknown}; it has {sorted(known)}.")
     own: dict[str, Any] = {"tasks": list(tasks)} if tasks and choice.name in METHODS else {}
     try:
         return config_class(**own, **choice.fields)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`methods`: method '{choice.name}' with {dict(choice.fields)}: {error}") from error
+        raise ValueError(f"`methods`: '{choice.name}' with {choice.fields}: {error}") from error
 
 
 def adapt(model: nn.Module, choice: MethodChoice, tasks: Sequence[str]) -> nn.Module:
@@ -149,5 +127,15 @@ def adapt(model: nn.Module, choice: MethodChoice, tasks: Sequence[str]) -> nn.Mo
 
 
 def shares_pass(method: str) -> bool:
-    """Tells whether one pass of the encoder serves all tasks; then they share the norms of its maps, as in the paper."""
+    """Tells whether one encoder pass serves all tasks; then they share the norms of its maps, as in the paper."""
     return method == "full" or (method in METHODS and METHODS[method].shares_pass)
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, decoder_learning_rate: float) -> list[dict[str, Any]]:
+    """Groups of trainable parameters for an optimiser; a learning rate of 0 for the decoders: the same."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[is_of_decoder(name)].append(parameter)
+    rates = {False: learning_rate, True: decoder_learning_rate or learning_rate}
+    return [{"params": group, "lr": rates[is_decoder]} for is_decoder, group in groups.items() if group]

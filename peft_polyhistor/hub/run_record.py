@@ -1,27 +1,26 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the folder of a finished run tells the card of its checkpoint."""
+"""The record of a run of recipes/train_pascal.py, for the card of its checkpoint."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from checkpoints import NEUTRAL, merit
-from settings import DEFAULT_CONFIG, Settings
 
-from peft_polyhistor import TrainingRecord
-from peft_polyhistor.hub.record import PREVIEW
+from ..evaluation import find_best
+from .record import PREVIEW, TrainingRecord
 
 
-RESULTS, TRAINING = "results.json", "training.yaml"
+TRAINING = "training.yaml"
 COMMAND = "accelerate launch recipes/train_pascal.py"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data of a run: what it is called, and whose it is."""
+    """Name, licence and limits of the data of a run."""
 
     name: str
     type: str
@@ -55,10 +54,9 @@ def source_of(data: str) -> Source:
     return Source(data, data, f"see https://huggingface.co/datasets/{data}", is_on_hub=True)
 
 
-def shared_settings(settings: Mapping) -> dict:
-    """Settings of a run that are of use to others: without the places of its machine."""
-    known = {field.name for field in fields(Settings)} - {"output_dir", "resume"}
-    shared = {name: value for name, value in settings.items() if name in known}
+def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run that are of use to others, without the paths of the machine."""
+    shared = {name: value for name, value in settings.items() if name not in ("output_dir", "resume", "processes")}
     for name in ("data", "encoder"):
         if Path(shared[name]).expanduser().exists():
             shared[name] = Path(shared[name]).name
@@ -66,28 +64,32 @@ def shared_settings(settings: Mapping) -> dict:
 
 
 def record_of(
-    results: Mapping, checkpoint: str, others: Sequence[Mapping] = (), config: Path | None = None
+    results: Mapping[str, Any],
+    checkpoint: str,
+    others: Sequence[Mapping[str, Any]] = (),
+    config: Path | None = None,
+    neutral: Collection[str] = (),
 ) -> TrainingRecord:
-    """The record of a checkpoint of a finished run.
+    """Builds the record of a checkpoint.
 
     Args:
-        results: Its results.json.
+        results: Results of the finished run; with an empty `history` those of a run that is still to be made.
         checkpoint: `best` or `last`.
         others: Results of runs with other seeds.
         config: The file of settings that the run was started with; `None` for the one that `write_files` writes.
+        neutral: Names of settings that may differ between seeds, as they do not change what a run learns.
 
     Raises:
         ValueError: The checkpoint is neither of the two, or another run differs in more than its seed.
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"A run leaves the checkpoints 'best' and 'last', got '{checkpoint}'. Give one of them.")
-    settings = results["settings"]
+    settings, history = results["settings"], results["history"]
     for other in others:
-        _check_same_but_seed(settings, other["settings"])
-    entry, source = evaluation_of(results, checkpoint), source_of(settings["data"])
-    evaluations, last = len(results["history"]), results["history"][-1]["step"]
-    chosen = (f"It is the best of {evaluations} evaluations on the split that its scores are of.",)
-    runs = {run["settings"]["seed"]: evaluation_of(run, checkpoint)["scores"] for run in (results, *others)}
+        _check_same_but_seed(settings, other["settings"], neutral)
+    entry, source = _find_evaluation(results, checkpoint), source_of(settings["data"])
+    chosen = (f"It is the best of {len(history)} evaluations on the split that its scores are of.",)
+    runs = {run["settings"]["seed"]: _find_evaluation(run, checkpoint)["scores"] for run in (results, *others)}
     return TrainingRecord(
         dataset_name=source.name,
         dataset_type=source.type,
@@ -101,49 +103,32 @@ def record_of(
         versions=results.get("versions", {}),
         scores=entry["scores"],
         scores_by_seed=dict(sorted(runs.items())) if others else {},
-        limits=source.limits + (chosen if checkpoint == "best" and evaluations > 1 else ()),
-        preview=f"Pictures of the split, with labels and with predictions after the last step, {last}.",
+        limits=source.limits + (chosen if checkpoint == "best" and len(history) > 1 else ()),
+        preview=f"Pictures of the split, with labels and with predictions after the last step, {history[-1]['step']}."
+        if history
+        else "",
     )
 
 
-def record_without_run(settings: Settings, config: Path) -> TrainingRecord:
-    """What a config says of a checkpoint that no recorded run has made yet."""
-    source = source_of(settings.data)
-    return TrainingRecord(
-        dataset_name=source.name,
-        dataset_type=source.type,
-        dataset_is_on_hub=source.is_on_hub,
-        dataset_license=source.license,
-        split="val",
-        image_size=settings.image_size,
-        command=command_of(vars(settings), config),
-        seed=settings.seed,
-        steps=0,
-        versions={},
-        scores={},
-        limits=source.limits,
-    )
+def _find_evaluation(results: Mapping[str, Any], checkpoint: str) -> Mapping[str, Any]:
+    """The entry of the history that a checkpoint belongs to."""
+    history = results["history"] or [{"step": 0, "scores": {}}]
+    return history[find_best(history) if checkpoint == "best" else -1]
 
 
-def evaluation_of(results: Mapping, checkpoint: str) -> dict:
-    """The entry of the run's history that a checkpoint is of: `best` is the first of the highest merit."""
-    history = results["history"]
-    return max(history, key=lambda entry: merit(entry["scores"])) if checkpoint == "best" else history[-1]
-
-
-def command_of(settings: Mapping, config: Path | None) -> str:
+def command_of(settings: Mapping[str, Any], config: Path | None) -> str:
     """The command that repeats a run, from the top of a clone; `None` for a config beside the checkpoint."""
     processes = settings.get("processes", 1)
     launch = COMMAND if processes == 1 else COMMAND.replace("launch", f"launch --num_processes {processes}")
     if config is None:
         return f"{launch} {TRAINING}"
-    command = launch if config == DEFAULT_CONFIG else f"{launch} recipes/configs/{config.name}"
+    command = f"{launch} recipes/configs/{config.name}"
     command += "" if settings["data"] == "scenes" else f" --data {Path(settings['data']).name}"
     return command + (f" --seed {settings['seed']}" if settings["seed"] else "")
 
 
-def _check_same_but_seed(settings: Mapping, other: Mapping) -> None:
-    names = (settings.keys() | other.keys()) - {"seed", *NEUTRAL}
+def _check_same_but_seed(settings: Mapping[str, Any], other: Mapping[str, Any], neutral: Collection[str]) -> None:
+    names = (settings.keys() | other.keys()) - {"seed", *neutral}
     differing = sorted(name for name in names if settings.get(name) != other.get(name))
     if differing or settings["seed"] == other["seed"]:
         raise ValueError(
@@ -152,11 +137,15 @@ def _check_same_but_seed(settings: Mapping, other: Mapping) -> None:
         )
 
 
-def write_files(run: Path, results: Mapping, folder: Path) -> dict[str, Path]:
-    """Writes results and settings without the places of this machine to `folder`; these and the picture, by name."""
+def write_files(run: Path, results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Writes results and settings, without the paths of this machine, to `folder`.
+
+    Returns:
+        These files and the picture of the run, by name.
+    """
     settings = shared_settings(results["settings"])
-    (folder / TRAINING).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    files = {TRAINING: folder / TRAINING, "results.json": folder / "results.json"}
+    files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
-    (folder / RESULTS).write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
-    files = {TRAINING: folder / TRAINING, RESULTS: folder / RESULTS}
+    files["results.json"].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
     return files | ({PREVIEW: run / PREVIEW} if (run / PREVIEW).is_file() else {})

@@ -3,53 +3,24 @@
 """The training recipe, for a few steps on a few scenes."""
 
 import json
-import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import train_pascal as recipe
 from safetensors.torch import load_file
 from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.methods.per_task import load_per_task
+from peft_polyhistor.training import RunFolder, StepGuard
+from peft_polyhistor.training.loaders import load_splits
 
 
-@pytest.fixture
-def recipe(load_recipe):
-    return load_recipe("train_pascal")
-
-
-class StopError(Exception):
-    """Stands for a power cut."""
-
-
-def train_and_stop(recipe, monkeypatch, settings, name, call):
-    """Trains, and cuts the power right after the given call of a function of the recipe."""
-    original, calls = getattr(recipe, name), []
-
-    def stopping(*arguments):
-        result = original(*arguments)
-        calls.append(1)
-        if len(calls) == call:
-            raise StopError
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe, name, stopping)
-        with pytest.raises(StopError):
-            recipe.train("polyhistor_lite", settings)
-
-
-def assert_same_weights(first, second):
-    first, second = (load_file(run / "polyhistor_lite/last/adapter_model.safetensors") for run in (first, second))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
-
-
-def test_trains_scores_saves_and_draws(recipe, settings_of, tmp_path, capsys):
+def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
     results = recipe.main(settings_of(tmp_path, "--methods", "decoders", "polyhistor_lite"))
     assert [result["method"] for result in results] == ["decoders", "polyhistor_lite"]
     assert results[0]["parameters"]["encoder"] == 0
@@ -65,25 +36,26 @@ def test_trains_scores_saves_and_draws(recipe, settings_of, tmp_path, capsys):
     assert {path.name for path in (folder / "gallery").iterdir()} == set(pictures)
     assert pictures["semseg_2.webp"]["image_id"] == "synthetic_0_val_000002" and len(results[1]["classes"]) == 2
     assert {path.name for path in (folder / "best").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".new", ".old")]
+    assert not list(tmp_path.rglob("*.tmp"))
     printed = capsys.readouterr().out
     assert "normals mErr down" in printed and "polyhistor_lite" in printed
 
 
 @pytest.mark.parametrize(
-    ("name", "call", "resumed_at"),
-    [("save", 1, 3), ("log_losses", 3, 3), ("log_losses", 1, None), ("draw_pictures", 1, 6)],
-    ids=["after a save", "between evaluations", "before the first evaluation", "before the results"],
+    ("owner", "name", "call", "resumed_at"),
+    [(RunFolder, "save", 1, 3), (StepGuard, "take_means", 3, 3), (StepGuard, "take_means", 1, None)]
+    + [(recipe, "draw_pictures", 1, 6)],
+    ids=["after a checkpoint", "between evaluations", "before the first evaluation", "before the results"],
 )
 def test_resumed_run_ends_like_one_that_was_not_stopped(
-    recipe, settings_of, tmp_path, capsys, monkeypatch, name, call, resumed_at
+    settings_of, stop_after, assert_same_weights, tmp_path, capsys, owner, name, call, resumed_at
 ):
     whole = recipe.train("polyhistor_lite", settings_of(tmp_path / "whole", "--log_every", "2"))
     cut = settings_of(tmp_path / "cut", "--resume", "True", "--log_every", "2")
-    train_and_stop(recipe, monkeypatch, cut, name, call)
+    stop_after(owner, name, call, lambda: recipe.train("polyhistor_lite", cut))
     capsys.readouterr()
     results = recipe.train("polyhistor_lite", cut)
-    expected = f"resumed at step {resumed_at} of 6" if resumed_at else "no state to resume from, so the run starts"
+    expected = f"resumed at step {resumed_at}" if resumed_at else "no checkpoint to resume from, so the run starts"
     assert expected in capsys.readouterr().out
     assert [entry["step"] for entry in results["history"]] == [3, 6]
     assert [entry["step"] for entry in results["losses"]] == [2, 3, 4, 6]
@@ -91,66 +63,46 @@ def test_resumed_run_ends_like_one_that_was_not_stopped(
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_resumes_with_gradient_accumulation_in_mid_epoch(recipe, settings_of, tmp_path, monkeypatch):
+def test_resumes_with_gradient_accumulation_in_mid_epoch(settings_of, stop_after, assert_same_weights, tmp_path):
     accumulate = ("--gradient_accumulation", "2", "--eval_every", "2", "--steps", "4", "--max_grad_norm", "1")
     recipe.train("polyhistor_lite", settings_of(tmp_path / "whole", *accumulate))
     cut = settings_of(tmp_path / "cut", *accumulate, "--resume", "True")
-    train_and_stop(recipe, monkeypatch, cut, "save", 1)
+    stop_after(RunFolder, "save", 1, lambda: recipe.train("polyhistor_lite", cut))
     recipe.train("polyhistor_lite", cut)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_finished_run_is_not_repeated_and_other_settings_are_refused(recipe, settings_of, tmp_path, monkeypatch):
+def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of, tmp_path, monkeypatch):
     short = ("--steps", "2", "--eval_every", "2")
     results = recipe.train("decoders", settings_of(tmp_path, *short))
-    monkeypatch.setattr(recipe, "build", lambda *_: pytest.fail("trained again"))
-    assert recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--log_every", "5")) == results
+    assert results["settings"]["methods"] == ["decoders"] and results["settings"]["processes"] == 1
+    monkeypatch.setattr(recipe, "load_splits", lambda *_: pytest.fail("trained again"))
+    again = settings_of(tmp_path, *short, "--resume", "--log_every", "5", "--methods", "decoders", "phm: {order: 1}")
+    assert recipe.train("decoders", again) == results  # a run depends on its own method alone
     with pytest.raises(
         ValueError, match=r"other settings: learning_rate was 0\.0002 and is 0\.001; seed was 0 and is 1"
     ):
         recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--learning_rate", "1e-3", "--seed", "1"))
     (tmp_path / "decoders" / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"settings\.json was made with other settings: batch_size was 2 and is 3"):
+    with pytest.raises(ValueError, match=r"progress\.json was made with other settings: batch_size was 2 and is 3"):
         recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--batch_size", "3"))
-
-
-def test_state_of_a_crash_between_two_names_is_put_back(recipe, settings_of, load_recipe, tmp_path):
-    checkpoints, folder = load_recipe("checkpoints"), tmp_path / "decoders"
-    recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
-    for name in ("state", "best"):
-        os.replace(folder / name, folder / f"{name}.old")
-    (folder / "results.json").unlink()
-    settings = settings_of(tmp_path, "--steps", "2", "--eval_every", "2", "--resume")
-    assert checkpoints.open_folder(recipe.Accelerator(), folder, settings) is None
-    assert (folder / "state" / "settings.json").is_file() and (folder / "best" / "adapter_config.json").is_file()
-
-
-def test_run_depends_on_its_own_settings_alone(recipe, settings_of, tmp_path, monkeypatch):
-    short = ("--steps", "1", "--eval_every", "1", "--methods", "decoders", "phm", "--resume")
-    results = recipe.train("decoders", settings_of(tmp_path, *short, "--method_settings", "phm.reduction_factor=12"))
-    assert results["settings"]["method_settings"] == [] and results["settings"]["processes"] == 1
-    again = settings_of(tmp_path, *short, "--method_settings", "phm.order=1", "phm.reduction_factor=6")
-    assert recipe.train("decoders", again) == results
     monkeypatch.setattr(recipe.Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="processes was 1 and is 2"):
         recipe.train("decoders", again)
 
 
-def test_leftovers_of_a_crash_are_no_state(recipe, settings_of, load_recipe, tmp_path):
-    folder, short = tmp_path / "decoders", ("--steps", "2", "--eval_every", "2")
+def test_run_that_starts_anew_resumes_nothing_of_the_one_before(settings_of, stop_after, tmp_path):
+    short, folder = ("--steps", "2", "--eval_every", "2"), tmp_path / "decoders"
     recipe.train("decoders", settings_of(tmp_path, *short))
-    os.replace(folder / "state", folder / "state.old")
-    (folder / "results.json").unlink()
-    open_folder = load_recipe("checkpoints").open_folder
-    assert open_folder(recipe.Accelerator(), folder, settings_of(tmp_path, *short)) is None
-    assert not list(folder.glob("state*"))  # it started anew
-    (folder / "state").mkdir()
-    assert open_folder(recipe.Accelerator(), folder, settings_of(tmp_path, *short, "--resume")) is None
-    assert not (folder / "state").exists()  # half deleted by a power cut
+    settings = settings_of(tmp_path, *short, "--seed", "1")
+    stop_after(recipe, "load_splits", 1, lambda: recipe.train("decoders", settings))
+    assert not (folder / "results.json").exists() and (folder / "best" / "adapter_config.json").is_file()
+    results = recipe.train("decoders", settings_of(tmp_path, *short, "--seed", "1", "--resume"))
+    assert results["settings"]["seed"] == 1 and [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
 
 
 @pytest.mark.slow
-def test_recomputes_to_save_memory(recipe, settings_of, tmp_path):
+def test_recomputes_to_save_memory(settings_of, tmp_path):
     short = ("--steps", "1", "--eval_every", "1", "--tasks", "semseg", "normals")
     for method in ("peft_lora", "polyhistor_lite", "vmt_adapter"):
         plain = recipe.train(method, settings_of(tmp_path / "plain", *short))
@@ -159,7 +111,7 @@ def test_recomputes_to_save_memory(recipe, settings_of, tmp_path):
             assert saving["scores"][task] == pytest.approx(scores, rel=1e-3)
 
 
-def test_backward_per_task_trains_the_same(recipe, settings_of, tmp_path):
+def test_backward_per_task_trains_the_same(settings_of, tmp_path):
     config = load_encoder("swin-micro").config
     config.drop_path_rate = 0.0  # nothing is left to chance
     torch.manual_seed(0)
@@ -174,46 +126,7 @@ def test_backward_per_task_trains_the_same(recipe, settings_of, tmp_path):
     torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
 
 
-def test_run_that_starts_anew_drops_the_state_of_the_one_before(recipe, settings_of, tmp_path, monkeypatch):
-    recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
-    monkeypatch.setattr(recipe, "build", lambda *_: (_ for _ in ()).throw(StopError))
-    with pytest.raises(StopError):
-        recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "2"))
-    assert not (tmp_path / "decoders" / "state").exists()
-    assert not (tmp_path / "decoders" / "results.json").exists()
-
-
-def scores_of(semseg, error):
-    return {"semseg": {"mIoU": semseg}, "normals": {"mErr": error}}
-
-
-def test_best_counts_finite_scores_first_and_then_sums_them(load_recipe):
-    merit = load_recipe("checkpoints").merit
-    assert merit(scores_of(50.0, 20.0)) == (2, 30.0)
-    assert merit(scores_of(50.0, 20.0)) < merit(scores_of(50.0, 19.0)) < merit(scores_of(52.0, 19.0))
-    assert merit(scores_of(50.0, math.nan)) < merit(scores_of(51.0, math.nan)) < merit(scores_of(1.0, 80.0))
-    assert merit(scores_of(math.nan, math.inf)) == (0, 0)
-
-
-def test_first_evaluation_is_best_whatever_its_scores(recipe, settings_of, tmp_path, monkeypatch):
-    scores = iter([scores_of(math.nan, math.nan), scores_of(5.0, math.nan), scores_of(4.0, math.nan)])
-    monkeypatch.setattr(recipe, "collect_statistics", lambda *_: {})
-    monkeypatch.setattr(recipe, "score_tasks", lambda _: next(scores))
-    written, original = [], recipe.save
-
-    def save(accelerator, model, folder, progress, settings):
-        original(accelerator, model, folder, progress, settings)
-        written.append((progress.best, (folder / "best").stat().st_ino))
-
-    monkeypatch.setattr(recipe, "save", save)
-    monkeypatch.setattr(recipe, "finish", lambda *_: {})
-    recipe.train("decoders", settings_of(tmp_path, "--steps", "3", "--eval_every", "1"))
-    (_, first), (_, second), (_, third) = written
-    assert [best for best, _ in written] == [(0, 0), (1, 5.0), (1, 5.0)]
-    assert first != second == third
-
-
-def test_losses_are_averaged_over_steps_and_logged_now_and_then(recipe, settings_of, tmp_path, monkeypatch):
+def test_losses_are_averaged_over_steps_and_logged_now_and_then(settings_of, tmp_path, monkeypatch):
     entries, losses, add_gradients = {}, [], recipe.add_gradients
     monkeypatch.setattr(
         recipe.Accelerator, "log", lambda self, values, step=None: entries.setdefault(step, {}).update(values)
@@ -230,7 +143,7 @@ def test_losses_are_averaged_over_steps_and_logged_now_and_then(recipe, settings
 
 
 @pytest.mark.slow
-def test_one_seed_is_one_run_whatever_the_number_of_workers(recipe, settings_of, tmp_path):
+def test_one_seed_is_one_run_whatever_the_number_of_workers(settings_of, assert_same_weights, tmp_path):
     for name, workers in (("first", "0"), ("again", "0"), ("one", "1"), ("four", "4")):
         recipe.train("polyhistor_lite", settings_of(tmp_path / name, "--workers", workers))
         assert_same_weights(tmp_path / "first", tmp_path / name)
@@ -239,12 +152,12 @@ def test_one_seed_is_one_run_whatever_the_number_of_workers(recipe, settings_of,
         assert_same_weights(tmp_path / "first", tmp_path / "other")
 
 
-def test_workers_persist_over_whole_epochs(recipe, settings_of, tmp_path, monkeypatch):
+def test_workers_persist_over_whole_epochs(settings_of, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.Accelerator, "skip_first_batches", lambda *_: pytest.fail("made another loader"))
     recipe.train("decoders", settings_of(tmp_path, "--steps", "10", "--eval_every", "10", "--batch_size", "5"))
 
 
-def test_single_task_trains_a_model_per_task_and_makes_one_row(recipe, settings_of, tmp_path, monkeypatch):
+def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_path, monkeypatch):
     short = ("--steps", "1", "--eval_every", "1", "--tasks", "semseg", "normals", "--loss_weights", "normals=2")
     results = recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True"))
     assert list(results["scores"]) == ["semseg", "normals"]
@@ -261,14 +174,14 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(recipe, settings_
     assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
     assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == results
 
-    monkeypatch.setattr(recipe, "build", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(recipe, "load_splits", lambda *_: pytest.fail("trained again"))
     assert recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True")) == results
 
 
-def test_methods_of_peft_train_an_adapter_per_task(recipe, settings_of, tmp_path):
-    short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora", "--tasks", "semseg", "normals")
-    settings = settings_of(tmp_path, *short, "--method_settings", "r=2")
-    results = recipe.train("peft_lora", settings)
+def test_methods_of_peft_train_an_adapter_per_task(settings_of, tmp_path):
+    short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora: {r: 2}", "--tasks", "semseg", "normals")
+    settings = settings_of(tmp_path, *short)
+    [results] = recipe.main(settings)
     assert [entry["step"] for entry in results["history"]] == [1, 2]
     encoder = load_encoder(settings.encoder)
     model = MultiTaskDenseModel.from_encoder(encoder, settings.tasks, decoder_width=settings.decoder_width)
@@ -278,19 +191,25 @@ def test_methods_of_peft_train_an_adapter_per_task(recipe, settings_of, tmp_path
     assert all(parameter.any() for parameter in trained)
 
 
-def test_every_method_of_peft_builds(load_recipe):
-    methods, settings = load_recipe("methods"), load_recipe("settings").Settings(decoder_width=8, tasks=["normals"])
-    for method in methods.PEFT_METHODS:
-        assert count_trainable(methods.build_model(method, settings, {}))["encoder"] > 0, method
-
-
-def test_held_out_pictures_are_of_the_training_split_and_the_same_for_every_seed(load_recipe, settings_of, tmp_path):
-    load, accelerator = load_recipe("loaders").load_data, load_recipe("train_pascal").Accelerator()
-    plain = load(settings_of(tmp_path), ["normals"], accelerator)
-    assert plain["train"].column_names == ["image_id", "image", "normals"]
-    parts = [
-        load(settings_of(tmp_path, "--holdout", "0.3", "--seed", seed), ["semseg"], accelerator) for seed in ("0", "1")
-    ]
-    train, val = (set(parts[0][split]["image_id"]) for split in ("train", "val"))
+def test_held_out_images_are_of_the_training_split_and_the_same_in_every_run(parquet_scenes):
+    accelerator = recipe.Accelerator()
+    plain = load_splits(str(parquet_scenes), ["normals"], accelerator)
+    parts, again = (load_splits(str(parquet_scenes), ["semseg"], accelerator, holdout=0.3) for _ in range(2))
+    train, val = (set(parts[split]["image_id"]) for split in ("train", "val"))
     assert len(val) == 3 and not train & val and train | val == set(plain["train"]["image_id"])
-    assert parts[1]["val"]["image_id"] == parts[0]["val"]["image_id"]
+    assert again["val"]["image_id"] == parts["val"]["image_id"]
+
+
+def test_fewer_images_than_a_step_takes_are_refused(settings_of, tmp_path):
+    with pytest.raises(ValueError, match=r"10 training images make 0 batches per process.*Lower --batch_size"):
+        recipe.train("decoders", settings_of(tmp_path, "--batch_size", "11"))
+
+
+@pytest.mark.slow
+def test_workers_may_be_spawned(small_run, tmp_path):
+    """As on macOS and Windows, where a worker imports the recipe, and all that its loader needs is pickled."""
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing\nmultiprocessing.set_start_method('spawn')\n")
+    command = [recipe.__file__, *small_run(tmp_path / "run", "--steps", "2", "--eval_every", "2", "--workers", "2")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

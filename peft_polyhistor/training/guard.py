@@ -1,0 +1,143 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Takes the optimiser steps of a run and finds those whose losses or gradients are not finite."""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+
+ON_BAD_STEP = ["stop", "skip"]
+_IN_A_ROW = 20  # skipped steps that end a run; the scaler of fp16 halves a scale that starts at 2**16
+_SHARED = "what the tasks share"
+_ADVICE = (
+    "Lower --learning_rate, clip with --max_grad_norm, or use a wider --mixed_precision; --on_bad_step skip leaves "
+    "single steps out. With --resume True the run goes on from its last evaluation."
+)
+
+
+class StepGuard:
+    """Clips gradients, takes the optimiser steps, and finds steps whose losses or gradients are not finite.
+
+    The numbers of a step stay on the device until `take_means`. Call it before saving, so that no lost model is saved.
+    With "skip" each step is judged at once. All processes see the same numbers and decide alike.
+
+    Args:
+        model: The model, prepared by `accelerator`.
+        optimizer: The optimiser, prepared by `accelerator`.
+        tasks: Names of the tasks.
+        accelerator: The accelerator of this process. In fp16 its scaler skips steps while it looks for a scale.
+        max_grad_norm: Norm that gradients are clipped to; 0 leaves them.
+        on_bad_step: "stop" raises an error at a bad step. "skip" warns and undoes the step, with the statistics of
+            BatchNorm.
+
+    Raises:
+        ValueError: Training in fp16 has no scaler on this device, so that small gradients would vanish.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tasks: Sequence[str],
+        accelerator: Accelerator,
+        max_grad_norm: float = 0.0,
+        on_bad_step: str = "stop",
+    ):
+        self._is_scaled = accelerator.scaler is not None
+        if accelerator.mixed_precision == "fp16" and not self._is_scaled:
+            raise ValueError(
+                f"mixed_precision='fp16' needs a device with a scaler of gradients, and this one is "
+                f"'{accelerator.device.type}'. Give --mixed_precision bf16 or no."
+            )
+        self.optimizer, self.accelerator = optimizer, accelerator
+        self._tasks, self._max_grad_norm, self._skips = list(tasks), max_grad_norm, on_bad_step == "skip"
+        self._groups: dict[str, list[nn.Parameter]] = {name: [] for name in [*tasks, _SHARED]}
+        for name, parameter in model.named_parameters():
+            head = re.search(r"\bdecoders\.(?:.*\.)?heads\.(\w+)\.", name)
+            self._groups[head[1] if head else _SHARED].append(parameter)
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._statistics = [buffer for module in norms for buffer in module.buffers() if self._skips]
+        self._kept = [buffer.clone() for buffer in self._statistics]
+        self._in_a_row = 0
+        self._unread: list[tuple[int, Tensor]] = []  # number of a step; its losses, then norms
+        self._losses: list[list[float]] = []  # of the steps that were taken since `take_means`
+
+    def step(self, number: int, losses: Tensor) -> None:
+        """Clips the gradients, takes an optimiser step or skips it, and clears the gradients.
+
+        Args:
+            number: Number of the step, for messages.
+            losses: Losses of the tasks on this process, `(tasks,)`.
+
+        Raises:
+            FloatingPointError: The step is one of many in a row that were skipped.
+        """
+        norms = self._clip(losses)
+        if self._is_scaled:  # the scaler judges the gradients
+            norms = torch.zeros_like(norms)
+        self._unread.append((number, torch.cat([losses, norms])))
+        is_bad = self._skips and self._read()
+        if self._is_scaled or not is_bad:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        was_skipped = getattr(self.optimizer, "step_was_skipped", False) if self._is_scaled else is_bad
+        for kept, buffer in zip(self._kept, self._statistics, strict=True):
+            (buffer if was_skipped else kept).copy_(kept if was_skipped else buffer)
+        self._in_a_row = self._in_a_row + 1 if was_skipped else 0
+        if self._in_a_row > _IN_A_ROW:
+            raise FloatingPointError(
+                f"Steps {number - _IN_A_ROW} to {number} were skipped one after the other: their losses or gradients "
+                f"are not finite. {_ADVICE}"
+            )
+
+    def take_means(self) -> dict[str, float]:
+        """Returns the mean loss by task since the last call, over the steps that were taken; empty without one.
+
+        Raises:
+            FloatingPointError: A step since the last call is bad, and `on_bad_step` is "stop".
+        """
+        self._read()
+        columns = list(zip(*self._losses, strict=True))
+        self._losses.clear()
+        return {task: fmean(column) for task, column in zip(self._tasks, columns, strict=False)}
+
+    def _clip(self, losses: Tensor) -> Tensor:
+        """Clips the gradients, and returns their norms before, by task and for the rest."""
+        self.accelerator.unscale_gradients()
+        gradients = [[p.grad for p in group if p.grad is not None] for group in self._groups.values()]
+        norms = torch.stack(
+            [get_total_norm(group).to(losses) if group else losses.new_zeros(()) for group in gradients]
+        )
+        if self._max_grad_norm:
+            parameters = [parameter for group in self._groups.values() for parameter in group]
+            clip_grads_with_norm_(parameters, self._max_grad_norm, torch.linalg.vector_norm(norms))
+        return norms
+
+    def _read(self) -> bool:
+        """Reads the numbers of the steps since the last reading; whether one is bad, where that is no error."""
+        if not self._unread:
+            return False
+        numbers, rows = zip(*self._unread, strict=True)
+        self._unread.clear()
+        faults = []
+        names = [*(f"loss of {task}" for task in self._tasks), *(f"gradient of {name}" for name in self._groups)]
+        for number, row in zip(numbers, self.accelerator.reduce(torch.stack(rows), "mean").tolist(), strict=True):
+            fault = ", ".join(f"{name} {x}" for name, x in zip(names, row, strict=True) if not math.isfinite(x))
+            if not fault:
+                self._losses.append(row[: len(self._tasks)])
+                continue
+            if not self._skips:
+                raise FloatingPointError(f"Step {number} is bad: {fault}. {_ADVICE}")
+            faults.append(fault)
+            if self.accelerator.is_main_process:
+                warnings.warn(f"Step {number} is skipped: {fault}.", RuntimeWarning, stacklevel=3)
+        return bool(faults)

@@ -1,0 +1,107 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Data of a run: prepared once, then transformed and batched in an order that a resumed run repeats."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from ctypes import CDLL
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from platform import libc_ver
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader, get_worker_info
+
+from ..data import JointTransform, collate, load_dense_dataset, synthetic_scenes
+
+
+Batch = dict[str, Any]
+
+
+def load_splits(
+    source: str, tasks: Sequence[str], accelerator: Accelerator, holdout: float = 0.0, workers: int = 1
+) -> dict[str, Dataset]:
+    """Loads the splits `train` and `val`, untransformed, with the labels of `tasks`.
+
+    Args:
+        source: 'scenes', a PASCAL_MT folder, a folder of parquet files, or a dataset of the Hub.
+        tasks: Names of the tasks.
+        accelerator: The accelerator of this process. One process per machine prepares the data, for the others.
+        holdout: Part of the training images that becomes `val`, the same one in every run; 0: the split `val`.
+        workers: Processes that prepare the data.
+    """
+    load = synthetic_scenes if source == "scenes" else partial(load_dense_dataset, source)
+    # Other sources, parquet files here or on the Hub, come prepared.
+    is_prepared_here = source == "scenes" or (Path(source).expanduser() / "ImageSets").is_dir()
+    num_proc = workers if is_prepared_here and workers > 1 else None
+    with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
+        data = {
+            split: load(tasks, split, num_proc=num_proc) for split in (("train",) if holdout else ("train", "val"))
+        }
+        if holdout:
+            parts = data["train"].train_test_split(holdout, seed=0)
+            data = {"train": parts["train"], "val": parts["test"]}
+    return data
+
+
+def make_loader(
+    data: Dataset, transform: JointTransform, batch_size: int, workers: int = 0, seed: int = 0
+) -> "DataLoader[Batch]":
+    """Makes the loader of a split; one for training shuffles and drops the images that fill no batch."""
+    return DataLoader(
+        data.with_transform(transform),
+        batch_size=batch_size,
+        shuffle=transform.train,
+        drop_last=transform.train,
+        collate_fn=collate_and_trim,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # With a generator of its own, so that a resumed loader does not draw from the one of dropout.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def count_steps(loader: Any, gradient_accumulation: int) -> int:
+    """Optimiser steps per epoch of a loader that accelerate prepared.
+
+    Raises:
+        ValueError: There are not enough images for one step.
+    """
+    if len(loader) < gradient_accumulation:
+        raise ValueError(
+            f"{len(loader.dataset)} training images make {len(loader)} batches per process, fewer than "
+            f"gradient_accumulation={gradient_accumulation}. Lower --batch_size."
+        )
+    return math.ceil(len(loader) / gradient_accumulation)
+
+
+def rest_of_epoch(
+    loader: Any, done: int, gradient_accumulation: int, accelerator: Accelerator
+) -> Iterator[list[Batch]]:
+    """Yields the batches of each optimiser step of an epoch; the last step takes those that are left.
+
+    Args:
+        loader: Loader of the training images, prepared by `accelerator` and set to the epoch.
+        done: Steps of this epoch that were taken before the run was interrupted.
+        gradient_accumulation: Batches per step.
+        accelerator: The accelerator of this process.
+    """
+    if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
+        loader = accelerator.skip_first_batches(loader, done * gradient_accumulation)
+    batches = iter(loader)
+    while group := list(islice(batches, gradient_accumulation)):
+        yield group
+
+
+_trim = CDLL(None).malloc_trim if libc_ver()[0] == "glibc" else None
+
+
+def collate_and_trim(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Collates samples; a worker first returns the memory of the batch before, which glibc keeps: 1 GB at 512 px."""
+    if _trim is not None and get_worker_info() is not None:
+        _trim(0)
+    return collate(samples)

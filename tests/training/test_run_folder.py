@@ -1,0 +1,341 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: what stands in it is whole, whichever write fails, and one run at a time is in it."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+import train_pascal as recipe
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from peft_polyhistor.training import run_folder
+from peft_polyhistor.training.run_folder import Progress, RunFolder, join_tasks, read_json, write_json
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+CALLS = ("mkdir", "replace", "fsync", "symlink")  # of `os`, that can fail
+SETTINGS = {"steps": 6, "workers": 2}
+
+
+class Weights(nn.Module):
+    """A model that saves its one weight as a file."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight, self.encoder = nn.Parameter(torch.tensor([float(value)])), None
+
+    def save_pretrained(self, folder):
+        (folder / "weights.txt").write_text(str(self.weight.item()))
+
+
+def make_run(folder, value=0, neutral=()):
+    """A run folder, its prepared model, and a schedule."""
+    accelerator, model = Accelerator(), Weights(value)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer.optimizer)
+    return RunFolder(folder, SETTINGS, accelerator, neutral), model, scheduler
+
+
+def progress_of(*scores):
+    """Progress whose evaluations, one a step, had these errors of normals, degrees."""
+    history = [{"step": i, "scores": {"normals": {"mErr": score}}} for i, score in enumerate(scores, 1)]
+    return Progress(step=len(scores), history=history)
+
+
+def save_run(folder, *scores):
+    """Evaluates and saves after each step; the weight is the number of the step."""
+    run, model, scheduler = make_run(folder)
+    run.open(resume=False)
+    run.resume(scheduler)
+    for step in range(1, len(scores) + 1):
+        model.weight.data.fill_(step)
+        run.save(model, progress_of(*scores[:step]))
+
+
+def resumed(folder):
+    """Step, weight and error of the last evaluation of the run that goes on in a folder."""
+    run, model, scheduler = make_run(folder)
+    assert run.open(resume=True) is None
+    progress = run.resume(scheduler)
+    return progress.step, model.weight.item(), len(progress.history)
+
+
+def weights_of(folder):
+    return {name: (folder / name / "weights.txt").read_text() for name in ("last", "best")}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_last_and_best_are_kept_and_no_others(tmp_path, monkeypatch, links):
+    if not links:  # as on Windows without the right to make them
+        monkeypatch.setattr(os, "symlink", lambda *_, **__: (_ for _ in ()).throw(OSError("not held by the client")))
+    save_run(tmp_path, 30.0, 20.0, 25.0, 20.0)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-4"}
+    assert weights_of(tmp_path) == {"last": "4.0", "best": "2.0"}
+    assert (tmp_path / "last").is_symlink() == links
+    assert not (tmp_path / "checkpoints/step-2/state").exists()  # nothing goes on from there
+    assert resumed(tmp_path) == (4, 4.0, 4)
+
+
+def test_a_checkpoint_stays_whole_whichever_call_fails(tmp_path, monkeypatch):
+    """A disk that is full stays full: from one call on, all fail."""
+    number = 0
+    while True:
+        number += 1
+        folder = tmp_path / str(number)
+        save_run(folder, 30.0)
+        run, model, scheduler = make_run(folder)
+        run.open(resume=True)
+        run.resume(scheduler)
+        model.weight.data.fill_(2)
+        with monkeypatch.context() as patch:
+            made = fail_at(patch, number)
+            try:
+                run.save(model, progress_of(30.0, 20.0))
+                break
+            except OSError as error:
+                assert "cannot be written" in str(error) and "What was there before is whole" in str(error)
+        step, weight, evaluations = resumed(folder)
+        assert step == weight == evaluations and step in (1, 2), number
+        assert weights_of(folder)["last"] == str(weight)
+        assert not list(folder.rglob("*.tmp")), number
+    assert len(made) > 10 and {name for name, _ in made} == set(CALLS)
+    links = [target for name, target in made if name == "replace"]
+    assert links == ["step-2", "last", "best", "step-1.old.tmp"]
+
+
+def fail_at(patch, number):
+    """Lets the call of `os` with this number fail, and all after it; lists the calls and the names they were for."""
+    made = []
+
+    def counted(name, original):
+        def call(*arguments, **keywords):
+            made.append((name, os.path.basename(str(arguments[-1]))))
+            if len(made) >= number:
+                raise FULL
+            return original(*arguments, **keywords)
+
+        return call
+
+    for name in CALLS:
+        patch.setattr(os, name, counted(name, getattr(os, name)))
+    return made
+
+
+def test_all_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def note(descriptor):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", lambda *names: events.append("renamed") or replace(*names))
+    save_run(tmp_path, 30.0)
+    first = events[: events.index("renamed")]
+    written = [path.name for path in (tmp_path / "checkpoints/step-1").rglob("*") if path.is_file()]
+    assert sorted(first) == sorted(written) and "optimizer.bin" in written
+    events.clear()
+    write_json(tmp_path / "results.json", {})
+    assert events == ["results.json.tmp", "renamed"]
+
+
+def test_what_an_interruption_leaves_is_no_checkpoint(tmp_path):
+    save_run(tmp_path, 30.0, 20.0)
+    checkpoints = tmp_path / "checkpoints"
+    for leftover in ("step-3.tmp", "step-1.old.tmp"):
+        (checkpoints / leftover / "state").mkdir(parents=True)
+        (checkpoints / leftover / "state" / "progress.json").write_text("{")
+    assert resumed(tmp_path)[0] == 2
+    assert [path.name for path in checkpoints.iterdir()] == ["step-2"]
+
+
+def test_links_that_an_interruption_left_behind_follow(tmp_path):
+    save_run(tmp_path, 30.0, 20.0)
+    os.rename(tmp_path / "checkpoints/step-2", tmp_path / "checkpoints/step-7")
+    progress = tmp_path / "checkpoints/step-7/state/progress.json"
+    progress.write_text(progress.read_text().replace('"step": 2', '"step": 7'))
+    assert resumed(tmp_path)[0] == 7
+    assert weights_of(tmp_path) == {"last": "2.0", "best": "2.0"}
+
+
+def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpoint(tmp_path):
+    save_run(tmp_path, 30.0, 20.0, 25.0)
+    write_json(tmp_path / "results.json", {})
+    run, model, scheduler = make_run(tmp_path)
+    assert run.open(resume=False) is None and run.resume(scheduler) == Progress()
+    assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
+    model.weight.data.fill_(9)
+    run.save(model, Progress(step=3, history=[{"step": 3, "scores": {"normals": {"mErr": 50.0}}}]))
+    assert weights_of(tmp_path) == {"last": "9.0", "best": "9.0"}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_other_settings_are_refused_but_for_neutral_ones(tmp_path):
+    save_run(tmp_path, 30.0)
+    for name, value in (("steps", 7), ("workers", 0)):
+        run = RunFolder(tmp_path, {**SETTINGS, name: value}, Accelerator(), neutral=("workers",))
+        if name == "workers":
+            assert run.open(resume=True) is None
+            continue
+        with pytest.raises(ValueError, match=r"progress\.json was made with other settings: steps was 6 and is 7\. "):
+            run.open(resume=True)
+
+
+@contextmanager
+def largest_file(size):
+    """Lets the system refuse to write more than so many bytes to a file, as it does where a disk is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file], ids=["torch", "safetensors"])
+def test_a_writer_that_finds_no_room_is_explained(tmp_path, save):
+    weights = {"weight": torch.zeros(10_000)}
+    with (
+        largest_file(20_000),
+        pytest.raises(OSError, match=r"state cannot be written .* Free space .* with --resume"),
+        run_folder.explain_failure(tmp_path / "state", tmp_path / "weights"),
+    ):
+        save(weights, tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_checkpoints_of_a_run_stay_whole_on_a_full_disk(settings_of, tmp_path, monkeypatch):
+    folder, save, failed = tmp_path / "decoders", RunFolder.save, []
+
+    def fill_the_disk(run, model, progress):
+        for size in (0, 20_000, 200_000) if progress.step == 2 else ():
+            before = bytes_of(folder)
+            with largest_file(size), pytest.raises(OSError, match=r"step-2 cannot be written .* Free space"):
+                save(run, model, progress)
+            assert bytes_of(folder) == before
+            failed.append(size)
+        save(run, model, progress)
+
+    monkeypatch.setattr(RunFolder, "save", fill_the_disk)
+    results = recipe.train("decoders", settings_of(tmp_path, "--steps", "2", "--eval_every", "1"))
+    assert len(failed) == 3 and [entry["step"] for entry in results["history"]] == [1, 2]
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    save_run(tmp_path, 30.0)
+    state = tmp_path / "checkpoints" / "step-1" / "state"
+    (state / "optimizer.bin").write_bytes((state / "optimizer.bin").read_bytes()[:-50])
+    run, _, scheduler = make_run(tmp_path)
+    with pytest.raises(ValueError, match=r"step-1 is damaged .*Delete it to start the run anew"):
+        run.resume(scheduler)
+
+
+@pytest.mark.parametrize("text", ["", '{"scores": {', "null", "\ufffd\x00"])
+def test_a_damaged_json_file_is_named(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json is damaged.*Delete it and give the command again"):
+        read_json(file)
+
+
+@pytest.mark.parametrize("error", [FULL, RuntimeError("file write failed"), SafetensorError("I/O error")])
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch, error):
+    file = tmp_path / "results.json"
+    write_json(file, {"run": "old"})
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=r"results\.json cannot be written") as caught:
+        write_json(file, {"run": "new"})
+    assert caught.value.__cause__ is error
+    assert json.loads(file.read_text()) == {"run": "old"} and list(tmp_path.iterdir()) == [file]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+from peft_polyhistor.training import RunFolder
+with RunFolder(Path(sys.argv[1]), {}, Accelerator()).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+    run = RunFolder(tmp_path / "run", {}, Accelerator())
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
+        assert b"held" in other.stdout.readline()
+        message = rf"run is in use by another run, process {other.pid} on .*\. Wait for its end"
+        with pytest.raises(BlockingIOError, match=message), run.locked():
+            pass
+        other.kill()
+    with run.locked(), pytest.raises(BlockingIOError), RunFolder(tmp_path / "run", {}, Accelerator()).locked():
+        pass
+
+
+def test_workers_of_a_killed_run_hold_no_lock(tmp_path):
+    """They load images, and outlive their run by seconds."""
+    folder, (ready, started), (wait, alive) = RunFolder(tmp_path, {}, Accelerator()), os.pipe(), os.pipe()
+    run = os.fork()
+    if run == 0:
+        with folder.locked():
+            os.close(alive)
+            if os.fork() == 0:
+                os.write(started, b".")
+            os.read(wait, 1)
+            os._exit(0)
+    os.read(ready, 1)
+    with pytest.raises(BlockingIOError), folder.locked():
+        pass
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    with folder.locked():
+        pass
+    os.close(alive)  # ends the worker
+
+
+def test_a_folder_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    run = RunFolder(tmp_path / "file" / "run", {}, Accelerator())
+    with pytest.raises(OSError, match=r"lock cannot be written .*another --output_dir"), run.locked():
+        pass
+
+
+def test_runs_on_single_tasks_are_joined(tmp_path):
+    def results_of(task, steps):
+        score = {task: {"mIoU": 1.0}}
+        entries = [{"step": step, "losses": {task: step}} for step in steps]
+        parameters = {"encoder": 1, "all": 2}
+        history = [{"step": 4, "scores": score}]
+        return {"parameters": parameters, "scores": score, "seconds": 1.5, "losses": entries, "history": history} | {
+            "classes": {task: {}} if task == "semseg" else {},
+            "pictures": {task: 3},
+        }
+
+    (tmp_path / "single_task").mkdir()
+    runs = {"semseg": results_of("semseg", [2, 4]), "normals": results_of("normals", [4])}
+    joined = join_tasks(tmp_path / "single_task", runs, {"seed": 0})
+    assert joined["method"] == "single_task" and joined["settings"] == {"seed": 0} and joined["seconds"] == 3.0
+    assert joined["parameters"] == {"encoder": 2, "all": 4} and list(joined["scores"]) == ["semseg", "normals"]
+    both = {"step": 4, "losses": {"semseg": 4, "normals": 4}}
+    assert joined["losses"] == [{"step": 2, "losses": {"semseg": 2}}, both]
+    assert joined["history"] == [{"step": 4, "scores": joined["scores"]}]
+    assert joined["classes"] == {"semseg": {}} and joined["pictures"] == {"semseg": 3, "normals": 3}
+    assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == joined
