@@ -1,19 +1,38 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run records beside its scores, and the pictures it draws."""
+"""The best evaluation of a run, and the details of an evaluation for reports."""
 
 import math
 
 import pytest
 import torch
-from datasets import Dataset
 
+from peft_polyhistor.evaluation import find_best, find_details
 from peft_polyhistor.tasks.metrics import ONE
 
 
-@pytest.fixture
-def details(load_recipe):
-    return load_recipe("details")
+def best_of(*evaluations):
+    """Index of the best of evaluations with a mIoU of semseg and an error of normals each."""
+    scores = [{"semseg": {"mIoU": miou}, "normals": {"mErr": error}} for miou, error in evaluations]
+    return find_best([{"scores": entry} for entry in scores])
+
+
+def test_units_of_the_tasks_do_not_decide_which_evaluation_is_best():
+    for unit in (1e-3, 1, 1e3):
+        # Three times the overlap is worth an error that is 7 % larger, whatever the error is measured in.
+        assert best_of((10.0, 840 * unit), (30.0, 900 * unit)) == 1
+        assert best_of((50.0, 20 * unit), (50.0, 19 * unit), (52.0, 19 * unit), (51.0, 19 * unit)) == 2
+
+
+def test_an_evaluation_with_more_finite_scores_is_better():
+    assert best_of((50.0, math.nan), (51.0, math.nan), (1.0, 80.0), (52.0, math.inf)) == 2
+    assert best_of((math.nan, math.nan), (math.nan, math.inf)) == 0
+    assert best_of((math.nan, 20.0), (40.0, 20.0), (44.0, 20.0)) == 2  # against the first score there is
+    assert best_of((0.0, 20.0), (5.0, 20.0)) == 1
+
+
+def test_the_first_of_equal_evaluations_is_best():
+    assert best_of((50.0, 20.0), (50.0, 20.0)) == 0
 
 
 def rows_of(degrees):
@@ -24,44 +43,27 @@ def rows_of(degrees):
     )
 
 
-def indices_of(details, degrees):
-    data = Dataset.from_dict({"image_id": [f"picture_{i}" for i in range(len(degrees))]})
-    ends = details.find_details({"normals": rows_of(degrees)}, data)["pictures"]["normals"]
+def indices_of(degrees):
+    image_ids = [f"picture_{i}" for i in range(len(degrees))]
+    ends = find_details({"normals": rows_of(degrees)}, image_ids)["pictures"]["normals"]
     for entry in ends["best"] + ends["worst"]:
         assert entry["image_id"] == f"picture_{entry['index']}"
         assert entry["score"] == pytest.approx(degrees[entry["index"]])
     return [[entry["index"] for entry in ends[end]] for end in ("best", "worst")]
 
 
-def test_best_and_worst_pictures_have_labels_and_are_none_of_each_other(details):
-    assert indices_of(details, [5, 1, None, 7, 3, 2, 6, 4]) == [[1, 5, 4], [3, 6, 0]]
-    assert indices_of(details, [5, 1, 5, 5]) == [[1, 0, 2], [3]]
-    assert indices_of(details, [None, 1]) == [[1], []]
-    assert indices_of(details, [None]) == [[], []]
+def test_best_and_worst_pictures_have_labels_and_are_none_of_each_other():
+    assert indices_of([5, 1, None, 7, 3, 2, 6, 4]) == [[1, 5, 4], [3, 6, 0]]
+    assert indices_of([5, 1, 5, 5]) == [[1, 0, 2], [3]]
+    assert indices_of([None, 1]) == [[1], []]
+    assert indices_of([None]) == [[], []]
 
 
-def test_pictures_of_a_higher_score_are_better_and_a_diverged_one_is_neither(details):
+def test_pictures_of_a_higher_score_are_better_and_a_diverged_one_is_neither():
     rows = torch.zeros(3, 43, dtype=torch.int64)  # intersections, unions, and predictions that are not finite
     rows[:, 0], rows[:, 21], rows[:, -1] = torch.tensor([1, 9, 8]), 10, torch.tensor([0, 1, 0])
-    data = Dataset.from_dict({"image_id": ["a", "b", "c"]})
-    found = details.find_details({"semseg": rows}, data)
+    found = find_details({"semseg": rows}, ["a", "b", "c"])
     assert [entry["image_id"] for entry in found["pictures"]["semseg"]["best"]] == ["c", "a"]
     assert set(found["classes"]["semseg"].values()) == {None}  # one prediction is not finite, so nothing is known
-    classes = details.find_details({"semseg": rows[[0, 2]]}, data)["classes"]["semseg"]
+    classes = find_details({"semseg": rows[[0, 2]]}, ["a", "c"])["classes"]["semseg"]
     assert classes["background"] == pytest.approx(45) and classes["bus"] is None and len(classes) == 21
-
-
-def test_runs_on_single_tasks_are_joined_whatever_they_recorded(details):
-    parameters = {"encoder": 1, "all": 2}
-    old = {"parameters": parameters, "scores": {"semseg": 1}, "seconds": 1.0}
-    entries = [{"step": step, "losses": {"normals": step}} for step in (2, 4)]
-    new = {
-        **{"parameters": parameters, "scores": {"normals": 2}, "seconds": 2.0, "losses": entries},
-        **{"classes": {}, "pictures": {"normals": 3}, "history": [{"step": 4, "scores": {"normals": 2}}]},
-    }
-    joined = details.join_runs({"semseg": old, "normals": new})
-    assert joined["parameters"] == {"encoder": 2, "all": 4} and joined["seconds"] == 3.0
-    assert joined["scores"] == {"semseg": 1, "normals": 2} and joined["pictures"] == {"normals": 3}
-    assert joined["losses"] == entries and joined["history"] == new["history"] and joined["classes"] == {}
-    both = details.join_runs({"depth": {**new, "losses": [{"step": 4, "losses": {"depth": 9}}]}, "normals": new})
-    assert both["losses"] == [entries[0], {"step": 4, "losses": {"depth": 9, "normals": 4}}]

@@ -28,7 +28,7 @@ def read_yaml(text: str) -> Any:
     """Returns the value of a YAML text; raises ValueError if it is none."""
     try:
         return _Loader(text).get_single_data()
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{text[:80]!r} is no YAML: {error}. Write e.g. name: value.") from error
 
 

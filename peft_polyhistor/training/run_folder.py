@@ -33,6 +33,7 @@ from ..version import __version__
 
 
 RESULTS, _PROGRESS = "results.json", "state/progress.json"
+_PATIENCE = 10  # seconds; the workers of a killed run, which may hold its lock, outlive it by 5
 
 
 @dataclass
@@ -78,7 +79,7 @@ class RunFolder:
         with explain_failure(self.folder / "lock"):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=_PATIENCE)
             except Timeout as error:
                 other = owner.read_text(encoding="utf-8") if owner.is_file() else "which has just started"
                 raise BlockingIOError(

@@ -1,28 +1,27 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What publish.py and cards.py say of a run. The upload itself is in hub_round_trip.py."""
+"""Cards and records of a run for the Hub. The upload itself is in hub_round_trip.py."""
 
 import json
 from pathlib import Path
 
+import publish
 import pytest
+import recorded_cards
+from train_pascal import NEUTRAL, Settings
+
+from peft_polyhistor.hub import run_record as records
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
 
 
 @pytest.fixture
-def records(load_recipe):
-    return load_recipe("records")
-
-
-@pytest.fixture
-def make_results(load_recipe, tmp_path):
+def make_results(tmp_path):
     """`make_results(**settings)`: results of a run that was best in the middle."""
-    settings_class = load_recipe("settings").Settings
 
     def make(**changes):
-        settings = vars(settings_class(output_dir=str(tmp_path / "runs"), tasks=["semseg", "normals"], **changes))
+        settings = vars(Settings(output_dir=str(tmp_path / "runs"), tasks=["semseg", "normals"], **changes))
         scores = [
             {"semseg": {"mIoU": value}, "normals": {"mErr": 30.0}} for value in (1.0, 3.0 + settings["seed"], 2.0)
         ]
@@ -32,7 +31,7 @@ def make_results(load_recipe, tmp_path):
     return make
 
 
-def test_a_card_has_the_scores_of_its_checkpoint(records, make_results):
+def test_a_card_has_the_scores_of_its_checkpoint(make_results):
     best, last = (records.record_of(make_results(data="scenes"), name) for name in ("best", "last"))
     assert (best.steps, best.scores["semseg"]) == (20, {"mIoU": 3.0})
     assert (last.steps, last.scores["semseg"]) == (30, {"mIoU": 2.0})
@@ -43,17 +42,20 @@ def test_a_card_has_the_scores_of_its_checkpoint(records, make_results):
         records.record_of(make_results(), "state")
 
 
-def test_seeds_make_one_mean_where_nothing_else_differs(records, make_results):
+def test_seeds_make_one_mean_where_nothing_else_differs(make_results):
     runs = [make_results(seed=seed) for seed in (2, 0)]
     record = records.record_of(runs[0], "best", runs[1:])
     assert record.seed == 2 and record.scores["semseg"] == {"mIoU": 5.0}
     assert {seed: scores["semseg"]["mIoU"] for seed, scores in record.scores_by_seed.items()} == {0: 3.0, 2: 5.0}
     for other, told in ((make_results(seed=2), r"\[\]"), (make_results(steps=5), r"\['steps'\]")):
         with pytest.raises(ValueError, match=rf"differ in their seed and in nothing else.*{told}"):
-            records.record_of(runs[0], "best", [other])
+            records.record_of(runs[0], "best", [other], neutral=NEUTRAL)
+    assert (
+        len(records.record_of(runs[0], "best", [make_results(seed=1, workers=0)], neutral=NEUTRAL).scores_by_seed) == 2
+    )
 
 
-def test_data_is_called_what_it_is_and_where_it_is_stays_here(records, make_results, tmp_path):
+def test_data_is_called_what_it_is_and_where_it_is_stays_here(make_results, tmp_path):
     assert records.source_of("scenes").type == "peft-polyhistor-scenes"
     assert records.source_of("/data/PASCAL_MT").type == "pascal-context"
     hub = records.source_of("ann/pictures")
@@ -67,31 +69,30 @@ def test_data_is_called_what_it_is_and_where_it_is_stays_here(records, make_resu
     assert json.loads(files["results.json"].read_text())["history"] == results["history"]
 
 
-def test_the_command_repeats_the_run(records, make_results):
+def test_the_command_repeats_the_run(make_results):
     settings = make_results(data="scenes", seed=3)["settings"]
     assert records.command_of(settings, None) == "accelerate launch recipes/train_pascal.py training.yaml"
-    assert records.command_of(settings, records.DEFAULT_CONFIG).endswith("train_pascal.py --seed 3")
+    assert records.command_of(settings, Path("b.yaml")).endswith("train_pascal.py recipes/configs/b.yaml --seed 3")
     two = records.command_of(settings | {"processes": 2, "data": "/data/PASCAL_MT", "seed": 0}, Path("a.yaml"))
     assert two == (
         "accelerate launch --num_processes 2 recipes/train_pascal.py recipes/configs/a.yaml --data PASCAL_MT"
     )
 
 
-def test_a_run_that_is_not_finished_is_not_published(load_recipe, tmp_path):
+def test_a_run_that_is_not_finished_is_not_published(tmp_path):
     (tmp_path / "best").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no .*results\.json\. Give the folder `best` or `last` of"):
-        load_recipe("publish").main([str(tmp_path / "best"), "--repo", "ann/lite"])
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 
-def test_damaged_results_are_named(load_recipe, tmp_path):
+def test_damaged_results_are_named(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "results.json").write_text('{"history": [')
     with pytest.raises(ValueError, match=r"results\.json is damaged \(.*Delete it and give the command again"):
-        load_recipe("publish").main([str(tmp_path / "best"), "--repo", "ann/lite"])
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 
 @pytest.mark.parametrize("name", ["pascal_swin_tiny_polyhistor_lite", "scenes_swin_micro_polyhistor_lite"])
-def test_cards_are_those_of_the_configs_and_the_recorded_runs(load_recipe, name):
-    cards = load_recipe("cards")
-    assert set(cards.CONFIGS) == {card.stem for card in CARDS.glob("*_*.md")}
-    assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == str(cards.fill(name))
+def test_cards_are_those_of_the_configs_and_the_recorded_runs(name):
+    assert set(recorded_cards.ENCODERS) == {card.stem for card in CARDS.glob("*_*.md")}
+    assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == str(recorded_cards.fill(name))

@@ -23,10 +23,12 @@ def make_predictor(tasks):
 
 
 @pytest.fixture
-def url(load_recipe):
-    """Of an app with two checkpoints."""
+def url():
+    """The address of an app with two checkpoints."""
     pytest.importorskip("gradio", reason="the extra 'demo' installs gradio")
-    app = load_recipe("demo").make_app(
+    import demo
+
+    app = demo.make_app(
         {"all": make_predictor(["semseg", "saliency", "normals"]), "one": make_predictor(["saliency"])}
     )
     _, address, _ = app.launch(prevent_thread_lock=True, quiet=True)

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing and loading through a Hub. test_hub.py runs these tests, in a process of their own."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
+import publish
 import pytest
 import torch
+import train_pascal
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 from methods_table import check_equal
@@ -19,6 +19,7 @@ from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
 from peft_polyhistor.inference import MultiTaskPredictor
+from peft_polyhistor.training import parse_settings
 
 
 TASKS = ["semseg", "saliency", "normals"]
@@ -191,25 +192,20 @@ def test_the_encoder_is_one_that_others_have(hub, tmp_path):
 
 
 @pytest.fixture
-def run(model, tmp_path, monkeypatch):
+def run(model, tmp_path):
     """The folder of a finished run with seed 0, and what else a run leaves."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
-    settings = importlib.import_module("settings")
     folder = tmp_path / "polyhistor_lite"
     model.save_pretrained(folder / "best", save_embedding_layers=False)
     scores = {"semseg": {"mIoU": 31.4159}, "saliency": {"mIoU": 50.0, "maxF": 60.0}, "normals": {"mErr": float("nan")}}
     history = [{"step": 2, "scores": scores}, {"step": 4, "scores": {**scores, "semseg": {"mIoU": 1.0}}}]
-    recorded = settings.Settings(methods=["polyhistor_lite"], tasks=TASKS, encoder=BASE, output_dir=str(tmp_path))
+    recorded = train_pascal.Settings(methods=["polyhistor_lite"], tasks=TASKS, encoder=BASE, output_dir=str(tmp_path))
     results = {"history": history, "settings": {**vars(recorded), "processes": 1}, "versions": {"torch": "2.15.0"}}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "predictions.png").write_bytes(b"a picture")
-    yield folder
-    for path in Path(sys.path[0]).glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    return folder
 
 
 def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypatch):
-    publish = importlib.import_module("publish")
     arguments = [str(run / "best"), "--repo", REPO, "--private"]
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     arrived, hub.cuts = len(hub.uploaded), None
@@ -229,7 +225,7 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     assert metrics == {"semseg mIoU": 31.42, "saliency mIoU": 50.0, "saliency maxF": 60.0}  # of the best step; no NaN
     assert "Optimiser steps: 2" in ModelCard.load(REPO).text
     (tmp_path / "training.yaml").write_bytes(files["training.yaml"])
-    again = importlib.import_module("settings").parse_settings([str(tmp_path / "training.yaml")], "")
+    [again] = parse_settings([str(tmp_path / "training.yaml")], "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
     assert (again.methods, again.tasks, again.encoder, again.seed) == (["polyhistor_lite"], TASKS, BASE, 0)
     check_equal(predict(load(REPO)), predict(model))
 
@@ -238,7 +234,7 @@ def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     before = bytes_of(run)
-    importlib.import_module("publish").main([str(run / "best"), "--repo", REPO, "--private"])
+    publish.main([str(run / "best"), "--repo", REPO, "--private"])
     assert bytes_of(run) == before and not list(Path.cwd().iterdir())  # publishing leaves nothing behind
     load(REPO, token="hf_ann", cache_dir=tmp_path / "cache").save_pretrained(tmp_path / "again")
     perturb(model)  # so that there is something to send

@@ -18,7 +18,9 @@ def settings_of(small_run):
     """`settings_of(output_dir, *more)`: settings of six steps on the small scenes, scored after the third and sixth."""
 
     def parse(output_dir, *more):
-        [settings] = parse_settings(small_run(output_dir, *more), "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
+        [settings] = parse_settings(
+            small_run(output_dir, *more), "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings
+        )
         return settings
 
     return parse

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from tiny_models import make_dense, make_labels, perturb
 
 from peft_polyhistor import TASKS, PolyhistorLiteConfig
+from peft_polyhistor.training import add_gradients
 
 
 @pytest.fixture
@@ -34,14 +35,13 @@ def part_of(batch, start, end):
 
 @pytest.mark.parametrize("per_task", [False, True], ids=["together", "per task"])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_step_has_the_same_gradients_however_it_is_cut_up(load_recipe, model, batch, size, per_task):
-    add_gradients = load_recipe("gradients").add_gradients
+def test_a_step_has_the_same_gradients_however_it_is_cut_up(model, batch, size, per_task):
     output = model(**batch)
     output.loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     batches = [part_of(batch, start, start + size) for start in range(0, 4, size)]
-    losses = add_gradients(model, batches, list(TASKS), per_task, Accelerator(cpu=True))
+    losses = add_gradients(model, batches, list(TASKS), Accelerator(cpu=True), per_task)
     torch.testing.assert_close(dict(zip(TASKS, losses, strict=True)), {t: output.losses[t].detach() for t in TASKS})
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

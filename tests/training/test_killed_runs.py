@@ -14,13 +14,14 @@ from collections import Counter
 
 import pytest
 import torch
+import train_pascal
 from safetensors.torch import load_file
+
+from peft_polyhistor.training import parse_settings
 
 
 KILLS = 50
-NAMES = {"last": "adapter_model.safetensors", "best": "adapter_model.safetensors", "state": "settings.json"}
 METHOD = "polyhistor_lite"
-RECIPES = os.path.abspath(f"{__file__}/../../../recipes")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def arguments(small_run):
 @pytest.fixture
 def start(monkeypatch, arguments, tmp_path):
     """`start(folder)`: the recipe in a process, forked from one that has imported what it needs, to save time."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([RECIPES, *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # so that preparing is interrupted too
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train_pascal"])
@@ -51,61 +52,54 @@ def start(monkeypatch, arguments, tmp_path):
 
 
 def train(arguments):
-    import train_pascal
-
     multiprocessing.set_start_method("fork", force=True)  # of the workers, as in a command
     torch.set_num_threads(1)
     replace = os.replace
     os.replace = lambda *names: replace(*names) or time.sleep(0.03)  # so that kills fall between two
-    train_pascal.main(train_pascal.parse_settings(arguments, ""))
+    [settings] = parse_settings(arguments, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
+    train_pascal.main(settings)
 
 
-def wait_for(process, folder, name, times, seconds):
-    """Waits until `name` has come to the folder so many times, then for seconds, or for the end of the process."""
-    for _ in range(times):
-        while not (folder / name).exists() and process.is_alive():
-            time.sleep(1e-4)
-        if times > 1:
-            while (folder / name).exists() and process.is_alive():
-                time.sleep(1e-4)
+def wait_for(process, path, seconds):
+    """Waits until `path` is there, then for seconds, or for the end of the process."""
+    while not path.exists() and process.is_alive():
+        time.sleep(1e-4)
     process.join(seconds)
 
 
 def draw_moment(chance, seconds):
     """Anywhere in a run of so many seconds, or while it writes or renames."""
     if chance.random() < 0.3:
-        return "", 0, chance.uniform(0, seconds)
-    name = chance.choice([f"{name}.{ending}" for name in ("last", "best", "state") for ending in ("new", "old")])
-    return name, chance.choice([1, 1, 2, 3]), chance.uniform(0, 0.03)
+        return "", chance.uniform(0, seconds)
+    step = chance.randint(1, 5)
+    names = [f"checkpoints/step-{step}.tmp", f"checkpoints/step-{step}", f"checkpoints/step-{step}.old.tmp"]
+    return chance.choice([*names, "last.tmp", "best.tmp"]), chance.uniform(0, 0.03)
 
 
 def check_whole(folder):
-    """Loads all that a killed run left, of which NAME.old stands for NAME between two renames; says what it found."""
-    found = ["in a write"] if list(folder.glob("*.new")) else []
-    for name, last_written in NAMES.items():
-        path = folder / name
-        if not path.exists() and (folder / f"{name}.old").exists():
-            path = folder / f"{name}.old"
-            found = ["between two renames"]
-        elif not path.exists():
-            continue
-        assert (path / last_written).exists()
-        for file in path.iterdir():
+    """Loads all checkpoints that a killed run left, and says where it was killed."""
+    checkpoints = folder / "checkpoints"
+    for path in checkpoints.glob("step-*[0-9]"):
+        for file in path.rglob("*.*"):
             if file.suffix == ".safetensors":
                 load_file(file)
             elif file.suffix in (".bin", ".pkl"):
                 torch.load(file, weights_only=False)
             elif file.suffix == ".json":
                 json.loads(file.read_text())
-    return found or ["elsewhere"]
+    for name in ("last", "best"):
+        assert not (folder / name).is_symlink() or (folder / name / "adapter_model.safetensors").is_file()
+    steps = [int(path.name[5:]) for path in checkpoints.glob("step-*[0-9]")]
+    is_behind = steps and os.path.basename(os.path.realpath(folder / "last")) != f"step-{max(steps)}"
+    return ["in a write"] * bool(list(checkpoints.glob("*.tmp"))) + ["between two renames"] * bool(is_behind)
 
 
 def check_same(folder, whole):
     """Weights and optimiser to the bit, and all scores."""
-    for file in ("last/adapter_model", "best/adapter_model", "state/model"):
+    for file in ("last/adapter_model", "best/adapter_model", "last/state/model"):
         first, second = (load_file(run / METHOD / f"{file}.safetensors") for run in (folder, whole))
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    first, second = (torch.load(run / METHOD / "state/optimizer.bin")["state"] for run in (folder, whole))
+    first, second = (torch.load(run / METHOD / "last/state/optimizer.bin")["state"] for run in (folder, whole))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     first, second = (json.loads((run / METHOD / "results.json").read_text()) for run in (folder, whole))
     assert first["history"] == second["history"]
@@ -122,15 +116,14 @@ def test_a_run_killed_at_50_moments_ends_like_one_that_was_not(start, tmp_path):
         folder = tmp_path / f"killed{runs}"
         while kills < KILLS:
             process = start(folder)
-            wait_for(process, folder / METHOD, *draw_moment(chance, seconds))
+            name, delay = draw_moment(chance, seconds)
+            wait_for(process, folder / METHOD / name, delay)
             process.kill()
             process.join()
             if process.exitcode != -signal.SIGKILL:
                 break
             kills += 1
-            where.update(
-                check_whole(folder / METHOD) if (folder / METHOD).exists() else ["before the folder was made"]
-            )
+            where.update(check_whole(folder / METHOD) or ["elsewhere"])
         else:
             process = start(folder)
             process.join()
@@ -143,8 +136,9 @@ def test_a_run_killed_at_50_moments_ends_like_one_that_was_not(start, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_go_on_after_one_is_killed(arguments, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", f"{RECIPES}/train_pascal.py"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", train_pascal.__file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
 
     def start(folder):
         command = [sys.executable, *launcher, *arguments(folder)]
@@ -152,11 +146,11 @@ def test_two_processes_go_on_after_one_is_killed(arguments, tmp_path):
 
     assert start(tmp_path / "whole").wait(timeout=600) == 0
     folder = tmp_path / "killed" / METHOD
-    for name in ("state.new", "last.old"):
+    for name in ("step-3.tmp", "step-4"):
         launched = start(tmp_path / "killed")
-        while not ((folder / "state").exists() and (folder / name).exists()) and launched.poll() is None:
+        while not (folder / "checkpoints" / name).exists() and launched.poll() is None:
             time.sleep(1e-4)
-        main = (folder / "lock").read_text().split()[1]
+        main = (folder / "process.txt").read_text().split()[1]
         os.kill(int(main), signal.SIGKILL)
         assert launched.wait(timeout=600) != 0
     assert start(tmp_path / "killed").wait(timeout=600) == 0

@@ -24,23 +24,33 @@ LAYOUTS = {"one_node_8_gpus": (1, 8), "two_nodes_8_gpus": (2, 16), "cpu_2_proces
 
 PASS_BY = """
 import json, sys
+from pathlib import Path
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from settings import parse_settings
-from train_pascal import build
+import train_pascal
+from peft_polyhistor.training import parse_settings
 
 folder, *arguments = sys.argv[1:]
-accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
-run = build("decoders", parse_settings(arguments, ""), accelerator)
-epochs = []
-for epoch in range(2):
-    run.transforms["train"].set_epoch(epoch)
-    run.loaders["train"].set_epoch(epoch)
-    pictures = (picture for batch in run.loaders["train"] for picture in batch["pixel_values"].double())
-    epochs.append([picture.sum().item() for picture in pictures])
-with open(f"{folder}/{accelerator.process_index}.json", "w") as file:
-    json.dump([accelerator.num_processes, epochs, torch.rand(1).item()], file)
-accelerator.end_training()
+epochs, augments, JointTransform = [], [], train_pascal.JointTransform
+
+def keep(*given):
+    augments.append(JointTransform(*given))
+    return augments[-1]
+
+def pass_by(model, optimizer, tasks, accelerator, *_):
+    loader = accelerator._dataloaders[0]
+    for epoch in range(2):
+        augments[0].set_epoch(epoch)
+        loader.set_epoch(epoch)
+        images = (image for batch in loader for image in batch["pixel_values"].double())
+        epochs.append([image.sum().item() for image in images])
+    with open(f"{folder}/{accelerator.process_index}.json", "w") as file:
+        json.dump([accelerator.num_processes, epochs, torch.rand(1).item()], file)
+    accelerator.end_training()
+    sys.exit()
+
+train_pascal.JointTransform, train_pascal.StepGuard = keep, pass_by
+[settings] = parse_settings(arguments, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
+train_pascal.train("decoders", settings)
 """
 
 
@@ -81,7 +91,7 @@ def test_two_processes_share_out_the_pictures(environment, tmp_path, count, batc
         scenes.to_parquet(tmp_path / f"{split}.parquet")
     settings = f"--data {tmp_path} --tasks normals --image_size 32 --seed 3 --decoder_width 8"
     layout = ["--batch_size", batch_size, "--workers", workers]
-    command = [tmp_path / "pass_by.py", tmp_path, *settings.split(), *layout]
+    command = [tmp_path / "pass_by.py", tmp_path, *settings.split(), *layout, "--output_dir", tmp_path / "run"]
     wait(start(environment, *LAUNCH, CONFIGS / "cpu_2_processes.yaml", *command))
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     (processes, first, drawn), (_, second, drawn_too) = ranks
@@ -116,7 +126,5 @@ def test_two_machines_train_as_one_run(environment, small_run, tmp_path):
     )
     folder = tmp_path / "run" / "decoders"
     assert json.loads((folder / "results.json").read_text())["settings"]["processes"] == 2
-    assert {path.name for path in (folder / "state").glob("random_states_*")} == {
-        "random_states_0.pkl",
-        "random_states_1.pkl",
-    }
+    states = {path.name for path in (folder / "checkpoints/step-2/state").glob("random_states_*")}
+    assert states == {"random_states_0.pkl", "random_states_1.pkl"}

@@ -42,7 +42,8 @@ def train(write_scenes):
     def train(name, arguments, processes, **environment):
         output, launcher = folder / name.replace(" ", "_"), ON_TWO if processes == 2 else []
         command = [sys.executable, *launcher, str(SCRIPT), *alike.split(), *arguments.split(), "--output_dir", output]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | environment
+        given = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | given | environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return [torch.load(output / METHOD / f"process{number}.pt") for number in range(processes)], done.stderr

@@ -3,8 +3,13 @@
 """A long run holds no more memory in its end than near its start."""
 
 import gc
+import re
+from pathlib import Path
 
 import pytest
+import train_pascal as recipe
+
+from peft_polyhistor.training import RunFolder
 
 
 STEPS, EVERY = 1000, 100
@@ -19,24 +24,24 @@ def count_containers(value):
 
 
 @pytest.mark.slow
-def test_1000_steps_hold_no_more_memory_than_100(load_recipe, settings_of, tmp_path, monkeypatch):
+def test_1000_steps_hold_no_more_memory_than_100(settings_of, tmp_path, monkeypatch):
     """With everything that a run does: losses, evaluations, checkpoints, a tracker, epochs, and workers that load."""
-    recipe, resident_memory = load_recipe("train_pascal"), load_recipe("resident_memory").resident_memory
-    log_losses, seen = recipe.log_losses, {}
+    save, seen = RunFolder.save, {}
 
-    def log_and_measure(run):
-        log_losses(run)
-        if run.progress.step % EVERY == 0:
+    def save_and_measure(run, model, progress):
+        save(run, model, progress)
+        if progress.step % EVERY == 0:
             gc.collect()
-            record = count_containers([run.progress.losses, run.progress.history])  # grows, as results.json has it
-            seen[run.progress.step] = resident_memory().own, len(gc.get_objects()) - record
+            record = count_containers([progress.losses, progress.history])  # grows, as results.json has it
+            resident = 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+            seen[progress.step] = resident, len(gc.get_objects()) - record
 
-    monkeypatch.setattr(recipe, "log_losses", log_and_measure)
+    monkeypatch.setattr(RunFolder, "save", save_and_measure)
     settings = f"--steps {STEPS} --eval_every 20 --log_every 10 --workers 1 --tracker tensorboard".split()
     recipe.train("polyhistor_lite", settings_of(tmp_path, *settings))
     assert list(seen) == list(range(EVERY, STEPS + 1, EVERY))
-    for step, (own, objects) in seen.items():
-        print(f"step {step}: {own / 1e6:.1f} MB, {objects} objects beside the record of the run")
+    for step, (resident, objects) in seen.items():
+        print(f"step {step}: {resident / 1e6:.1f} MB, {objects} objects beside the record of the run")
     (memory, objects), (memory_in_the_end, objects_in_the_end) = seen[EVERY], seen[STEPS]
     assert memory_in_the_end <= 1.02 * memory + NOISE
     assert objects_in_the_end <= objects + STEPS // 10  # a leak of one object a step would be ten times that

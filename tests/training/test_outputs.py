@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import train_pascal as recipe
 from PIL import Image
 
 from peft_polyhistor import load
+from peft_polyhistor.hub.run_record import record_of, write_files
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -44,13 +46,12 @@ def bytes_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_token_is_neither_saved_nor_printed(load_recipe, settings_of, tmp_path, monkeypatch, capfd, caplog):
+def test_a_token_is_neither_saved_nor_printed(settings_of, tmp_path, monkeypatch, capfd, caplog):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    recipe, records = load_recipe("train_pascal"), load_recipe("records")
     short = ["--methods", "decoders", "--steps", "1", "--eval_every", "1"]
     [results] = recipe.main(settings_of(tmp_path / "run", *short))
-    records.write_files(tmp_path / "run" / "decoders", results, tmp_path)
-    card = records.record_of(results, "best")
+    write_files(tmp_path / "run" / "decoders", results, tmp_path)
+    card = record_of(results, "best")
     with pytest.raises((OSError, ValueError)) as caught:
         load("nobody/nothing", token=TOKEN, cache_dir=str(tmp_path / "cache"), local_files_only=True)
     files = bytes_of(tmp_path)

@@ -265,6 +265,12 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch, er
     assert json.loads(file.read_text()) == {"run": "old"} and list(tmp_path.iterdir()) == [file]
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Refuses a folder at once that is in use."""
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0)
+
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -276,7 +282,7 @@ with RunFolder(Path(sys.argv[1]), {}, Accelerator()).locked():
 """
 
 
-def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, impatient):
     run = RunFolder(tmp_path / "run", {}, Accelerator())
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -290,7 +296,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
         pass
 
 
-def test_workers_of_a_killed_run_hold_no_lock(tmp_path):
+def test_workers_of_a_killed_run_hold_no_lock(tmp_path, impatient):
     """They load images, and outlive their run by seconds."""
     folder, (ready, started), (wait, alive) = RunFolder(tmp_path, {}, Accelerator()), os.pipe(), os.pipe()
     run = os.fork()

@@ -98,7 +98,9 @@ def test_run_that_starts_anew_resumes_nothing_of_the_one_before(settings_of, sto
     stop_after(recipe, "load_splits", 1, lambda: recipe.train("decoders", settings))
     assert not (folder / "results.json").exists() and (folder / "best" / "adapter_config.json").is_file()
     results = recipe.train("decoders", settings_of(tmp_path, *short, "--seed", "1", "--resume"))
-    assert results["settings"]["seed"] == 1 and [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
+    assert results["settings"]["seed"] == 1 and [path.name for path in (folder / "checkpoints").iterdir()] == [
+        "step-2"
+    ]
 
 
 @pytest.mark.slow

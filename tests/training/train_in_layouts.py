@@ -11,22 +11,20 @@ not finite; only the last process sees it.
 import math
 import os
 import sys
-from pathlib import Path
 
 import torch
+import train_pascal
 from torch import nn
 
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-import train_pascal
+from peft_polyhistor.training import RunFolder, parse_settings
 
 
-build_model, add_gradients, finish = train_pascal.build_model, train_pascal.add_gradients, train_pascal.finish
+adapt, add_gradients, save = train_pascal.adapt, train_pascal.add_gradients, RunFolder.save
 steps = []
 
 
-def build_without_statistics(*arguments):
-    model = build_model(*arguments)
+def adapt_without_statistics(*arguments):
+    model = adapt(*arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -34,21 +32,22 @@ def build_without_statistics(*arguments):
     return model
 
 
-def add_spoilt_gradients(model, batches, tasks, per_task, accelerator):
+def add_spoilt_gradients(model, batches, tasks, accelerator, per_task):
     steps.append(1)
     if os.environ.get("SPOIL") and len(steps) == 2 and accelerator.is_last_process:
         batches[-1]["pixel_values"][-1, 0, 5, 5] = math.nan
-    return add_gradients(model, batches, tasks, per_task, accelerator)
+    return add_gradients(model, batches, tasks, accelerator, per_task)
 
 
-def finish_with_weights(run, folder):
-    trained = {name: p for name, p in run.accelerator.unwrap_model(run.model).named_parameters() if p.requires_grad}
-    torch.save(trained, folder / f"process{run.accelerator.process_index}.pt")
-    return finish(run, folder)
+def save_weights(run, model, progress):
+    save(run, model, progress)
+    trained = {name: p for name, p in run.accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
+    torch.save(trained, run.folder / f"process{run.accelerator.process_index}.pt")
 
 
-train_pascal.build_model = build_without_statistics
+train_pascal.adapt = adapt_without_statistics
 train_pascal.add_gradients = add_spoilt_gradients
-train_pascal.finish = finish_with_weights
-train_pascal.main(train_pascal.parse_settings(sys.argv[1:], ""))
+RunFolder.save = save_weights
+[settings] = parse_settings(sys.argv[1:], "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
+train_pascal.main(settings)
 train_pascal.PartialState().destroy_process_group()
