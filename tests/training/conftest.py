@@ -15,7 +15,7 @@ class StopError(Exception):
 
 @pytest.fixture
 def settings_of(small_run):
-    """`settings_of(output_dir, *more)`: settings of six steps on the small scenes, scored after the third and sixth."""
+    """`settings_of(output_dir, *more)`: settings of six steps on the small scenes, scored after every third."""
 
     def parse(output_dir, *more):
         [settings] = parse_settings(

@@ -43,8 +43,12 @@ def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("owner", "name", "call", "resumed_at"),
-    [(RunFolder, "save", 1, 3), (StepGuard, "take_means", 3, 3), (StepGuard, "take_means", 1, None)]
-    + [(recipe, "draw_pictures", 1, 6)],
+    [
+        (RunFolder, "save", 1, 3),
+        (StepGuard, "take_means", 3, 3),
+        (StepGuard, "take_means", 1, None),
+        (recipe, "draw_pictures", 1, 6),
+    ],
     ids=["after a checkpoint", "between evaluations", "before the first evaluation", "before the results"],
 )
 def test_resumed_run_ends_like_one_that_was_not_stopped(
