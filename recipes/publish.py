@@ -20,7 +20,8 @@ from train_pascal import NEUTRAL
 
 from peft_polyhistor import load
 from peft_polyhistor.hub.run_record import record_of, write_files
-from peft_polyhistor.training.run_folder import RESULTS, read_json
+from peft_polyhistor.training.files import read_json
+from peft_polyhistor.training.run_folder import RESULTS
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -5,9 +5,9 @@
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings come from a YAML file, the first argument, and then from arguments, which win. Methods train in turn, each in
-its own folder under `--output_dir`: `checkpoints`, the links `best` and `last`, results.json, predictions.png and
-`gallery`. `--resume` goes on after an interruption. To change the training, copy this file.
+Settings come from a YAML file, the first argument, and from arguments, which win. Methods train in turn, each in its
+folder under `--output_dir`: the checkpoints `best` and `last`, results.json, predictions.png and `gallery`. `--resume`
+goes on after an interruption. To change the training, copy this file.
 """
 
 import math
@@ -37,10 +37,8 @@ from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_grou
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-# Schedules of transformers that need nothing but a number of steps.
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial"]
 SCHEDULES += ["constant", "constant_with_warmup", "inverse_sqrt"]
-TRACKERS = ["none", *map(str, get_available_trackers())]
 # A run may go on with other values of these, as they do not change what it learns.
 NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir", "on_bad_step")
 
@@ -79,7 +77,7 @@ class Settings:
     eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch", at_least=0)
     log_every: int = option(10, "optimiser steps between recorded losses", at_least=1)
     resume: bool = option(False, "go on from the last checkpoint in the output folder, where there is one")
-    tracker: str = option("none", "an installed tracker of accelerate", among=TRACKERS)
+    tracker: str = option("none", "of accelerate", among=["none", *map(str, get_available_trackers())])
     output_dir: str = option("runs/train_pascal", "where results go")
 
     def __post_init__(self):
@@ -115,8 +113,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
     )
     run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL)
     with run.locked():
-        results = run.open(settings.resume)
-        if results is not None:
+        if results := run.open(settings.resume):
             return results
 
         # Data. It is prepared for all tasks, so that a run on one of them prepares nothing of its own.
@@ -137,10 +134,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             loss_weights=read_loss_weights(settings.loss_weights, settings.tasks),
             image_size=settings.image_size,
         )
-        model = adapt(model, choice, tasks)
-        if settings.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})  # the second is its name before transformers 5.23
+        model = adapt(model, choice, tasks, settings.gradient_checkpointing)
         parameters = count_trainable(model)
 
         # Optimiser and schedule.
@@ -163,8 +157,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         while progress.step < total:
             epoch, done = divmod(progress.step, steps_per_epoch)
             augment.set_epoch(epoch)
-            train_loader.set_epoch(epoch)
-            steps = rest_of_epoch(train_loader, done, settings.gradient_accumulation, accelerator)
+            steps = rest_of_epoch(train_loader, epoch, done, settings.gradient_accumulation, accelerator)
             for batches in islice(steps, total - progress.step):
                 losses = add_gradients(model, batches, tasks, accelerator, settings.backward_per_task)
                 progress.step += 1
@@ -191,21 +184,17 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         if accelerator.is_main_process:
             draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
         results = run.finish(label, parameters, progress)
-    for tracker in accelerator.trackers:  # `end_training` would end the process group, which the next run needs
-        tracker.finish()
     accelerator.free_memory()
     return results
 
 
 def main(settings: Settings) -> list[dict]:
     results = [train(method, settings) for method in settings.methods]
-    if PartialState().is_main_process:
-        runs = {result["method"]: [result] for result in results}
-        print(align(make_rows(runs)), make_note(runs), f"All of it is in {settings.output_dir}.", sep="\n")
+    runs = {result["method"]: [result] for result in results}
+    PartialState().print(align(make_rows(runs)), make_note(runs), f"All of it is in {settings.output_dir}.", sep="\n")
     return results
 
 
 if __name__ == "__main__":
-    [settings] = parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings)
-    main(settings)
+    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings))
     PartialState().destroy_process_group()

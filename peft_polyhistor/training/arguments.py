@@ -48,22 +48,19 @@ def check_options(settings: Any) -> None:
     Raises:
         ValueError: A value is of another type than its field, or not allowed.
     """
+    kinds = get_type_hints(type(settings))
     for item in fields(settings):
         name, value, allowed = item.name, getattr(settings, item.name), item.metadata
-        kind = get_type_hints(type(settings))[name]
-        kind = get_origin(kind) or kind
+        kind = get_origin(kinds[name]) or kinds[name]
         if kind is float and type(value) is int:
-            value = float(value)
-            setattr(settings, name, value)
+            setattr(settings, name, value := float(value))
         if type(value) is not kind:
             raise ValueError(f"`{name}` must be {_KINDS[kind]}, got {value!r}.")
         if value == "":
             raise ValueError(f"`{name}` is empty; give --{name} VALUE.")
-        if kind is float and not math.isfinite(value):
-            raise ValueError(f"`{name}` must be finite, got {value}.")
-        if kind in (int, float) and value < allowed["at_least"]:
+        if kind in (int, float) and not value >= allowed["at_least"]:  # as for a NaN
             raise ValueError(f"`{name}` must be at least {allowed['at_least']}, got {value}.")
-        if kind in (int, float) and value >= allowed["below"]:
+        if kind in (int, float) and not value < allowed["below"]:
             raise ValueError(f"`{name}` must be below {allowed['below']}, got {value}.")
         if allowed["among"] and value not in allowed["among"]:
             raise ValueError(f"`{name}` must be among {allowed['among']}, got {value!r}.")
@@ -113,9 +110,8 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
         text = f"{item.metadata['help']}{among} (default: {default})".replace("%", "%%")
         parser.add_argument(f"--{item.name}", default=SUPPRESS, help=text, **options)
     values |= vars(parser.parse_args(argv))
-    return tuple(
-        cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values}) for cls in classes
-    )
+    names = [values.keys() & {item.name for item in fields(cls)} for cls in classes]
+    return tuple(cls(**{name: values[name] for name in own}) for cls, own in zip(classes, names, strict=True))
 
 
 def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, float]:
@@ -132,8 +128,6 @@ def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, f
         weights |= item if isinstance(item, dict) else {task: read_yaml(weight)}
     for task, weight in weights.items():
         if task not in tasks or type(weight) not in (int, float) or not 0 < weight < math.inf:
-            raise ValueError(
-                f"`loss_weights` must be 'uniform' or items task=weight with a task of {list(tasks)} and a weight "
-                f"above 0, got {task}={weight}."
-            )
+            allowed = f"items task=weight with a task of {list(tasks)} and a weight above 0"
+            raise ValueError(f"`loss_weights` must be 'uniform' or {allowed}, got {task}={weight}.")
     return weights

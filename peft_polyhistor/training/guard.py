@@ -18,10 +18,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 ON_BAD_STEP = ["stop", "skip"]
 _IN_A_ROW = 20  # skipped steps that end a run; the scaler of fp16 halves a scale that starts at 2**16
 _SHARED = "what the tasks share"
-_ADVICE = (
-    "Lower --learning_rate, clip with --max_grad_norm, or use a wider --mixed_precision; --on_bad_step skip leaves "
-    "single steps out. With --resume True the run goes on from its last evaluation."
-)
+_ADVICE = """Lower --learning_rate, clip with --max_grad_norm, or use a wider --mixed_precision; --on_bad_step skip \
+leaves single steps out. With --resume True the run goes on from its last evaluation."""
 
 
 class StepGuard:
@@ -54,10 +52,8 @@ class StepGuard:
     ):
         self._is_scaled = accelerator.scaler is not None
         if accelerator.mixed_precision == "fp16" and not self._is_scaled:
-            raise ValueError(
-                f"mixed_precision='fp16' needs a device with a scaler of gradients, and this one is "
-                f"'{accelerator.device.type}'. Give --mixed_precision bf16 or no."
-            )
+            device = f"a device with a scaler of gradients, and this one is '{accelerator.device.type}'"
+            raise ValueError(f"mixed_precision='fp16' needs {device}. Give --mixed_precision bf16 or no.")
         self.optimizer, self.accelerator = optimizer, accelerator
         self._tasks, self._max_grad_norm, self._skips = list(tasks), max_grad_norm, on_bad_step == "skip"
         self._groups: dict[str, list[nn.Parameter]] = {name: [] for name in [*tasks, _SHARED]}
@@ -85,19 +81,18 @@ class StepGuard:
         if self._is_scaled:  # the scaler judges the gradients
             norms = torch.zeros_like(norms)
         self._unread.append((number, torch.cat([losses, norms])))
-        is_bad = self._skips and self._read()
-        if self._is_scaled or not is_bad:
+        was_skipped = self._skips and self._read()
+        if self._is_scaled or not was_skipped:
             self.optimizer.step()
+        if self._is_scaled:
+            was_skipped = self.optimizer.step_was_skipped  # type: ignore[attr-defined]  # accelerate's optimiser
         self.optimizer.zero_grad()
-        was_skipped = getattr(self.optimizer, "step_was_skipped", False) if self._is_scaled else is_bad
         for kept, buffer in zip(self._kept, self._statistics, strict=True):
             (buffer if was_skipped else kept).copy_(kept if was_skipped else buffer)
         self._in_a_row = self._in_a_row + 1 if was_skipped else 0
         if self._in_a_row > _IN_A_ROW:
-            raise FloatingPointError(
-                f"Steps {number - _IN_A_ROW} to {number} were skipped one after the other: their losses or gradients "
-                f"are not finite. {_ADVICE}"
-            )
+            steps = f"Steps {number - _IN_A_ROW} to {number} were skipped one after the other"
+            raise FloatingPointError(f"{steps}: their losses or gradients are not finite. {_ADVICE}")
 
     def take_means(self) -> dict[str, float]:
         """Returns the mean loss by task since the last call, over the steps that were taken; empty without one.
@@ -114,30 +109,25 @@ class StepGuard:
         """Clips the gradients, and returns their norms before, by task and for the rest."""
         self.accelerator.unscale_gradients()
         gradients = [[p.grad for p in group if p.grad is not None] for group in self._groups.values()]
-        norms = torch.stack(
-            [get_total_norm(group).to(losses) if group else losses.new_zeros(()) for group in gradients]
-        )
+        zero = losses.new_zeros(())
+        norms = torch.stack([get_total_norm(group).to(losses) if group else zero for group in gradients])
         if self._max_grad_norm:
             parameters = [parameter for group in self._groups.values() for parameter in group]
             clip_grads_with_norm_(parameters, self._max_grad_norm, torch.linalg.vector_norm(norms))
         return norms
 
     def _read(self) -> bool:
-        """Reads the numbers of the steps since the last reading; whether one is bad, where that is no error."""
-        if not self._unread:
-            return False
-        numbers, rows = zip(*self._unread, strict=True)
+        """Reads the numbers of the steps since the last reading; whether the last step is bad, where it may be."""
+        numbers, rows = [number for number, _ in self._unread], [row for _, row in self._unread]
         self._unread.clear()
-        faults = []
         names = [*(f"loss of {task}" for task in self._tasks), *(f"gradient of {name}" for name in self._groups)]
-        for number, row in zip(numbers, self.accelerator.reduce(torch.stack(rows), "mean").tolist(), strict=True):
+        fault = ""
+        values = self.accelerator.reduce(torch.stack(rows), "mean").tolist() if rows else []
+        for number, row in zip(numbers, values, strict=True):
             fault = ", ".join(f"{name} {x}" for name, x in zip(names, row, strict=True) if not math.isfinite(x))
-            if not fault:
-                self._losses.append(row[: len(self._tasks)])
-                continue
-            if not self._skips:
+            if fault and not self._skips:
                 raise FloatingPointError(f"Step {number} is bad: {fault}. {_ADVICE}")
-            faults.append(fault)
-            if self.accelerator.is_main_process:
+            if fault and self.accelerator.is_main_process:
                 warnings.warn(f"Step {number} is skipped: {fault}.", RuntimeWarning, stacklevel=3)
-        return bool(faults)
+            self._losses += [] if fault else [row[: len(self._tasks)]]
+        return bool(fault)

@@ -39,9 +39,7 @@ def load_splits(
     is_prepared_here = source == "scenes" or (Path(source).expanduser() / "ImageSets").is_dir()
     num_proc = workers if is_prepared_here and workers > 1 else None
     with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
-        data = {
-            split: load(tasks, split, num_proc=num_proc) for split in (("train",) if holdout else ("train", "val"))
-        }
+        data = {split: load(tasks, split, num_proc=num_proc) for split in ("train", "val")[: 1 if holdout else 2]}
         if holdout:
             parts = data["train"].train_test_split(holdout, seed=0)
             data = {"train": parts["train"], "val": parts["test"]}
@@ -72,24 +70,25 @@ def count_steps(loader: Any, gradient_accumulation: int) -> int:
         ValueError: There are not enough images for one step.
     """
     if len(loader) < gradient_accumulation:
-        raise ValueError(
-            f"{len(loader.dataset)} training images make {len(loader)} batches per process, fewer than "
-            f"gradient_accumulation={gradient_accumulation}. Lower --batch_size."
-        )
+        batches = f"{len(loader.dataset)} training images make {len(loader)} batches per process"
+        how = f"fewer than gradient_accumulation={gradient_accumulation}. Lower --batch_size."
+        raise ValueError(f"{batches}, {how}")
     return math.ceil(len(loader) / gradient_accumulation)
 
 
 def rest_of_epoch(
-    loader: Any, done: int, gradient_accumulation: int, accelerator: Accelerator
+    loader: Any, epoch: int, done: int, gradient_accumulation: int, accelerator: Accelerator
 ) -> Iterator[list[Batch]]:
     """Yields the batches of each optimiser step of an epoch; the last step takes those that are left.
 
     Args:
-        loader: Loader of the training images, prepared by `accelerator` and set to the epoch.
+        loader: Loader of the training images, prepared by `accelerator`.
+        epoch: Number of the epoch, which sets its order.
         done: Steps of this epoch that were taken before the run was interrupted.
         gradient_accumulation: Batches per step.
         accelerator: The accelerator of this process.
     """
+    loader.set_epoch(epoch)
     if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
         loader = accelerator.skip_first_batches(loader, done * gradient_accumulation)
     batches = iter(loader)

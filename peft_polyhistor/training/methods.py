@@ -107,23 +107,28 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
         raise ValueError(f"`methods`: '{choice.name}' with {choice.fields}: {error}") from error
 
 
-def adapt(model: nn.Module, choice: MethodChoice, tasks: Sequence[str]) -> nn.Module:
+def adapt(
+    model: nn.Module, choice: MethodChoice, tasks: Sequence[str], gradient_checkpointing: bool = False
+) -> nn.Module:
     """Makes trainable what a method trains, and nothing else; returns the model to train.
 
     Args:
         model: A fresh `MultiTaskDenseModel`; for methods of this package also another model that PEFT adapts.
         choice: The method.
         tasks: Names of the tasks.
+        gradient_checkpointing: Recompute the encoder in the backward pass to save memory.
 
     Raises:
         ValueError: A field of the config is not allowed, or the model is adapted already.
     """
-    if choice.name in FULL_FINE_TUNING:
-        return model
-    config = make_config(choice, tasks)
     if choice.name in METHODS:
-        return get_peft_model(model, config)
-    return adapt_per_task(model, config)  # type: ignore[arg-type]  # refuses other models itself
+        model = get_peft_model(model, make_config(choice, tasks))
+    elif choice.name in PEFT_METHODS:
+        model = adapt_per_task(model, make_config(choice))  # type: ignore[arg-type]  # refuses other models itself
+    if gradient_checkpointing:  # the second is its name before transformers 5.23
+        enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
 
 
 def shares_pass(method: str) -> bool:

@@ -23,13 +23,13 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 from filelock import FileLock, Timeout
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..evaluation import find_best
 from ..methods.per_task import PerTaskEncoder, save_per_task
 from ..version import __version__
+from .files import beside, discard, explain_failure, flush, link, read_json, write_json
 
 
 RESULTS, _PROGRESS = "results.json", "state/progress.json"
@@ -51,7 +51,7 @@ class RunFolder:
     """The folder of a run. All processes call the same methods, and the main one writes.
 
     Args:
-        folder: The folder.
+        folder: Its path.
         settings: Settings of the run; one that goes on must have the same.
         accelerator: The accelerator of this process.
         neutral: Names of settings that may differ when a run goes on, as they do not change what it learns.
@@ -82,11 +82,11 @@ class RunFolder:
                 lock.acquire(timeout=_PATIENCE)
             except Timeout as error:
                 other = owner.read_text(encoding="utf-8") if owner.is_file() else "which has just started"
-                raise BlockingIOError(
-                    f"{self.folder} is in use by another run, {other}. Wait for its end, or give another --output_dir."
-                ) from error
-            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+                how = "Wait for its end, or give another --output_dir."
+                raise BlockingIOError(f"{self.folder} is in use by another run, {other}. {how}") from error
         try:
+            with explain_failure(owner):
+                owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
         finally:
             lock.release()
@@ -146,7 +146,7 @@ class RunFolder:
             OSError: It cannot be written; the checkpoints before are whole.
         """
         final = self._checkpoints / f"step-{progress.step}"
-        fresh, accelerator = _beside(final), self.accelerator
+        fresh, accelerator = beside(final), self.accelerator
         with explain_failure(final, fresh):
             if accelerator.is_main_process:
                 (fresh / "state").mkdir(parents=True)
@@ -156,18 +156,19 @@ class RunFolder:
             accelerator.wait_for_everyone()
             accelerator.save_state(str(fresh / "state"))
             for file in fresh.rglob("*.*"):
-                _flush(file)
+                flush(file)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 if final.exists():  # of the run before, which this one replaces
-                    _discard(final)
+                    discard(final)
                 os.replace(fresh, final)
                 self._tidy(final, progress)
         accelerator.wait_for_everyone()
 
     def finish(self, method: str, parameters: Mapping[str, int], progress: Progress) -> dict[str, Any]:
-        """Writes the results of the run, results.json, and returns them."""
+        """Writes the results of the run, results.json, closes the trackers, and returns the results."""
         packages = ("torch", "transformers", "peft", "accelerate", "datasets")
+        versions = {"python": platform.python_version(), "peft-polyhistor": __version__}
         results = {
             "method": method,
             "parameters": parameters,
@@ -177,28 +178,27 @@ class RunFolder:
             **progress.details,
             "seconds": round(progress.seconds, 1),
             "settings": self.settings,
-            "versions": {"python": platform.python_version(), "peft-polyhistor": __version__}
-            | {package: version(package) for package in packages},
+            "versions": versions | {package: version(package) for package in packages},
         }
         if self.accelerator.is_main_process:
             write_json(self.folder / RESULTS, results)
+        for tracker in self.accelerator.trackers:  # `end_training` would end the process group, which others need
+            tracker.finish()
         return results
 
     def _find_last(self) -> Path | None:
         """The newest checkpoint that a run can go on from."""
-        found = [file.parents[1] for file in self._checkpoints.glob(f"step-*/{_PROGRESS}")]
-        return max(
-            (path for path in found if path.suffix != ".tmp"), key=lambda path: int(path.name[5:]), default=None
-        )
+        found = [file.parents[1] for file in self._checkpoints.glob(f"step-*[0-9]/{_PROGRESS}")]
+        return max(found, key=lambda path: int(path.name[5:]), default=None)
 
     def _tidy(self, last: Path, progress: Progress) -> None:
         """Moves the links, and deletes what neither `last` nor `best` needs."""
         best = self._checkpoints / f"step-{progress.history[find_best(progress.history)]['step']}"
         for name, target in (("last", last), ("best", best)):
-            _link(self.folder / name, target)
+            link(self.folder / name, target)
         for path in self._checkpoints.iterdir():
             if path not in (best, last):
-                _discard(path)
+                discard(path)
             elif path != last:
                 shutil.rmtree(path / "state", ignore_errors=True)
 
@@ -210,10 +210,8 @@ class RunFolder:
             if name not in self.neutral and recorded.get(name) != value
         ]
         if differences:
-            raise ValueError(
-                f"{file} was made with other settings: {'; '.join(differences)}. Give those it was made with, or "
-                "another --output_dir."
-            )
+            how = "Give those it was made with, or another --output_dir."
+            raise ValueError(f"{file} was made with other settings: {'; '.join(differences)}. {how}")
 
 
 def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]], settings: Ma
         by_step: dict[int, dict[str, Any]] = {}
         for entry in (entry for run in runs.values() for entry in run[name]):
             by_step.setdefault(entry["step"], {}).update(entry[content])
-        return [{"step": step, content: by_step[step]} for step in sorted(by_step)]
+        return [{"step": step, content: content_of} for step, content_of in sorted(by_step.items())]
 
     results = {
         "method": folder.name,
@@ -245,84 +243,6 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]], settings: Ma
     if PartialState().is_main_process:
         write_json(folder / RESULTS, results)
     return results
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file that is there whole or not at all.
-
-    Raises:
-        OSError: It cannot be written; what stood there still does.
-    """
-    with explain_failure(file, _beside(file)):
-        _beside(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _flush(_beside(file))
-        os.replace(_beside(file), file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote; raises ValueError where the file holds something else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {content!r}")
-    except ValueError as error:
-        how = "Delete it and give the command again with --resume True, which makes what is missing."
-        raise ValueError(f"{file} is damaged ({error}). {how}") from error
-    return content
-
-
-@contextmanager
-def explain_failure(path: Path, fresh: Path | None = None) -> Iterator[None]:
-    """Turns an error of writing into an OSError that names `path` and says what to do; deletes `fresh`."""
-    try:
-        yield
-    except BlockingIOError:  # of a lock
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # the second is torch's
-        if fresh is not None:
-            _delete(fresh)
-        raise OSError(
-            f"{path} cannot be written ({error}). What was there before is whole. Free space on the disk and see that "
-            "the folder may be written to, or give another --output_dir; then give the command again with --resume "
-            "True, which goes on from the last checkpoint."
-        ) from error
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
-
-
-def _flush(file: Path) -> None:
-    """Waits until a file is on the disk, so that a power cut after a rename loses nothing."""
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _discard(folder: Path) -> None:
-    """Deletes a folder, which loses its name at once."""
-    nameless = folder.with_name(f"{folder.name}.old.tmp")
-    os.replace(folder, nameless)
-    shutil.rmtree(nameless)
-
-
-def _link(link: Path, target: Path) -> None:
-    fresh = _beside(link)
-    _delete(fresh)
-    try:
-        fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
-        os.replace(fresh, link)
-    except OSError:  # the system allows no links, or does not replace one
-        _delete(fresh)
-        shutil.copytree(target, fresh, ignore=shutil.ignore_patterns("state"))
-        _delete(link)
-        os.replace(fresh, link)
 
 
 def _save_weights(model: Any, folder: Path) -> None:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from peft_polyhistor.training import run_folder
-from peft_polyhistor.training.run_folder import Progress, RunFolder, join_tasks, read_json, write_json
+from peft_polyhistor.training.files import explain_failure, read_json, write_json
+from peft_polyhistor.training.run_folder import Progress, RunFolder, join_tasks
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -212,7 +213,7 @@ def test_a_writer_that_finds_no_room_is_explained(tmp_path, save):
     with (
         largest_file(20_000),
         pytest.raises(OSError, match=r"state cannot be written .* Free space .* with --resume"),
-        run_folder.explain_failure(tmp_path / "state", tmp_path / "weights"),
+        explain_failure(tmp_path / "state", tmp_path / "weights"),
     ):
         save(weights, tmp_path / "weights")
     assert not list(tmp_path.iterdir())
