@@ -72,7 +72,7 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     Args:
         argv: The command line without the program.
         description: Text of `--help`.
-        default_file: The YAML file where the first argument names none.
+        default_file: The YAML file where the first argument names none; without it, fields have their defaults.
         *classes: Dataclasses of `option` fields that call `check_options` in their `__post_init__`.
 
     Returns:
@@ -83,10 +83,10 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
         ValueError: The file is no mapping, or a setting is unknown, of another type than its field, or not allowed.
     """
     file, argv = (Path(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (default_file, argv)
-    if not file.is_file():
+    if not file.is_file() and file != default_file:
         raise FileNotFoundError(f"{file}: no such file. Give a YAML file of settings first, or only --name value.")
     try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
+        values = read_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if not isinstance(values, dict):

@@ -118,6 +118,11 @@ def test_bad_settings_say_what_is_allowed(parse, text, message):
         parse(text)
 
 
+def test_a_copy_of_a_recipe_needs_no_config():
+    [settings] = parse_settings(["--steps", "3"], "", Path("nowhere.yaml"), recipe.Settings)
+    assert settings == recipe.Settings(steps=3)
+
+
 def test_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml: no such file"):
         parse_file("nowhere.yaml")
