@@ -23,13 +23,13 @@ WATCH = """
 import os, runpy, sys
 
 notes, what, sys.argv = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.argv[2], sys.argv[2:]
-changing = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime"}
+changing = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "os.utime"}
 
 def note(event, arguments):
     if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         paths = arguments[:1]
     else:
-        paths = arguments[:2] if event in changing else ()
+        paths = arguments[:2] if event in changing else arguments[1:2] if event == "os.symlink" else ()
     within = arguments[-1] if event in ("os.mkdir", "os.remove", "os.rmdir") else -1  # the descriptor of a folder
     folder = os.readlink(f"/proc/self/fd/{within}") if within >= 0 else os.getcwd()
     for path in paths:
@@ -62,7 +62,7 @@ def test_a_token_is_neither_saved_nor_printed(settings_of, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_commands_write_into_their_output_folder_alone(small_run, parquet_scenes, tmp_path):
-    """Beside it: the cache of Hugging Face, and temporary files, which are gone in the end."""
+    """Beside it: the caches of Hugging Face and matplotlib, and temporary files, which are gone in the end."""
     (tmp_path / "watch.py").write_text(WATCH)
     folders = {name: tmp_path / name for name in ("home", "here", "temporary", "cache", "out")}
     for folder in folders.values():
@@ -73,6 +73,7 @@ def test_commands_write_into_their_output_folder_alone(small_run, parquet_scenes
         "HOME": str(folders["home"]),
         "TMPDIR": str(folders["temporary"]),
         "HF_HOME": str(folders["cache"]),
+        "MPLCONFIGDIR": str(folders["cache"] / "matplotlib"),
         "HF_TOKEN": TOKEN,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(RECIPES.parent),
