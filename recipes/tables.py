@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from paper import PaperRow
 
 from peft_polyhistor import TASKS, relative_change
-from peft_polyhistor.evaluation import headline
+from peft_polyhistor.evaluation import NOT_MEASURED, format_scores, headline
 
 
 # By method, the results of its runs: one per seed, and in one order for all methods.
@@ -30,9 +30,14 @@ def reference_of(results: Results) -> str | None:
 
 
 def change_of(results: Results, method: str) -> list[float] | None:
-    """Changes of a method's runs, percent; None where a score allows none, or there is nothing to compare with."""
+    """Changes of a method's runs, percent; None where a score allows none, or there is nothing to compare with.
+
+    Tasks that no run could measure, as the data has no label for them, are left out.
+    """
     references = [headline(run["scores"]) for run in results.get(reference_of(results), [])]
-    figures = [figure for reference in references for figure in reference.values()]
+    scores = [headline(run["scores"]) for runs in results.values() for run in runs]
+    measured = {task for by_task in scores for task, score in by_task.items() if not math.isnan(score)}
+    figures = [reference[task] for reference in references for task in measured]
     if not figures or not all(math.isfinite(figure) and figure for figure in figures):
         return None
     scores = [headline(run["scores"]) for run in results[method]]
@@ -53,9 +58,9 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         scores = [headline(run["scores"]) for run in runs]
         rate = "-" if method == "decoders" else f"{runs[0]['settings']['learning_rate']:g}"
         sizes = [f"{runs[0]['parameters'][part]:,}" for part in ("encoder", "all")]
-        cells = [_mean_and_range([score[task] for score in scores]) for task in tasks]
+        cells = [format_scores([score[task] for score in scores]) for task in tasks]
         changes = change_of(results, method)
-        rows.append([method, rate, *sizes, *cells, _mean_and_range(changes, "+") if changes else "-"])
+        rows.append([method, rate, *sizes, *cells, format_scores(changes, "+") if changes else "-"])
         if papers and papers.get(method):
             rows.append(_paper_cells(papers[method], tasks))
     return rows
@@ -65,11 +70,6 @@ def _paper_cells(row: PaperRow, tasks: list[str]) -> list[str]:
     sizes = [f"{size} M" if size else "-" for size in row.parameters.values()]
     scores = [row.scores.get(task, "-") for task in tasks]
     return [f"  the paper, Table {row.table}", "-", *sizes, *scores, f"{float(row.change):+.2f}"]
-
-
-def _mean_and_range(values: list[float], sign: str = "") -> str:
-    mean = f"{sum(values) / len(values):{sign}.2f}"
-    return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})" if len(values) > 1 else mean
 
 
 def split_range(cell: str) -> tuple[str, str]:
@@ -83,7 +83,7 @@ def find_best(title: str, cells: Sequence[str]) -> list[str]:
     direction = "up" if title == "change" else title.rpartition(" ")[2]
     if direction not in ("up", "down") or len(cells) == 1:
         return []
-    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-"}
+    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-" and NOT_MEASURED not in cell}
     finite = [mean for mean in means.values() if math.isfinite(mean)]
     best = (max if direction == "up" else min)(finite, default=None)
     return [cell for cell, mean in means.items() if mean == best]

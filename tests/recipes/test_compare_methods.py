@@ -157,6 +157,12 @@ def test_table_has_no_change_against_scores_that_allow_none(load_recipe, referen
     assert [row[-1] for row in rows[1:]] == ["-", "-"]
 
 
+def test_a_task_that_no_run_could_measure_is_left_out_of_the_change(load_recipe):
+    results = {"decoders": [run_of(10.0, math.nan)], "full": [run_of(11.0, math.nan)]}
+    rows = load_recipe("tables").make_rows(results)
+    assert [row[-2:] for row in rows[1:]] == [["not measured", "+0.00"], ["not measured", "+10.00"]]
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "found"),
     [
@@ -183,7 +189,7 @@ def test_a_diverged_method_stays_in_the_table_and_out_of_the_plot(recipe, tmp_pa
     papers = dict.fromkeys(results)
     recipe.write_all(tmp_path, results, recipe.summarise(results, {}, papers), papers)
     assert {"decoders", "full"} & texts_of(ElementTree.parse(tmp_path / "comparison.svg").getroot()) == {"decoders"}
-    assert "nan" in capsys.readouterr().out
+    assert "not measured" in capsys.readouterr().out
 
 
 def test_all_methods_of_the_config_for_table_1_have_their_row_in_it(recipe, load_recipe):

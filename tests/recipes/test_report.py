@@ -160,7 +160,7 @@ def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_fir
 
 def test_the_best_of_each_column_is_marked(load_recipe):
     find_best = load_recipe("tables").find_best
-    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "nan", "3.00"]) == [
+    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "not measured", "3.00"]) == [
         "3.00 (2.00 to 4.00)",
         "3.00",
     ]
