@@ -10,6 +10,7 @@ import pytest
 from datasets import Features, Image, Value
 
 from peft_polyhistor.data import DENSE_TASKS, synthetic
+from peft_polyhistor.data import scenes as renderer
 from peft_polyhistor.data.scenes import CLASSES, render_scene
 from peft_polyhistor.data.scenes.solids import BALL, BOX, CAPSULE, FRUSTUM, RING, DepthBuffer, Solid, rotation
 from peft_polyhistor.data.synthetic import synthetic_scenes
@@ -182,10 +183,10 @@ def test_splits_share_no_scene_and_grow_without_change(tmp_path):
 def test_prepared_scenes_are_opened_from_the_cache(tmp_path, monkeypatch):
     options = {"split": "val", "count": 2, "image_size": 16, "cache_dir": str(tmp_path)}
     first = synthetic_scenes(**options)
-    monkeypatch.setattr(synthetic, "render_scene", None)
+    monkeypatch.setattr(renderer, "render_scene", None)
     again = synthetic_scenes(**options)
     assert first.cache_files == again.cache_files
-    monkeypatch.setattr(synthetic, "RENDERER_VERSION", -1)
+    monkeypatch.setattr(renderer, "RENDERER_VERSION", -1)
     with pytest.raises(Exception, match="generating the dataset"):
         synthetic_scenes(**options)
 

@@ -160,6 +160,12 @@ def test_table_has_no_change_against_scores_that_allow_none(load_recipe, referen
     assert [row[-1] for row in rows[1:]] == ["-", "-"]
 
 
+def test_a_task_that_no_run_could_measure_is_left_out_of_the_change(load_recipe):
+    results = {"decoders": [run_of(10.0, math.nan)], "full": [run_of(11.0, math.nan)]}
+    rows = load_recipe("tables").make_rows(results)
+    assert [row[-2:] for row in rows[1:]] == [["not measured", "+0.00"], ["not measured", "+10.00"]]
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "found"),
     [
