@@ -113,6 +113,7 @@ def test_a_checkpoint_stays_whole_whichever_call_fails(tmp_path, monkeypatch):
         assert weights_of(folder)["last"] == str(weight)
         assert not list(folder.rglob("*.tmp")), number
     assert all("cannot be written" in text and "What was there before is whole" in text for text in told)
+    print(f"{len(told)} calls failed in turn")
     assert len(told) > 10 and {name for name, _ in made} == set(CALLS)
     links = [target for name, target in made if name == "replace"]
     assert links == ["step-2", "last", "best", "step-1.old.tmp"]
