@@ -1,10 +1,16 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m peft_polyhistor`: predict with a checkpoint; check or shrink a data set."""
+"""Commands of `python -m peft_polyhistor`.
+
+predict    writes what a checkpoint predicts for images, as maps and as a page to look at
+data       lists the faults of a data set, or copies it smaller
+report     makes one page of finished runs
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -17,10 +23,13 @@ from .inference.page import PredictionPage
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 1 where it could not be run or found a fault."""
-    parser = argparse.ArgumentParser(prog="python -m peft_polyhistor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m peft_polyhistor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     add_predict(commands.add_parser("predict", help="write the maps of all tasks, and index.html to look at them"))
     add_data(commands.add_parser("data", help="list all faults of a data set, or copy it smaller"))
+    add_report(commands.add_parser("report", help="make one HTML page of finished runs"))
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -92,6 +101,20 @@ def run_shrink(options: argparse.Namespace) -> int:
     workers = options.workers if options.workers > 1 else None
     files = write_shrunk(options.source, options.folder, options.longest, options.tasks, options.splits, workers)
     print(f"Wrote {' and '.join(map(str, files))}.")
+    return 0
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the --output_dir of train_pascal.py or compare_methods.py")
+    parser.add_argument("--out", type=Path, help="the file to write; default: report.html in the folder")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from .studies.report import make_report  # needs matplotlib, which the other commands do not
+
+    file = make_report(options.folder, options.out)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB.")
     return 0
 
 
