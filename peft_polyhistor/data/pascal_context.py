@@ -20,11 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow.lib import ArrowException
-
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, FAULTS, PascalArchive, check_tasks
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow.lib import ArrowException
 
 
 # Part of the cache key: raise it when what is read from the same files changes.

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, NamedSplit, Value
 from PIL import Image as PILImage
 
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, check_tasks
 from .scenes import RENDERER_VERSION, render_scene
 from .transforms import normalize_image_size
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value
 
 
 SCENE_COUNTS = {"train": 800, "val": 200}  # scenes of a split if no `count` is given

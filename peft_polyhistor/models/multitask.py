@@ -5,7 +5,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MultiTaskDenseModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
+    ) -> "MultiTaskDenseModel":
         """As in transformers, but from safetensors alone, and only if all weights are there and no others.
 
         Raises:

@@ -5,12 +5,16 @@
 import math
 import warnings
 
-import datasets
-import evaluate
 import torch
 from torch import Tensor
 
+from ..extras import needs_extra
 from .losses import resize_to_label
+
+
+with needs_extra("train"):
+    import datasets
+    import evaluate
 
 
 class RunningMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
