@@ -120,6 +120,11 @@ class MultiTaskDenseModel(PreTrainedModel):
             )
         return loaded if kwargs.get("output_loading_info") else model
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether a layer recomputes its activations. PEFT 0.21 asks by this name, of which transformers 5.23 warns."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
         """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""
         super().train(mode)
