@@ -4,7 +4,6 @@
 
 import math
 import warnings
-from importlib.util import find_spec
 from typing import Any
 
 
@@ -61,14 +60,6 @@ def check_record(made_for: Any) -> None:
             f"`made_for` holds {sorted(map(str, unknown))}, which this version of peft-polyhistor does not use. The "
             "adapter was probably saved by a newer version: upgrade with `pip install -U peft-polyhistor`.",
             stacklevel=3,
-        )
-
-
-def check_scipy(purpose: str) -> None:
-    """Raises ImportError, which names the extra to install, unless SciPy is there."""
-    if find_spec("scipy") is None:
-        raise ImportError(
-            f'{purpose} needs SciPy, which is not installed. Run `pip install "peft-polyhistor[recipes]"`.'
         )
 
 

@@ -66,7 +66,7 @@ def check_archive(
 
     Raises:
         ValueError: A task or split is unknown, or there is no worker.
-        ImportError: A task needs SciPy, which is not installed.
+        ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     tasks = check_tasks(tasks)
     unknown = [split for split in splits if split not in SPLITS]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..checks import check_scipy
+from ..extras import needs_extra
 
 
 IGNORE = 255  # unlabeled pixels in VOC
@@ -121,9 +121,10 @@ def find_normals(colors: np.ndarray) -> np.ndarray:
 
 
 def check_readers(tasks: Sequence[str]) -> None:
-    """Raises ImportError where the files of one of `tasks` need SciPy and it is not installed."""
+    """Raises ModuleNotFoundError where the files of one of `tasks` need SciPy and it is not installed."""
     if set(tasks) & set(MATLAB_TASKS):
-        check_scipy(f"Reading {' or '.join(MATLAB_TASKS)} from the MATLAB files of PASCAL_MT")
+        with needs_extra("train"):
+            import scipy.io  # noqa: F401
 
 
 def _read_label(path: Path, modes: tuple[str, ...], size: Size | None) -> Image.Image:

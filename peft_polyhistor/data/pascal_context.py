@@ -20,12 +20,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow.lib import ArrowException
-
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, FAULTS, PascalArchive, check_tasks
 from .decode import check_readers
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow.lib import ArrowException
 
 
 # Part of the cache key: raise it when what is read from the same files changes.
@@ -59,7 +62,7 @@ def load_pascal_context(
         FileNotFoundError: `data_dir` is no such folder, or a file is missing.
         ValueError: A task or split is unknown, or a file is damaged, of another size than its picture or out of range.
             `python -m peft_polyhistor data check FOLDER` lists all faults.
-        ImportError: A task needs SciPy, which is not installed.
+        ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     tasks = check_tasks(tasks)
     check_readers(tasks)

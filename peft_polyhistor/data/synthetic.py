@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, NamedSplit, Value
 from PIL import Image as PILImage
 
-from ..checks import check_scipy
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, check_tasks
 from .transforms import normalize_image_size
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value
 
 
 SCENE_COUNTS = {"train": 800, "val": 200}  # scenes of a split if no `count` is given
@@ -52,9 +55,8 @@ def synthetic_scenes(
 
     Raises:
         ValueError: A task or split that does not exist, or a count, size, seed or number of processes out of range.
-        ImportError: SciPy, which the renderer needs, is not installed.
+        ModuleNotFoundError: SciPy, which the renderer needs, is not installed.
     """
-    check_scipy("Rendering scenes")
     from .scenes import RENDERER_VERSION
 
     tasks, size = check_tasks(tasks), normalize_image_size(image_size)

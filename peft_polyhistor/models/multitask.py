@@ -5,7 +5,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MultiTaskDenseModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
+    ) -> "MultiTaskDenseModel":
         """As in transformers, but from safetensors alone, and only if all weights are there and no others.
 
         Raises:
@@ -119,6 +119,11 @@ class MultiTaskDenseModel(PreTrainedModel):
                 f"{len(surplus)} are left over, as {surplus[:2]}. Save the model again."
             )
         return loaded if kwargs.get("output_loading_info") else model
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether a layer recomputes its activations: PEFT 0.21 asks by this name, which transformers 5.23 deprecates."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
         """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""

@@ -8,14 +8,17 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from transformers import TimmBackbone, TimmWrapperConfig, TimmWrapperModel, TimmWrapperPreTrainedModel
-from transformers.initialization import meta_device_safe_creation_ops
 
+from ..extras import needs_extra
 from .stages import StageEncoder
+
+
+with needs_extra("timm"):
+    from timm.layers import PatchEmbed
+    from timm.models.swin_transformer import SwinTransformerBlock
+    from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
 
 class TimmStages(StageEncoder):
@@ -116,7 +119,7 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
     else:
         args = {"features_only": True, "out_indices": list(trial.feature_info.out_indices)}
     if architecture:
-        with torch.device("meta"), meta_device_safe_creation_ops():
+        with torch.device("meta"):
             wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
     if not architecture or _structure(wrapper.timm_model) != _structure(trial):
         raise ValueError(

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from ..extras import needs_extra
+from .results import Line
+from .tables import Results, change_of
 
-try:
+
+with needs_extra("train"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
-except ImportError as error:
-    raise ImportError("Figures need matplotlib. Run: pip install 'peft-polyhistor[recipes]'") from error
-
-from .results import Line
-from .tables import Results, change_of
 
 
 for _prefix, _name in (("", "svg"), ("xlink", "1999/xlink")):

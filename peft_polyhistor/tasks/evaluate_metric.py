@@ -4,10 +4,13 @@
 
 from typing import Any
 
-import datasets
-import evaluate
-
+from ..extras import needs_extra
 from .running_metric import RunningMetric
+
+
+with needs_extra("train"):
+    import datasets
+    import evaluate
 
 
 class EvaluateMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types

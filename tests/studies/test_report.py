@@ -171,7 +171,7 @@ def test_without_matplotlib_the_command_says_what_to_install(tmp_path, capsys, m
         monkeypatch.delattr(studies, module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(tmp_path)]) == 1
-    assert "Run: pip install 'peft-polyhistor[recipes]'" in capsys.readouterr().err
+    assert "peft-polyhistor[train]" in capsys.readouterr().err
 
 
 def test_a_folder_without_results(tmp_path):
