@@ -5,10 +5,9 @@
     python recipes/teacher_answers.py --data PHOTOGRAPHS --teacher TEACHER --output-dir runs/answers
     accelerate launch recipes/pretrain_encoder.py --answers runs/answers --output-dir runs/pretraining
 
-`runs/pretraining/encoder` then holds the best student so far: config.json, model.safetensors (float16) and
-training.json (settings and losses). `load_encoder` reads it. An interrupted run goes on from its last save, state.pt.
-With `--decay-steps 0` the learning rate stays up after the warm-up and a larger `--steps` makes the run longer; a run
-with `--start-from` branches off such a run and lets the rate fall.
+`runs/pretraining/encoder` then holds the best student so far, in float16, with its settings and losses. A run that was
+interrupted goes on from its last save. With `--decay-steps 0` the learning rate stays up after the warm-up, and more
+`--steps` make the run longer; a run with `--start-from` branches off such a run and lets the rate fall.
 """
 
 import argparse
@@ -25,13 +24,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
 from tqdm.auto import trange
 from transformers import SwinConfig, SwinForImageClassification
 
 
-MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 LOGITS_WEIGHT = 0.1  # of their divergence, beside 1 for the error on each map
 Shard = dict[str, Tensor]  # images, and labels or logits, map8, map16 and map32: the first axis is the crop
 
@@ -82,10 +82,7 @@ def load_shards(folder: Path, window: int) -> list[Shard]:
 
 
 def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -> SwinForImageClassification:
-    """A Swin whose heads look to fixed places around a token at first, like the taps of a convolution.
-
-    Otherwise it has to learn this from its data, of which a short run has too little.
-    """
+    """A Swin whose heads look to fixed places around a token at first, like the taps of a convolution."""
     model = SwinForImageClassification(
         SwinConfig(
             image_size=image_size,
@@ -122,15 +119,15 @@ class Lesson(nn.Module):
         self.heads = nn.ModuleDict()
         for name in sorted(name for name in shard if name.startswith("map")):
             stride = int(name.removeprefix("map"))
-            self.asked[stride] = [name for name in (f"map{stride}", f"map{2 * stride}") if name in shard]
-            channels = sum(shard[name].shape[1] for name in self.asked[stride])
+            self.asked[stride] = [k for k in (name, f"map{2 * stride}") if k in shard]
+            channels = sum(shard[k].shape[1] for k in self.asked[stride])
             self.heads[str(stride)] = nn.Conv2d(arguments.embed_dim * stride // 4, channels, kernel_size=1)
-            spread = torch.std_mean(shard[name].float(), (0, 2, 3), keepdim=True)
-            self.register_buffer(f"norm_{name}", torch.stack(spread), persistent=False)
+            std, mean = torch.std_mean(shard[name].float(), (0, 2, 3), keepdim=True)
+            self.register_buffer(f"norm_{name}", torch.stack([std.clamp(min=1e-6), mean]), persistent=False)
 
     def forward(self, shard: Shard, flip: Tensor) -> dict[str, Tensor]:
         flipped = {k: torch.where(flip.view(-1, 1, 1, 1), v.flip(-1), v) for k, v in shard.items() if v.ndim == 4}
-        pixels = (flipped["images"] / 255 - MEAN.to(flip.device)) / STD.to(flip.device)
+        pixels = normalize(flipped["images"] / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         output = self.student.swin(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
         maps = {pixels.shape[-1] // m.shape[-1]: m for m in output.reshaped_hidden_states}
         losses = {}
@@ -145,8 +142,8 @@ class Lesson(nn.Module):
         if "labels" in shard:
             return losses | {"labels": F.cross_entropy(logits, shard["labels"], label_smoothing=0.1)}
         given, asked = (F.log_softmax(v.float() / self.temperature, -1) for v in (logits, shard["logits"]))
-        divergence = F.kl_div(given, asked, log_target=True, reduction="batchmean") * self.temperature**2
-        return losses | {"logits": LOGITS_WEIGHT * divergence}
+        divergence = F.kl_div(given, asked, log_target=True, reduction="batchmean")
+        return losses | {"logits": LOGITS_WEIGHT * self.temperature**2 * divergence}
 
 
 @torch.inference_mode()
@@ -227,7 +224,7 @@ def main(arguments: argparse.Namespace) -> dict:
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.98), fused=True)
     progress = restore(lesson, optimizer, arguments)
     model, optimizer = accelerator.prepare(lesson, optimizer)
-    started = saved = time.time()
+    saved = time.time()
     bar = trange(progress["step"], arguments.steps, disable=not accelerator.is_main_process, mininterval=10)
     for step in bar:
         for group in optimizer.param_groups:
@@ -239,11 +236,11 @@ def main(arguments: argparse.Namespace) -> dict:
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        is_last = step + 1 == arguments.steps
-        if accelerator.is_main_process and (is_last or time.time() - saved > 60 * arguments.save_minutes):
+        is_due = step + 1 == arguments.steps or time.time() - saved > 60 * arguments.save_minutes
+        if is_due and accelerator.is_main_process:
             scores = validate(lesson, first, arguments.batch_size)
-            progress |= {"step": step + 1, "seconds": progress["seconds"] + time.time() - started}
-            started = saved = time.time()
+            progress |= {"step": step + 1, "seconds": progress["seconds"] + time.time() - saved}
+            saved = time.time()
             save(arguments, lesson, optimizer, progress, scores)
             bar.write(f"step {step + 1}: held-out losses {scores}")
     return progress

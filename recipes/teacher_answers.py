@@ -109,6 +109,9 @@ class Teacher:
 
         Args:
             crops: Integers from 0 to 255, of shape (batch, 3, size, size).
+
+        Raises:
+            ValueError: An answer does not fit float16.
         """
         pixels = (crops.to(self.mean.device) / 255 - self.mean) / self.std
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -120,7 +123,10 @@ class Teacher:
             logits, maps = output.logits, output.get("reshaped_hidden_states", output.hidden_states)
         by_stride = {crops.shape[-1] // m.shape[-1]: m for m in maps if m.ndim == 4}  # the last one of each stays
         answers = {f"map{stride}": by_stride[stride] for stride in (8, 16, 32) if stride in by_stride}
-        return {name: answer.half().cpu().contiguous() for name, answer in (answers | {"logits": logits}).items()}
+        answers = {name: answer.half().cpu().contiguous() for name, answer in (answers | {"logits": logits}).items()}
+        if wrong := [name for name, answer in answers.items() if not answer.isfinite().all()]:
+            raise ValueError(f"The teacher's {wrong} hold numbers that are no finite float16. Choose another teacher.")
+        return answers
 
 
 def make_shard(number: int, data: list[Dataset], shares: list[float], teacher: Teacher | None, arguments):

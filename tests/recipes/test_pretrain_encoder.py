@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -114,6 +115,13 @@ def test_teacher_of_transformers(answer, transformers_teacher):
     assert [tuple(shard[f"map{stride}"].shape[1:]) for stride in (8, 16, 32)] == [(8, 12, 12), (16, 6, 6), (16, 3, 3)]
 
 
+def test_answers_beyond_float16_are_refused(answers_recipe, timm_teacher):
+    teacher = answers_recipe.Teacher(timm_teacher, torch.device("cpu"))
+    teacher.model.classifier.bias.data.fill_(1e6)
+    with pytest.raises(ValueError, match=r"The teacher's \['logits'\] hold numbers that are no finite float16"):
+        teacher(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 def test_missing_shard_is_made_again_and_the_same(answer):
     folder = answer()
     before = load_file(folder / "00001.safetensors")
@@ -207,8 +215,6 @@ def test_bad_data(answers_recipe, answer, recipe, tmp_path):
 
 
 def test_columns_are_needed(answers_recipe, tmp_path):
-    from datasets import Dataset
-
     Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['image'\]; it has \['picture'\]"):
         answers_recipe.load_photographs(str(tmp_path), ["image"])
