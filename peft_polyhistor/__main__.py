@@ -1,10 +1,15 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m peft_polyhistor predict`: what a checkpoint makes of pictures, as maps and as a page to look at."""
+"""Commands of `python -m peft_polyhistor`.
+
+predict    writes what a checkpoint predicts for images, as maps and as a page to look at
+report     makes one page of finished runs
+"""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -15,7 +20,9 @@ from .inference.page import PredictionPage
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, or 1 where it could not be run or a picture could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m peft_polyhistor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m peft_polyhistor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     predict = commands.add_parser("predict", help="write the maps of all tasks, and index.html to look at them")
     predict.add_argument("checkpoint", help="a folder, or 'user/name' on the Hub")
@@ -25,10 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predict.add_argument("--image_size", type=int, help="pixels of a side in the model; default: that of its training")
     predict.add_argument("--revision", help="branch, tag or commit on the Hub")
     predict.set_defaults(run=run_predict)
+    report = commands.add_parser("report", help="make one HTML page of finished runs")
+    report.add_argument("folder", type=Path, help="the --output_dir of train_pascal.py or compare_methods.py")
+    report.add_argument("--out", type=Path, help="the file to write; default: report.html in the folder")
+    report.set_defaults(run=run_report)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -50,6 +61,14 @@ def run_predict(options: argparse.Namespace) -> int:
                 page.add(source, prediction)
     print(f"{len(options.pictures) - faults} of {len(options.pictures)} pictures are in {page.folder / 'index.html'}.")
     return 1 if faults else 0
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from .studies.report import make_report  # needs matplotlib, which the other commands do not
+
+    file = make_report(options.folder, options.out)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB.")
+    return 0
 
 
 if __name__ == "__main__":

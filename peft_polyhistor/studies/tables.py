@@ -9,6 +9,8 @@ from typing import Any
 from ..evaluation import headline
 from ..tasks import TASKS, relative_change
 from .paper import PaperRow
+from .rates import edge_note
+from .results import Grid
 
 
 # Results of the runs by method, one per seed; the seeds have the same order for all methods.
@@ -104,17 +106,42 @@ def find_best(title: str, cells: Sequence[str]) -> list[str]:
     return [cell for cell, mean in means.items() if mean == best]
 
 
-def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
-    """Returns the text below the table, which explains its columns."""
+def make_note(
+    results: Results,
+    papers: Mapping[str, PaperRow | None] | None = None,
+    grids: Mapping[str, Grid] | None = None,
+) -> str:
+    """Returns the text below the table, which explains its columns.
+
+    Args:
+        results: Results of the runs by method.
+        papers: The paper's figures by method.
+        grids: Scores by method and learning rate, where rates were chosen from a grid.
+    """
     reference = REFERENCES.get(reference_of(results) or "")
     reference = f"{reference} with the same seed" if reference else "nothing: no reference was trained"
     scores = [score for runs in results.values() for run in runs for score in headline(run["scores"]).values()]
     parts = [
         NOTE.format(reference=reference),
         PAPER_NOTE if any((papers or {}).values()) else "",
+        _compare_orders(results, papers or {}),
+        edge_note(grids or {}),
         "" if all(map(math.isfinite, scores)) else NOT_MEASURED_NOTE,
     ]
     return "\n".join(filter(None, parts))
+
+
+def _compare_orders(results: Results, papers: Mapping[str, PaperRow | None]) -> str:
+    """Tells how far the order of the methods by their mean change is that of the paper; empty where nothing tells."""
+    from scipy.stats import spearmanr  # takes a second to import
+
+    rows = {method: row for method, row in papers.items() if row and method in results}
+    changes = {method: sum(values) / len(values) for method in rows if (values := change_of(results, method))}
+    pairs = [(change, float(rows[method].change)) for method, change in changes.items() if math.isfinite(change)]
+    if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
+        return ""
+    correlation = spearmanr(*zip(*pairs, strict=True)).statistic
+    return f"Rank correlation (Spearman) of change with the paper's: {correlation:.2f} over {len(pairs)} methods."
 
 
 def align(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:

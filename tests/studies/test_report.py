@@ -4,12 +4,15 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from peft_polyhistor.studies.tables import find_best
+from peft_polyhistor import studies
+from peft_polyhistor.__main__ import main
+from peft_polyhistor.studies.report import make_report
 
 
 ODD = "<script>alert('x & \"y\"')</script>"  # a name of a picture or a folder may be any text
@@ -53,11 +56,6 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture
-def report(load_recipe):
-    return load_recipe("report")
-
-
 def run_of(method="decoders", seed=0, semseg=10.0, **more):
     scores = {"semseg": {"mIoU": semseg}, "normals": {"mErr": 20.0}}
     settings = {
@@ -90,22 +88,21 @@ def write_run(folder, run):
     (folder / "results.json").write_text(json.dumps(run))
 
 
-def make(report, folder, *arguments):
-    page = Page(report.main([str(folder), *map(str, arguments)]).read_text(encoding="utf-8"))
+def make(folder, file=None):
+    page = Page(make_report(folder, file).read_text(encoding="utf-8"))
     assert all(source.startswith(("data:image/webp;base64,", "#")) for source in page.sources)
     assert {source[1:] for source in page.sources if source.startswith("#")} <= page.ids
     assert "@import" not in page.html and "url(" not in page.html and page.all("script") == []
     return page
 
 
-def test_shows_all_that_runs_recorded(report, tmp_path, capsys):
+def test_shows_all_that_runs_recorded(tmp_path):
     write_run(tmp_path / "decoders", run_of(**details_of()))
     write_run(tmp_path / "polyhistor_lite", run_of("polyhistor_lite", semseg=11.0, **details_of()))
-    page = make(report, tmp_path)
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    page = make(tmp_path)
     told = ("embedded scenes", "64 px", "2.0 minutes for 2 runs", "torch 2.15.0", "+5.00", "background 80.0", "91.3")
     assert all(text in page.text for text in told)
-    assert "pictures per step 6" in page.text and "optimiser steps 10" in page.text
+    assert "images per step 6" in page.text and "optimiser steps 10" in page.text
     assert "The runs recorded" not in page.text and "No plot" not in page.text
     charts = [chart["aria-label"] for chart in page.all("svg") if "aria-label" in chart]
     assert [label.partition(" by ")[0] for label in charts] == [
@@ -118,9 +115,9 @@ def test_shows_all_that_runs_recorded(report, tmp_path, capsys):
     assert all("scope" in cell for cell in page.all("th")) and page.text.count("mErr in degrees") == 1
 
 
-def test_says_what_runs_did_not_record(report, tmp_path):
+def test_says_what_runs_did_not_record(tmp_path):
     write_run(tmp_path / "runs" / "full", run_of("full"))
-    page = make(report, tmp_path / "runs", "--output", tmp_path / "page.html")
+    page = make(tmp_path / "runs", tmp_path / "page.html")
     assert (tmp_path / "page.html").is_file() and not (tmp_path / "runs" / "report.html").exists()
     assert page.text.count("fewer than two points") == 2
     assert "no figures of classes" in page.text and "The runs recorded none" in page.text
@@ -128,19 +125,19 @@ def test_says_what_runs_did_not_record(report, tmp_path):
     assert page.all("img") == [] and page.all("input") == []
 
 
-def test_text_of_files_is_text(report, tmp_path):
+def test_text_of_files_is_text(tmp_path):
     details = details_of(ODD) | {"versions": {ODD: ODD}}
     run = run_of(**details)
     run["settings"] |= {"encoder": ODD, "data": ODD, "tracker": ODD, "tasks": [ODD]}
     folder = tmp_path / "a <b>&amp;"
     write_run(folder / "<i>decoders", run)
     write_run(folder / "decoders", run)
-    page = make(report, folder)
+    page = make(folder)
     assert page.text.count(ODD) >= 6 and "a <b>&amp;" in page.text and "<i>decoders" in page.text
     assert any(ODD in image["alt"] for image in page.all("img"))
 
 
-def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_first_seed(report, tmp_path):
+def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_first_seed(tmp_path):
     paper = {
         "table": 1, "backbone": "Swin-T", "pretraining": "ImageNet-1k", "method": "Full", "setting": "", "change": "2",
         "parameters": {"encoder": "27.51", "all": "30.06"}, "scores": {"semseg": "68.71", "normals": "17.35"},
@@ -153,102 +150,77 @@ def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_fir
     write_run(tmp_path / "seed3" / "0.0002" / "full", {})
     write_run(tmp_path / "seed3" / "single_task" / "semseg", {})
     (tmp_path / "comparison.json").write_text(json.dumps({"reference": "single_task", "methods": content}))
-    page = make(report, tmp_path)
+    page = make(tmp_path)
     assert "13.50 (13.00 to 14.00)" in page.text and "the paper, Table 1" in page.text and "68.71" in page.text
     told = ("mean of 2 seeds", "seeds 3, 4", "single_task seed 3", "full seed 3")
     assert all(text in page.text for text in told)
     assert len(page.all("img")) == 2  # that of single_task lies with its task
 
 
-def test_the_best_of_each_column_is_marked():
-    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "not measured", "3.00"]) == [
-        "3.00 (2.00 to 4.00)",
-        "3.00",
-    ]
-    assert find_best("normals mErr down", ["10.00", "9.00"]) == ["9.00"]
-    assert find_best("change", ["-1.00", "+0.00", "-"]) == ["+0.00"]
-    assert find_best("all", ["1", "2"]) == find_best("change", ["+1.00"]) == find_best("change", ["-", "-"]) == []
+def test_the_command_writes_the_page_or_says_why_not(tmp_path, capsys):
+    write_run(tmp_path / "decoders", run_of())
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert f"{tmp_path / 'page.html'}: 0.0 MB" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "none")]) == 1
+    assert "no comparison.json and no METHOD/results.json" in capsys.readouterr().err
 
 
-def test_long_curves_are_thinned_and_gaps_stay(load_recipe):
-    curves = load_recipe("curves")
-    line = [(step, float(step)) for step in range(1, 1000)]
-    thinned = curves.thin(line)
-    assert len(thinned) <= curves.MOST_POINTS and thinned[-1][0] == 999
-    assert thinned[0] == (7, 4.0)  # the mean of 1 to 7
-    assert curves.thin(line[:5]) == line[:5] and curves.thin([]) == []
-    assert curves.mean_line([[(1, 2.0), (2, 4.0)], [(2, 8.0), (3, 1.0)]]) == [(2, 6.0)]
-    gap = [(1, 1.0), (2, 2.0), (3, float("inf")), (4, 3.0)]
-    chart = curves.draw_curves({"a": gap}, "loss", has_dots=False)
-    assert [len(part.get("points").split()) for part in chart.iter("polyline")] == [2, 1]
-    assert len(list(chart.iter("circle"))) == 1  # it stands alone
-    assert curves.draw_curves({"a": [(5, 1.0)], "b": [(5, 2.0)]}, "loss", has_dots=True) is None
+def test_without_matplotlib_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
+    for module in ("figures", "report"):
+        monkeypatch.delitem(sys.modules, f"peft_polyhistor.studies.{module}", raising=False)
+        monkeypatch.delattr(studies, module, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "Run: pip install 'peft-polyhistor[recipes]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.0, 0.0, ["0", "+0.001"]),
-        (-4.2, 5.1, ["-6", "-4", "-2", "0", "+2", "+4", "+6"]),
-        (3e4, 9e4, ["+20,000", "+40,000", "+60,000", "+80,000", "+100,000"]),
-    ],
-)
-def test_ticks_enclose_what_they_are_for(load_recipe, low, high, labels):
-    charts = load_recipe("charts")
-    ticks = charts.find_ticks(low, high, 5)
-    assert ticks[0] <= low <= high <= ticks[-1]
-    assert charts.label_ticks(ticks, "+") == labels
-
-
-def test_a_folder_without_results(report, tmp_path):
+def test_a_folder_without_results(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(
             FileNotFoundError, match=r"no comparison\.json and no METHOD/results\.json in .*--output_dir"
         ):
-            report.main([str(folder)])
+            make_report(folder)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", r"results\.json is no JSON"),
-        ("[]", "method, parameters, scores, settings missing or damaged"),
-        (json.dumps(run_of(losses=[{"step": "1", "losses": {}}])), "losses missing or damaged"),
-        (json.dumps(run_of(pictures={"semseg": {"best": [3], "worst": []}})), "pictures missing or damaged"),
-        (json.dumps(run_of() | {"scores": {}}), "holds no scores"),
+        ("[]", "has no method, parameters, scores, settings"),
+        (json.dumps(run_of() | {"scores": {}}), "has no scores"),
         (json.dumps(run_of() | {"scores": {"depth": {"rmse": 1.0}}}), "no scores of 'depth'; known tasks are semseg"),
         (json.dumps(run_of(history=[{"step": 1, "scores": {"semseg": {}}}])), "no scores of 'semseg'"),
     ],
 )
-def test_damaged_results(report, tmp_path, content, message):
+def test_damaged_results(tmp_path, content, message):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "results.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        report.main([str(tmp_path)])
+        make_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "methods missing or damaged"),
+        ({}, "damaged.*'methods'"),
         ({"methods": {}}, "names no run"),
-        ({"methods": {"full": {"runs": [run_of()], "grid": {}, "paper": {"table": 1}}}}, "backbone, .* damaged"),
-        ({"methods": {"full": {"runs": [{}], "grid": {}}}}, "method, parameters, scores, settings missing or damaged"),
+        ({"methods": {"full": {"runs": [run_of()], "grid": {}, "paper": {"table": 1}}}}, "damaged.*backbone"),
+        ({"methods": {"full": {"runs": [{}], "grid": {}}}}, "has no method, parameters, scores, settings"),
     ],
 )
-def test_damaged_comparisons(report, tmp_path, content, message):
+def test_damaged_comparisons(tmp_path, content, message):
     (tmp_path / "comparison.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"comparison\.json.*{message}"):
-        report.main([str(tmp_path)])
+        make_report(tmp_path)
 
 
 @pytest.mark.parametrize(("changes", "what"), [({"seed": 1}, "seeds"), ({}, "tasks")])
-def test_runs_that_no_table_compares(report, tmp_path, changes, what):
+def test_runs_that_no_table_compares(tmp_path, changes, what):
     other = run_of("full", **changes)
     if what == "tasks":
         del other["scores"]["normals"]
     write_run(tmp_path / "decoders", run_of())
     write_run(tmp_path / "full", other)
     with pytest.raises(ValueError, match=rf"differ in their {what}.*Keep them in different folders"):
-        report.main([str(tmp_path)])
+        make_report(tmp_path)
