@@ -1,14 +1,23 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The training steps and the predictions that the benchmarks compare, by name."""
+"""Time, memory and operations of a training step of several tasks, against references in the same run.
 
+    python recipes/benchmarks/training.py                                       # Swin-T, 4 tasks, 224 and 512 px
+    python recipes/benchmarks/training.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
+    python recipes/benchmarks/training.py --device cuda --dtype bfloat16
+
+A step is forward and backward, without an optimiser, on random images and labels. Steps take turns, so that what
+slows the machine down slows them all down; on a CPU the time is that of the process, summed over its threads. What can
+be counted is counted exactly. Prints a table with the goals, and writes benchmark_training.json and its .svg.
+"""
+
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
-from contestants import Problem, make_adapted, make_dense, make_lora
-from measurement import Step
+from common import Goal, run_benchmark
+from problem import Contestant, Problem, make_adapted, make_dense, make_lora
 from torch import Tensor, nn
 
 from peft_polyhistor.models.blocks import find_blocks
@@ -23,20 +32,11 @@ PLAIN = "plain plugin"
 VMT, VMT_ENCODER, VMT_ENCODER_ONE = "vmt_adapter", "vmt_adapter, encoder alone", "vmt_adapter, encoder alone, 1 task"
 TOGETHER, IN_TURN, PER_TASK = ", all tasks in a batch", ", one task after the other", ", a backward pass per task"
 GENERATION = ", generation alone"
-BAKED, GENERATED = ", baked", ", generated in every call"
-PASSES, PASSES_OURS = "a model per task, the paper's decoders", "a model per task"
-
-
-class Contestant(NamedTuple):
-    """A step that takes part, and the model whose parameters it does not have to pay for."""
-
-    step: Step
-    model: nn.Module
 
 
 def training_steps(problem: Problem, method: str, names: Sequence[str] | None = None) -> dict[str, Contestant]:
     """Forward and backward passes of all tasks, without an optimiser, by name; `names` chooses some."""
-    pixels, labels = problem.pictures(), problem.labels()
+    pixels, labels = problem.images(), problem.labels()
 
     def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
         model.train()
@@ -139,29 +139,27 @@ def encode(model: nn.Module, pixels: Tensor, tasks: list[str]) -> Contestant:
     return Contestant(step, model)
 
 
-def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
-    """Logits of all tasks, by name."""
-    pixels = problem.pictures()
+def make_goals(method: str) -> list[Goal]:
+    together, in_turn, per_task = method + TOGETHER, method + IN_TURN, method + PER_TASK
+    bounds, styles, lora = (BOUND, BOUND_TOGETHER), (together, in_turn), (LORA_PER_TASK,)
+    return [
+        Goal("operations, all tasks in a batch against in turn", "operations", together, (in_turn,), 0.33),
+        Goal("bytes saved for the backward pass, against the plain plugin", "saved_bytes", method, (PLAIN,), 0.60),
+        Goal("peak memory, a backward pass per task, against PEFT LoRA with one", "peak_bytes", per_task, lora, 0.75),
+        Goal("peak memory, the same against all tasks in a batch", "peak_bytes", per_task, (together,), 0.38),
+        Goal("time against the encoder's passes alone, the faster way", "seconds", method, bounds, 1.08),
+        Goal("time against PEFT LoRA, the paper's decoders", "seconds", method, (LORA,), 0.65),
+        Goal("time against PEFT LoRA with our decoders", "seconds", method, (LORA_OURS,), 0.90),
+        Goal("time, the chosen tasks per pass against the faster of the others", "seconds", method, styles, 1.03),
+        Goal("time of the generation, share of a step (of 512 px)", "seconds", method + GENERATION, (method,), 0.012),
+        Goal("time, VMT-Adapter's encoder, 4 tasks against 1", "seconds", VMT_ENCODER, (VMT_ENCODER_ONE,), 1.10),
+        Goal("time, VMT-Adapter against full fine-tuning with the paper's decoders", "seconds", VMT, (FULL,), 0.80),
+    ]
 
-    def predict(model: nn.Module) -> Contestant:
-        model.eval()
-        return Contestant(lambda: model(pixels, tasks=problem.tasks, full_resolution=False), model)
 
-    def predict_in_turn(model: nn.Module) -> Contestant:
-        model.eval()
+def main(arguments: list[str]) -> None:
+    run_benchmark("benchmark_training", __doc__, training_steps, BOUND, make_goals, arguments)
 
-        def step() -> None:
-            for task in problem.tasks:
-                model(pixels, tasks=[task], full_resolution=False)
 
-        return Contestant(step, model)
-
-    ours = make_adapted(problem, method)
-    return {
-        PASSES: predict_in_turn(make_dense(problem, papers_decoders=True)),
-        PASSES_OURS: predict_in_turn(make_dense(problem)),
-        method + GENERATED: predict(ours),
-        method + BAKED: predict(ours.bake()),
-        VMT: predict(make_adapted(problem, VMT)),
-        LORA_OURS: predict(make_lora(problem, papers_decoders=False)),
-    }
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints the parameter columns of the paper's Tables 1 to 8, ours beside the paper's. Needs no weights and no data.
 
-    python recipes/parameter_table.py
+    python recipes/paper/parameters.py
 
 Models are built on PyTorch's meta device, which keeps shapes and no values.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from encoders import ENCODERS
-from methods import FULL_FINE_TUNING, shares_pass
 from peft import get_peft_model
+from torch import nn
+from transformers import PvtConfig, PvtModel, SwinConfig, SwinModel
 
 from peft_polyhistor import METHODS, MultiTaskDenseModel
 from peft_polyhistor.config import PASCAL_TASKS
@@ -24,6 +24,10 @@ from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.models.encoder import view_encoder
 from peft_polyhistor.studies.paper import PARTS, PaperRow, read_rows
 from peft_polyhistor.studies.tables import align
+from peft_polyhistor.training.methods import shares_pass
+
+
+TABLES = Path(__file__).with_name("tables.csv")
 
 
 class Slip(NamedTuple):
@@ -40,7 +44,6 @@ class Slip(NamedTuple):
         return (row.backbone, row.method, row.setting) == place and row.table in self.tables
 
 
-TABLES = Path(__file__).parent / "paper" / "tables.csv"
 SLIPS = (
     Slip("Swin-T", "Multi-task Full Fine-tuning", "27,517,818 cut to 27.51, where rounding gives 27.52"),
     Slip(
@@ -59,26 +62,30 @@ SLIPS = (
 )
 
 
+def make_encoder(backbone: str) -> nn.Module:
+    """The paper's encoder of this name, with random weights."""
+    if backbone == "PVT-S":
+        return PvtModel(PvtConfig(depths=[3, 4, 6, 3]))
+    width, depth = {"Swin-T": (96, 6), "Swin-B": (128, 18)}[backbone]
+    heads = [width // 32 * 2**stage for stage in range(4)]
+    return SwinModel(SwinConfig(embed_dim=width, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False)
+
+
 def explain(row: PaperRow) -> str | None:
     """Why the row's figures are not ours, where that is known."""
     return next((slip.explanation for slip in SLIPS if slip.is_of(row)), None)
 
 
-def count(row: PaperRow) -> dict[str, int] | None:
-    """Trainable parameters of a row by part, for the four tasks; None where this version lacks method or encoder."""
+def count(row: PaperRow) -> dict[str, int]:
+    """Trainable parameters of a row by part, for the four tasks."""
     method, settings = row.as_ours()
     return _count(row.backbone, method, json.dumps(settings))
 
 
 @cache
-def _count(backbone: str, method: str, settings: str) -> dict[str, int] | None:
-    if method not in (*FULL_FINE_TUNING, *METHODS):
-        return None
+def _count(backbone: str, method: str, settings: str) -> dict[str, int]:
     with torch.device("meta"):
-        try:
-            encoder = view_encoder(ENCODERS[backbone]())
-        except TypeError:  # of a family that is not known
-            return None
+        encoder = view_encoder(make_encoder(backbone))
         model = MultiTaskDenseModel.from_encoder(encoder, PASCAL_TASKS, shared_norms=shares_pass(method))
         if method in METHODS:
             model = get_peft_model(model, METHODS[method](tasks=PASCAL_TASKS, **json.loads(settings)))
@@ -98,11 +105,8 @@ def make_line(row: PaperRow) -> list[str]:
     """Cells of a row: ours beside the paper's, and what is to be said about it."""
     name = [str(row.table), row.backbone, f"{row.method} {row.setting}".strip()]
     sizes = count(row)
-    verdict = judge(row, sizes) if sizes else "not in this version"
-    cells = []
-    for part in PARTS:
-        cells += [to_millions(sizes[part]) if sizes else "-", row.parameters[part] or "-"]
-    return [*name, *cells, verdict]
+    cells = [cell for part in PARTS for cell in (to_millions(sizes[part]), row.parameters[part] or "-")]
+    return [*name, *cells, judge(row, sizes)]
 
 
 def judge(row: PaperRow, sizes: dict[str, int]) -> str:

@@ -2,26 +2,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models that the benchmarks compare, ours and references on equal encoders, and what they compute."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from encoders import ENCODERS
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel, SwinConfig, SwinModel
 
-from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, register_task
-from peft_polyhistor.config import PASCAL_TASKS
+from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, load_encoder, register_task
+from peft_polyhistor.config import PASCAL_TASKS, BottleneckConfig
 from peft_polyhistor.methods.per_task import adapt_per_task
 from peft_polyhistor.models.blocks import find_blocks
 from peft_polyhistor.models.decoder import DenseDecoder
 
 
+Step = Callable[[], Any]
+CAN_BAKE = [name for name, c in METHODS.items() if issubclass(c, BottleneckConfig) and not c.shares_pass]
+
+
+class Contestant(NamedTuple):
+    """A step that takes part, and the model whose parameters do not count as its memory."""
+
+    step: Step
+    model: nn.Module
+
+
+def make_swin(embed_dim: int, depth: int) -> PreTrainedModel:
+    """A Swin with random weights, from the channels of its first stage and the blocks of its third."""
+    heads = [embed_dim // 32 * 2**stage for stage in range(4)]
+    return SwinModel(
+        SwinConfig(embed_dim=embed_dim, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False
+    )
+
+
+ENCODERS = {
+    "swin-micro": partial(load_encoder, "swin-micro"),
+    "Swin-T": partial(make_swin, 96, 6),
+    "Swin-B": partial(make_swin, 128, 18),
+    "Swin-L": partial(make_swin, 192, 18),
+}
+
+
 @dataclass
 class Problem:
-    """What is to be computed: pictures with labels, and the model's sizes."""
+    """Images with labels, and the sizes of the model that computes on them."""
 
     encoder: str
     tasks: list[str]
@@ -31,31 +60,34 @@ class Problem:
     device: torch.device
     dtype: torch.dtype
 
-    def pictures(self) -> Tensor:
+    def images(self) -> Tensor:
         size = (self.batch_size, 3, self.image_size, self.image_size)
         return torch.randn(size, device=self.device, dtype=self.dtype)
 
     def labels(self) -> dict[str, Tensor]:
         size = (self.batch_size, self.image_size, self.image_size)
-        ones = torch.ones(self.batch_size, 3, *size[1:], device=self.device)
-        makers = {
-            "semseg": lambda: torch.randint(0, 21, size, device=self.device),
-            "human_parts": lambda: torch.randint(0, 7, size, device=self.device),
-            "saliency": lambda: (torch.rand(size, device=self.device) > 0.5)[:, None].float(),
-            "normals": lambda: F.normalize(torch.randn_like(ones), dim=1),
+        labels = {
+            "semseg": torch.randint(0, 21, size, device=self.device),
+            "human_parts": torch.randint(0, 7, size, device=self.device),
+            "saliency": torch.randint(0, 2, size, device=self.device)[:, None].float(),
+            "normals": F.normalize(torch.randn(size[0], 3, *size[1:], device=self.device), dim=1),
         }
-        return {task: makers[task.rpartition("__")[0] or task]() for task in self.tasks}
+        return {task: labels[task.partition("__")[0]] for task in self.tasks}
 
 
-def name_tasks(count: int) -> list[str]:
-    """As many tasks: those of PASCAL-Context, over again where there are more than four."""
-    names = []
-    for i in range(count):
+@contextmanager
+def registered(count: int) -> Iterator[list[str]]:
+    """Names of as many tasks, rows of `TASKS` within this block: PASCAL-Context's, repeated beyond four."""
+    before, names = dict(TASKS), list(PASCAL_TASKS[:count])
+    for i in range(len(names), count):
         base = PASCAL_TASKS[i % len(PASCAL_TASKS)]
-        names.append(base if i < len(PASCAL_TASKS) else f"{base}__{i // len(PASCAL_TASKS) + 1}")
-        if names[-1] not in TASKS:
-            register_task(replace(TASKS[base], name=names[-1]))
-    return names
+        names.append(f"{base}__{i // len(PASCAL_TASKS) + 1}")
+        register_task(replace(TASKS[base], name=names[-1]))
+    try:
+        yield names
+    finally:
+        TASKS.clear()
+        TASKS.update(before)
 
 
 class PaperDecoder(DenseDecoder):
@@ -70,14 +102,13 @@ class PaperDecoder(DenseDecoder):
         return self.classifier(self.dropout(F.relu(fused)))
 
 
-def make_dense(problem: Problem, papers_decoders: bool = False, **kwargs) -> MultiTaskDenseModel:
+def make_dense(problem: Problem, papers_decoders: bool = False, **kwargs: Any) -> MultiTaskDenseModel:
     torch.manual_seed(0)
-    model = MultiTaskDenseModel.from_encoder(
-        ENCODERS[problem.encoder](), problem.tasks, decoder_width=problem.decoder_width, **kwargs
-    )
+    encoder = ENCODERS[problem.encoder]()
+    model = MultiTaskDenseModel.from_encoder(encoder, problem.tasks, decoder_width=problem.decoder_width, **kwargs)
     if papers_decoders:
         for head in model.decoders.heads.values():
-            head.__class__ = PaperDecoder  # the same parameters
+            head.__class__ = PaperDecoder  # it has the same parameters
     return model.to(problem.device, problem.dtype)
 
 
@@ -92,14 +123,3 @@ def make_lora(problem: Problem, papers_decoders: bool) -> nn.Module:
     model = make_dense(problem, papers_decoders)
     names = [name.removeprefix("encoder.") for block in find_blocks(model) for name in block.projections]
     return adapt_per_task(model, LoraConfig(r=4, target_modules=names)).to(problem.device, problem.dtype)
-
-
-@contextmanager
-def registered(count: int) -> Iterator[list[str]]:
-    """The names of as many tasks, which are rows of `TASKS` within this block."""
-    before = dict(TASKS)
-    try:
-        yield name_tasks(count)
-    finally:
-        TASKS.clear()
-        TASKS.update(before)

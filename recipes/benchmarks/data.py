@@ -1,17 +1,19 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures per second that one core decodes and augments for training: the library's path against plain float PIL.
+"""Images per second that one core decodes and augments for training: the library's path against plain float PIL.
 
-    python recipes/benchmark_data.py [--data FOLDER] [--image_size 512] [--output_dir runs/benchmark_data]
+    python recipes/benchmarks/data.py [--data FOLDER] [--image_size 512] [--output_dir runs/benchmark_data]
 
 Both paths draw from the same ranges and give batches of the same tensors to the main process, each from one worker of
-a DataLoader, in turns. What counts is processor time of the worker, so other work on the machine disturbs little.
+a DataLoader, in turns. What counts is CPU time of the worker, so other work on the machine disturbs little.
 """
 
+import argparse
+import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import random, uniform
@@ -19,12 +21,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from atomic import write_json
+from common import positive
 from datasets import Dataset
 from PIL import Image
-from settings import option
 from torch.utils.data import DataLoader
-from transformers import HfArgumentParser
 
 from peft_polyhistor.data import (
     DENSE_TASKS,
@@ -44,28 +44,23 @@ from peft_polyhistor.studies.tables import align
 PARTS = ("decode", "augment", "hand over")
 
 
-@dataclass
-class Options:
-    data: str = option(
-        "scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub dataset"
-    )
-    image_size: int = option(512, "side of the pictures in training, pixels")
-    pictures: int = option(96, "pictures of a round")
-    batch_size: int = option(12, "pictures of a batch; the first batch of a round is not counted")
-    rounds: int = option(5, "of each path")
-    output_dir: str = option("runs/benchmark_data", "where results.json goes")
-
-    def __post_init__(self):
-        for name in ("image_size", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.pictures < 2 * self.batch_size:
-            raise ValueError(f"`pictures` must fill two batches of {self.batch_size}, got {self.pictures}.")
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="scenes", help="'scenes', a PASCAL_MT or parquet folder, or a Hub id")
+    parser.add_argument("--image_size", default=512, type=positive, help="side of the images in training, pixels")
+    parser.add_argument("--images", default=96, type=positive, help="images of a round")
+    parser.add_argument("--batch_size", default=12, type=positive, help="images; the first batch does not count")
+    parser.add_argument("--rounds", default=5, type=positive, help="rounds of each path")
+    parser.add_argument("--output_dir", default=Path("runs/benchmark_data"), type=Path)
+    options = parser.parse_args(arguments)
+    if options.images < 2 * options.batch_size:
+        parser.error(f"--images must fill two batches of {options.batch_size}, got {options.images}.")
+    return options
 
 
 @dataclass
 class TimedRows(torch.utils.data.Dataset):
-    """Augmented rows, each with the processor seconds that its decoding and its augmentation took."""
+    """Augmented rows, each with the CPU seconds that its decoding and its augmentation took."""
 
     data: Dataset
     augment: Callable[[dict], dict]
@@ -82,7 +77,7 @@ class TimedRows(torch.utils.data.Dataset):
 
 
 def collate_timed(rows: list) -> tuple[dict, np.ndarray, float]:
-    """A batch, the seconds of its pictures by part, and the worker's processor time after stacking."""
+    """A batch, the seconds of its images by part, and the worker's CPU time after stacking."""
     samples, seconds = zip(*rows, strict=True)
     return collate(samples), np.sum(seconds, axis=0), time.process_time()
 
@@ -133,31 +128,32 @@ def move_channels(pixels: np.ndarray, is_cubic: bool, image_size: int, draw: Dra
 
 
 def measure(data: Dataset, augment: Callable[[dict], dict], batch_size: int) -> tuple[dict[str, float], float]:
-    """Processor milliseconds per picture by part, in a worker, and the bytes of a picture that it hands over."""
+    """CPU milliseconds per image by part, in a worker, and the bytes of an image that it hands over."""
     loader = DataLoader(TimedRows(data, augment), batch_size, num_workers=1, collate_fn=collate_timed, drop_last=True)
     (batch, _, start), *batches = loader
     seconds = sum(seconds for _, seconds, _ in batches)
     rest = batches[-1][-1] - start - seconds.sum()
-    pictures = len(batches) * batch_size
+    images = len(batches) * batch_size
     nbytes = sum(values.nbytes for values in (batch["pixel_values"], *batch["labels"].values()))
-    return dict(zip(PARTS, 1e3 * np.array([*seconds, rest]) / pictures, strict=True)), nbytes / batch_size
+    return dict(zip(PARTS, 1e3 * np.array([*seconds, rest]) / images, strict=True)), nbytes / batch_size
 
 
-def load(options: Options) -> Dataset:
-    if options.data == "scenes":
-        return synthetic_scenes(count=options.pictures, image_size=(375, 500))  # as most of PASCAL's
-    data = load_dense_dataset(options.data, DENSE_TASKS, "train")
-    if len(data) < options.pictures:
-        raise ValueError(f"{options.data} has {len(data)} pictures to train on; give --pictures of at most that.")
-    return data.select(range(options.pictures))
+def load(source: str, images: int) -> Dataset:
+    if source == "scenes":
+        return synthetic_scenes(count=images, image_size=(375, 500))  # as most of PASCAL's
+    data = load_dense_dataset(source, DENSE_TASKS, "train")
+    if len(data) < images:
+        raise ValueError(f"{source} has {len(data)} images to train on; give --images of at most that.")
+    return data.select(range(images))
 
 
 def summarize(values: list[float]) -> dict[str, float]:
     return {"median": round(median(values), 2), "lowest": round(min(values), 2), "highest": round(max(values), 2)}
 
 
-def main(options: Options) -> dict:
-    data, transform = load(options), JointTransform(options.image_size, train=True)
+def main(arguments: Sequence[str]) -> dict:
+    options = parse_options(arguments)
+    data, transform = load(options.data, options.images), JointTransform(options.image_size, train=True)
     paths = {
         "library": partial(run_library, transform=transform),
         "float PIL": partial(run_float_pil, image_size=options.image_size),
@@ -171,29 +167,29 @@ def main(options: Options) -> dict:
     speeds = {name: [1e3 / sum(milliseconds.values()) for milliseconds in rounds] for name, rounds in parts.items()}
     ratios = [ours / theirs for ours, theirs in zip(*speeds.values(), strict=True)]
     results = {
-        "pictures_per_second_and_core": {name: summarize(values) for name, values in speeds.items()},
+        "images_per_second_and_core": {name: summarize(values) for name, values in speeds.items()},
         "library_over_float_pil": summarize(ratios),
-        "milliseconds_per_picture": {
+        "milliseconds_per_image": {
             name: {part: summarize([r[part] for r in rounds]) for part in PARTS} for name, rounds in parts.items()
         },
-        "bytes_per_picture": sizes,
-        "options": asdict(options),
+        "bytes_per_image": sizes,
+        "options": {name: str(value) for name, value in vars(options).items()},
     }
-    Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    write_json(Path(options.output_dir) / "results.json", results)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    (options.output_dir / "results.json").write_text(json.dumps(results, indent=2))
     report(results)
     return results
 
 
 def report(results: dict) -> None:
-    rows = [["path", "pictures/s and core", "from", "to", *(f"{part} ms" for part in PARTS), "MB per picture"]]
-    for name, speed in results["pictures_per_second_and_core"].items():
-        parts = [f"{part['median']:.1f}" for part in results["milliseconds_per_picture"][name].values()]
+    rows = [["path", "images/s and core", "from", "to", *(f"{part} ms" for part in PARTS), "MB per image"]]
+    for name, speed in results["images_per_second_and_core"].items():
+        parts = [f"{part['median']:.1f}" for part in results["milliseconds_per_image"][name].values()]
         figures = [f"{speed[key]:.1f}" for key in ("median", "lowest", "highest")]
-        rows.append([name, *figures, *parts, f"{results['bytes_per_picture'][name] / 1e6:.2f}"])
-    print(align(rows, left=(0,)))
+        rows.append([name, *figures, *parts, f"{results['bytes_per_image'][name] / 1e6:.2f}"])
+    print(align(rows))
     print("library / float PIL: {median} (from {lowest} to {highest})".format(**results["library_over_float_pil"]))
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(Options, description=__doc__).parse_args_into_dataclasses(sys.argv[1:]))
+    main(sys.argv[1:])
