@@ -19,12 +19,13 @@ from tempfile import TemporaryDirectory
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from atomic import write_json
 from datasets import DatasetDict, Image, load_dataset
 from timm.data import create_transform
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import SwinConfig, SwinForImageClassification
+
+from peft_polyhistor.training.run_folder import write_json
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,8 +26,9 @@ from .results import Line
 from .tables import Results, change_of
 
 
-for _prefix, _name in (("", "svg"), ("xlink", "1999/xlink")):
-    ElementTree.register_namespace(_prefix, f"http://www.w3.org/{'2000/svg' if _name == 'svg' else _name}")
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 STYLE = Path(__file__).parents[1] / "assets" / "figures.css"
 WIDE, NARROW = 1000, 360  # pixels: width of a desktop page, and of a phone
@@ -58,8 +59,10 @@ class Point(NamedTuple):
 
 
 def find_points(results: Results) -> dict[str, Point]:
-    """Returns the place of each method in the figure; a method without a finite change, such as a diverged one, has
-    none."""
+    """Returns the place of each method in the figure.
+
+    A method without a finite change, such as a diverged one, has none.
+    """
     changes = {method: change_of(results, method) for method in results}
     return {
         method: Point(results[method][0]["parameters"]["encoder"], values)
@@ -225,12 +228,12 @@ def to_svg(figure: Figure, label: str) -> str:
             parent.attrib.pop("id", None)
         if name in titles:
             parent.set("class", f"{name.partition('-')[0]} {name}")
-            title = ElementTree.Element("{http://www.w3.org/2000/svg}title")
+            title = ElementTree.Element(f"{{{SVG}}}title")
             title.text = titles[name]
             parent.insert(0, title)
     text = ElementTree.tostring(root, encoding="unicode")
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", text)
-    return re.sub(r"#0101\w\w", lambda colour: f"var(--{VARIABLES[colour[0]]})", text)
+    return re.sub(f"(?<=: )({'|'.join(VARIABLES)})", lambda colour: f"var(--{VARIABLES[colour[0]]})", text)
 
 
 def save_svg(figure: Figure, label: str, file: Path) -> None:

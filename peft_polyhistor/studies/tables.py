@@ -132,7 +132,7 @@ def make_note(
 
 
 def _compare_orders(results: Results, papers: Mapping[str, PaperRow | None]) -> str:
-    """Tells how far the order of the methods by their mean change is that of the paper; empty where nothing tells."""
+    """Tells how far the order of the methods by mean change is the paper's; empty where fewer than 3 differ."""
     from scipy.stats import spearmanr  # takes a second to import
 
     rows = {method: row for method, row in papers.items() if row and method in results}
