@@ -73,7 +73,6 @@ class MultiTaskConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT's
         self.peft_type = PeftType[self.method]
-        self.is_of_checkpoint = self.made_for is not None  # else it is recorded of the first model that it adapts
         if self.task_type is not None:
             raise ValueError(
                 f"`task_type` must be None, got '{self.task_type}': PEFT's task types wrap text models. Leave it out."

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the encoder itself that train, per task or once for all: how a module runs with its own of each."""
+"""Parameters of the encoder itself that train, per task or once for all: sites, layer and generator."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..models.blocks import Block, encoder_modules
+from ..models.onload import onloaded
 from ..tuner.batches import Arguments, first_tensor
-from ..tuner.site import AdapterSite, Site, base_of
+from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.site import Site
 
 
 @dataclass(frozen=True)
-class ParameterPlace(Site):
-    """The place of a `ParameterSite`.
+class ParameterSite(Site):
+    """The site of a `ParameterLayer`.
 
     Args:
         shapes: Shape of each parameter of the module that trains, by name in the module.
@@ -27,7 +29,7 @@ class ParameterPlace(Site):
     shapes: dict[str, tuple[int, ...]]
 
 
-class ParameterSite(AdapterSite):
+class ParameterLayer(AdapterLayer):
     """Runs the module once per task, with what the active adapters add to some of its parameters.
 
     Weights of a site are a dictionary of additions `(tasks, *shape)` by parameter. Kept apart from the frozen
@@ -35,7 +37,7 @@ class ParameterSite(AdapterSite):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        additions = [] if self.disable_adapters else [weights for weights, _ in self.active_weights()]
+        additions = [weights for weights, _ in self.active_weights()]
         if not additions:
             return self.base_layer(*args, **kwargs)
         tasks = len(next(iter(additions[0].values())))
@@ -49,10 +51,11 @@ class ParameterSite(AdapterSite):
         return self._parameters_of([additions for additions, _ in weights], 0)
 
     def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
-        parameters = {name: attrgetter(name)(self.base_layer) for addition in additions for name in addition}
-        for addition in additions:
-            for name, values in addition.items():
-                parameters[name] = parameters[name] + values[task].to(parameters[name].dtype)
+        with onloaded(self.base_layer):
+            parameters = {name: attrgetter(name)(self.base_layer) for addition in additions for name in addition}
+            for addition in additions:
+                for name, values in addition.items():
+                    parameters[name] = parameters[name] + values[task].to(parameters[name])
         return parameters
 
 
@@ -111,45 +114,46 @@ class ParameterAdditions(nn.ModuleList):
 
     Args:
         sets: Number of sets of additions: one per task, or one for all.
-        places: Where they go.
-        std: Of the start, for tests.
+        sites: The sites of the parameters.
+        std: Standard deviation of the start, for tests.
 
-    Parameters: sets * sum of the sizes of the places' parameters.
+    Parameters: sets * sum of the sizes of the sites' parameters.
     """
 
-    def __init__(self, sets: int, places: list[ParameterPlace], std: float = 0.0):
+    def __init__(self, sets: int, sites: list[ParameterSite], std: float = 0.0):
         super().__init__(
-            nn.ParameterList(nn.Parameter(std * torch.randn(sets, *shape)) for shape in place.shapes.values())
-            for place in places
+            nn.ParameterList(nn.Parameter(std * torch.randn(sets, *shape)) for shape in site.shapes.values())
+            for site in sites
         )
-        self.names = [list(place.shapes) for place in places]
+        self.names = [list(site.shapes) for site in sites]
 
     def forward(self, tasks: Tensor) -> list[dict[str, Tensor]]:
         """Indices `(tasks,)` to the additions of every site by parameter, each `(tasks, *shape)`."""
-        return [
-            {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
-            for names, parameters in zip(self.names, self, strict=True)
-        ]
+        with onloaded(self):
+            return [
+                {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
+                for names, parameters in zip(self.names, self, strict=True)
+            ]
 
 
-def parameter_places(
+def parameter_sites(
     model: nn.Module, blocks: list[Block], trains: Callable[[str, nn.Module], bool]
-) -> list[ParameterPlace]:
-    """The places of an encoder that have parameters which train, in the order of the model.
+) -> list[ParameterSite]:
+    """The modules of an encoder that have parameters which train, in the order of the model.
 
-    Attention is one place with all that is in it, since a position table is called without a batch; everywhere else a
-    place is the module that owns the parameters.
+    Attention is one site with all that is in it, since a position table is called without a batch; everywhere else the
+    site is the module that owns the parameters.
 
     Args:
         model: The model.
-        blocks: Of its encoder.
+        blocks: The blocks of its encoder.
         trains: Whether a parameter trains, by its own name and its owner.
     """
     attentions = [block.self_attention for block in blocks]
     modules = encoder_modules(model, blocks)
-    wrapped = [name for name, module in modules if isinstance(module, AdapterSite)]
+    wrapped = [name for name, module in modules if isinstance(module, AdapterLayer)]
     inside = tuple(f"{name}." for name in (*attentions, *wrapped))
-    places = []
+    sites = []
     for name, module in modules:
         if name.startswith(inside):
             continue
@@ -160,8 +164,8 @@ def parameter_places(
                 "other. Adapters of one model share their modules: name the same ones."
             )
         if shapes:
-            places.append(ParameterPlace(name, ParameterSite, last_axis(shapes), block_of(name, blocks), shapes))
-    return places
+            sites.append(ParameterSite(name, ParameterLayer, last_axis(shapes), block_of(name, blocks), shapes))
+    return sites
 
 
 def parameter_shapes(

@@ -99,6 +99,18 @@ BLOCK_FAMILIES = {
 }
 
 
+# Python modules of encoders whose outputs have a row per image, or per window of an image, or are a loss.
+ENCODER_MODULES = {module for module, _ in BLOCK_FAMILIES} | {
+    "transformers.models.timm_backbone.modeling_timm_backbone",
+    "transformers.models.timm_wrapper.modeling_timm_wrapper",
+}
+
+
+def has_image_rows(model: nn.Module) -> bool:
+    """Whether it is known that all outputs of `model` can be told apart by image."""
+    return type(model).__module__ in ENCODER_MODULES
+
+
 def family_of(module: nn.Module) -> tuple[str, str]:
     """Python module and name of its class."""
     return type(module).__module__, type(module).__name__

@@ -17,15 +17,16 @@ from torch import nn
 from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
-from .generation import Adapter
+from .layer import AdapterLayer, base_of
 from .provenance import check_base, describe_base, routed_module
-from .routing import GENERATORS, SHARED, TaskAdapters
-from .site import AdapterSite, Site, base_of
-from .verbs import TaskSet
+from .router import GENERATORS, SHARED, Router
+from .site import Site
+from .verbs import TaskVerbs
+from .weights import AdapterRecord
 
 
-class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
-    """Injects the sites of a method and the one `TaskAdapters` that serves them.
+class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
+    """Injects the layers of a method and the one `Router` that serves them.
 
     A family of methods says where its adapters sit (`known_sites`, `site_at`); a method sets the `prefix` of its
     parameters, by which PEFT tells methods apart.
@@ -46,11 +47,11 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
         Args:
             module: The module.
             name: Its path in the model.
-            index: Of the block it counts as, which is one of its own.
+            index: Index of the block that it counts as, a further one behind those of the encoder.
             config: The method's settings.
 
         Raises:
-            ValueError: It is no place for an adapter of the method.
+            ValueError: The module cannot carry an adapter of the method.
         """
 
     @contextmanager
@@ -59,13 +60,17 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
     ) -> Iterator[None]:
         if adapter_names is not None:
             raise ValueError(
-                f"`adapter_names` chooses an adapter per picture, which {type(self).__name__} cannot do. Choose one "
+                f"`adapter_names` chooses an adapter per image, which {type(self).__name__} cannot do. Choose one "
                 "with `set_adapter`."
             )
         yield
 
     def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict[str, Any]) -> ConfigT:
-        return peft_config  # `target_modules=None` stays: it means every block of whatever encoder this is
+        # A copy: what is recorded of this model must not be written into a config that adapts another one too.
+        # Its `target_modules=None` stays: it means every block of whatever encoder this is.
+        *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest
+        prepared = self.peft_config[name] = copy(peft_config)
+        return prepared
 
     def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:
         # All that can be wrong is found here, before the model is touched.
@@ -76,10 +81,6 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
-        if peft_config.made_for not in (None, base) and not peft_config.is_of_checkpoint:
-            # It has adapted another model, of which the record stays true; this one has a copy.
-            *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest
-            peft_config = self.peft_config[name] = copy(peft_config)
         peft_config.made_for = base
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:
@@ -97,12 +98,14 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        adapters = getattr(self.model, SHARED, None)
-        if adapters is None or adapter_name not in adapters.generators:
-            adapters = self._add_generator(self.peft_config[adapter_name], adapter_name)
-        if not isinstance(target, AdapterSite):
+        router = self.router or self._add_router(peft_config)
+        record = router.records.get(adapter_name)
+        if record is None or record.config is not peft_config:  # as LoRA, anew where the name was there before
+            record = AdapterRecord(peft_config, list(self._sites.values()))
+            router.add(adapter_name, self._make_generator(record), record)
+        if not isinstance(target, AdapterLayer):
             site = self._sites[current_key]
-            wrapped = site.layer(target, site, adapters)
+            wrapped = site.layer(target, site, router)
             setattr(parent, target_name, wrapped)
             wrapped.attach(self.model)
 
@@ -147,39 +150,44 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
 
     def _check_fit(self, model: nn.Module, config: MultiTaskConfig) -> None:
         """Raises ValueError where the adapters that `model` carries already do not go together with new ones."""
-        adapters = getattr(model, SHARED, None)
-        if adapters is not None and self.prefix + GENERATORS not in adapters.adapter_layer_names:
+        router = self.router
+        if router is not None and self.prefix + GENERATORS not in router.adapter_layer_names:
             raise ValueError(
                 f"The model carries adapters of another method, and {config.method} adapters cannot join them: one "
                 "model carries adapters of one method. Call `unload()` first, or adapt another copy of the model."
             )
-        wrapped = [name for name, module in model.named_modules() if isinstance(module, AdapterSite)]
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+        foreign = [name for name, layer in layers.items() if layer.router is not router]
+        if foreign:
+            raise ValueError(
+                f"'{foreign[0]}' carries adapters of another model, which shares this encoder. Call `unload()` on "
+                "that model first, or build this one around another copy of the encoder."
+            )
         for site in self._sites.values():
-            module = model.get_submodule(site.name)
-            nested = [name for name in wrapped if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
-            if nested and site.name not in wrapped:
+            nested = [name for name in layers if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
+            if nested and site.name not in layers:
                 raise ValueError(
                     f"The new adapters ask for '{site.name}', and there are adapters of '{nested[0]}' already, one "
                     "within the other. Adapters of one model share their modules: name the same ones."
                 )
-            if isinstance(module, AdapterSite) and type(module) is not site.layer:
+            if site.name in layers and type(layers[site.name]) is not site.layer:
                 raise ValueError(
-                    f"'{site.name}' already carries adapters placed as {type(module).__name__}, and the new ones ask "
-                    f"for {site.layer.__name__}. Adapters of one model share a placement."
+                    f"'{site.name}' already carries adapters placed as {type(layers[site.name]).__name__}, and the "
+                    f"new ones ask for {site.layer.__name__}. Adapters of one model share a placement."
                 )
 
-    def _add_generator(self, config: MultiTaskConfig, adapter_name: str) -> TaskAdapters:
-        sites = list(self._sites.values())
-        generator = config.make_generator(sites)
+    def _add_router(self, config: MultiTaskConfig) -> Router:
+        router = Router(self.prefix + GENERATORS, config.shares_pass)
+        self.model.add_module(SHARED, router)
+        router.attach(routed_module(self.model))
+        return router
+
+    def _make_generator(self, record: AdapterRecord) -> nn.Module:
+        generator = record.config.make_generator(record.sites)
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(parameter.device, parameter.dtype)
-        if not hasattr(self.model, SHARED):
-            self.model.add_module(SHARED, TaskAdapters(self.prefix + GENERATORS, config.shares_pass))
-            getattr(self.model, SHARED).attach(routed_module(self.model))
-        adapters = getattr(self.model, SHARED)
-        adapters.add(adapter_name, generator, Adapter(config, sites))
-        return adapters
+        return generator
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own expects a `weight`, which a feed-forward module has not
@@ -195,10 +203,10 @@ class AdapterTuner(TaskSet, BaseTuner, Generic[ConfigT]):
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         for module in self.model.modules():
-            if isinstance(module, AdapterSite):
+            if isinstance(module, AdapterLayer):
                 module.detach()
-        if hasattr(self.model, SHARED):  # else unloaded before
-            getattr(self.model, SHARED).detach()
+        if self.router is not None:  # else unloaded before
+            self.router.detach()
             delattr(self.model, SHARED)
         return super()._unload_and_optionally_merge(merge=False, **kwargs)  # type: ignore[return-value]  # not None
 

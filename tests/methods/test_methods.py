@@ -577,7 +577,7 @@ def test_adapters_of_one_model_may_differ_in_tasks_and_sites(adapt, make_config,
 @for_two_methods
 def test_adapters_of_one_model_share_a_placement(adapt, make_config, make_swin):
     model = adapt(make_swin())
-    with pytest.raises(ValueError, match=r"placed as ResidualSite.*ask for SerialSite.*share a placement"):
+    with pytest.raises(ValueError, match=r"placed as ResidualLayer.*ask for SerialLayer.*share a placement"):
         model.add_adapter("second", make_config(placement="serial"))
 
 
