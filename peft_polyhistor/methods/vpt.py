@@ -22,6 +22,7 @@ from ..models.blocks import Block, family_of
 from ..models.onload import onloaded
 from ..registry import register
 from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.router import Router
 from ..tuner.site import Site
 from ..tuner.tuner import AdapterTuner
 
@@ -94,15 +95,18 @@ class Prompts(nn.Module):
 class PromptLayer(AdapterLayer):
     """Runs windowed attention with further tokens in every window."""
 
+    def __init__(self, base_layer: nn.Module, site: Site, router: Router):
+        super().__init__(base_layer, site, router)
+        self._attend: Any = family_of(base_layer, ATTENTION_FAMILIES)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompts = [prompts for prompts, _ in self.active_weights(x)]
         if not prompts:
             return self.base_layer(x, *args, **kwargs)
         # Both families call it as (x, mask); transformers' further keywords choose outputs of other modules.
         mask = args[0] if args else kwargs.get("attention_mask", kwargs.get("mask"))
-        attend = ATTENTION_FAMILIES[family_of(self.base_layer)]
         with onloaded(self.base_layer):
-            return attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
+            return self._attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
 
 
 def attend_in_windows(
@@ -210,7 +214,7 @@ class VptDeepModel(AdapterTuner[VptConfig]):
         )
 
     def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
-        if family_of(module) not in ATTENTION_FAMILIES:
+        if family_of(module, ATTENTION_FAMILIES) is None:
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
                 "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."

@@ -175,6 +175,9 @@ class MultiTaskDenseModel(PreTrainedModel):
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # which transformers and PEFT understand
         """`None`: there is no table of embeddings that could train or be shared."""
 
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: layers are recomputed in the non-reentrant form, which needs no gradient at its input."""
+
     def _all_decoders(self) -> list[Decoders]:
         # Its own, and the copies that PEFT keeps for each adapter.
         return [module for module in self.decoders.modules() if isinstance(module, Decoders)]

@@ -128,6 +128,11 @@ class TaskVerbs(BaseTuner):
                 raise ValueError(
                     f"The task {task!r} would merge into parameters that are not finite. Check the adapter."
                 )
+            if any(parameter.is_meta for layer in layers for parameter in layer.base_layer.parameters()):
+                raise ValueError(
+                    "Parameters of the model are offloaded, so nothing can be merged into them. Take the hooks off "
+                    "with accelerate's `remove_hook_from_submodules` first."
+                )
             for layer, parameters in zip(layers, merged, strict=True):
                 for name, value in parameters.items():
                     layer.base_layer.get_parameter(name).data.copy_(value)

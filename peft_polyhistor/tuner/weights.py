@@ -88,10 +88,12 @@ def cut_weights(weights: SiteWeights, sizes: Sequence[int]) -> list[SiteWeights]
 
     Tensors with another leading axis are shared by all tasks, and stay whole.
     """
+    if len(sizes) == 1:
+        return [weights]
     leaves, structure = tree_flatten(weights)
     differs = [isinstance(leaf, Tensor) and len(leaf) == sum(sizes) for leaf in leaves]
     cut = [leaf.split(sizes) if d else [leaf] * len(sizes) for leaf, d in zip(leaves, differs, strict=True)]
-    return [tree_unflatten(list(part), structure) for part in zip(*cut, strict=True)]
+    return [tree_unflatten([parts[i] for parts in cut], structure) for i in range(len(sizes))]
 
 
 def join_weights(parts: Sequence[SiteWeights]) -> SiteWeights:
