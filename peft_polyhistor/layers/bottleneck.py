@@ -136,8 +136,8 @@ class ResidualLayer(BottleneckLayer):
 
     def keep_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of the module that reads the residual stream."""
-        if not self.disable_adapters:
-            self.router.present_route().streams[self.site.name] = args[0]
+        if self.router.route is not None:
+            self.router.route.streams[self.site.name] = args[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(*args, **kwargs)

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the encoder itself that train, per task or once for all: sites, layer and generator."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from ..models.blocks import Block, encoder_modules
 from ..models.onload import onloaded
-from ..tuner.batches import Arguments, first_tensor
+from ..tuner.batches import Arguments, cut, first_tensor, join
 from ..tuner.layer import AdapterLayer, base_of
 from ..tuner.site import Site
+
+
+TURNS = threading.RLock()  # threads take turns: they would see each other's parameters in the module
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class ParameterLayer(AdapterLayer):
             return self.base_layer(*args, **kwargs)
         tasks = len(next(iter(additions[0].values())))
         outputs = []
-        for task, (args_of_task, kwargs_of_task) in enumerate(split_call(args, kwargs, tasks)):
-            with replaced(self.base_layer, self._parameters_of(additions, task)):
-                outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
-        return join_outputs(outputs)
+        with nullcontext() if torch.compiler.is_compiling() else TURNS:
+            for task, (args_of_task, kwargs_of_task) in enumerate(split_call((args, kwargs), tasks)):
+                with replaced(self.base_layer, self._parameters_of(additions, task)):
+                    outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
+        return join(outputs)
 
     def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
         return self._parameters_of([additions for additions, _ in weights], 0)
@@ -78,35 +83,17 @@ def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
             attributes.update(earlier)
 
 
-def split_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: int) -> Iterator[Arguments]:
+def split_call(arguments: Arguments, parts: int) -> list[Arguments]:
     """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
-    first = first_tensor((args, kwargs))
-    if first is None and parts > 1:
+    first = first_tensor(arguments)
+    if parts == 1:
+        return [arguments]
+    if first is None:
         raise ValueError(
             "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
             "task. Name a module around it in `target_modules`."
         )
-    size = 0 if first is None else first.shape[0]
-
-    def part_of(value: Any, index: int) -> Any:
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == size:
-            return value.chunk(parts)[index]
-        return value
-
-    for index in range(parts):
-        yield (
-            tuple(part_of(value, index) for value in args),
-            {name: part_of(value, index) for name, value in kwargs.items()},
-        )
-
-
-def join_outputs(outputs: list[Any]) -> Any:
-    """Outputs of each task, tensors or tuples of them, as one batch; anything else is the same for all."""
-    if len(outputs) == 1 or not isinstance(outputs[0], Tensor | tuple):
-        return outputs[0]
-    if isinstance(outputs[0], tuple):
-        return tuple(join_outputs(list(items)) for items in zip(*outputs, strict=True))
-    return torch.cat(outputs)
+    return cut(arguments, [1] * parts, len(first))
 
 
 class ParameterAdditions(nn.ModuleList):

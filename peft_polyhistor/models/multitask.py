@@ -132,7 +132,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         """Adds a decoder for one more task.
 
         Args:
-            name: Of the task, a row of `TASKS`.
+            name: Name of the task, a row of `TASKS`.
             from_: The task whose decoder it starts as a copy of, but for a classifier of another number of channels;
                 `None` for fresh weights.
 

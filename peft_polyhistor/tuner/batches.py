@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches laid out task by task: the whole batch of the first task, then that of the second, and so on."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -40,12 +42,35 @@ def split_batch(output: Any, tasks: int, images: int) -> list[Any]:
     Raises:
         ValueError: A tensor has other rows, or none, as a loss.
     """
-    leaves, structure = tree_flatten(output)
-    for leaf in leaves:
+    for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) % (tasks * images)):
             raise ValueError(
                 f"The model returned a tensor of shape {tuple(leaf.shape)}, which cannot be split into {tasks} tasks "
                 f"of {images} images. Call it with task= for one task at a time, as for a loss over labels."
             )
-    cut = [leaf.chunk(tasks) if isinstance(leaf, Tensor) else [leaf] * tasks for leaf in leaves]
-    return [tree_unflatten([parts[task] for parts in cut], structure) for task in range(tasks)]
+    return cut(output, [1] * tasks)
+
+
+def cut(tree: Any, shares: Sequence[int], rows: int | None = None) -> list[Any]:
+    """Cuts the tensors in `tree` along their first axis into parts, whose sizes are as `shares`.
+
+    Args:
+        tree: Nested containers.
+        shares: Relative sizes of the parts.
+        rows: Length of the first axis of the tensors to cut; all other leaves are in every part. `None` cuts all.
+    """
+    leaves, structure = tree_flatten(tree)
+    parts: list[Sequence[Any]] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.ndim and rows in (None, len(leaf)):
+            parts.append(leaf.split([share * (len(leaf) // sum(shares)) for share in shares]))
+        else:
+            parts.append([leaf] * len(shares))
+    return [tree_unflatten([part[i] for part in parts], structure) for i in range(len(shares))]
+
+
+def join(trees: Sequence[Any]) -> Any:
+    """The reverse of `cut`: tensors one behind the other; any other leaf is the same in all."""
+    if len(trees) == 1:
+        return trees[0]
+    return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *trees)

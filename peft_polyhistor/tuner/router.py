@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ..models.blocks import has_image_rows
 from ..models.stages import StageEncoder
-from .batches import first_tensor, repeat_batch, split_batch
+from .batches import cut, first_tensor, repeat_batch, split_batch
 from .checkpoint import bind_checkpoints, unbind_checkpoints
 from .passes import choose_tasks_per_pass
 from .route import PRESENT, Following, Route, follow_again
-from .weights import AdapterRecord, KeptWeights, SiteWeights, cut_weights, generate, resolve_tasks
+from .weights import AdapterRecord, KeptWeights, SiteWeights, generate, resolve_tasks
 
 
 # Names of the Router in the adapted model, and behind the method's prefix of its container. Both are part of every
@@ -145,27 +145,33 @@ class Router(nn.Module, BaseTunerLayer):
         else:
             size = self._tasks_per_pass(pixel_values, len(tasks))
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        cut = cut_weights(weights, [len(group) for group in groups])
-        return [Route(self, group, of_group, is_shared, {}, {}) for group, of_group in zip(groups, cut, strict=True)]
+        # Weights with another leading axis are those of all tasks.
+        parts = cut(weights, [len(group) for group in groups], len(tasks)) if len(groups) > 1 else [weights]
+        return [Route(self, group, part, is_shared, {}, {}) for group, part in zip(groups, parts, strict=True)]
 
     def _tasks_per_pass(self, pixel_values: Tensor, tasks: int) -> int:
         sizes = (self.records[name].config.tasks_per_pass for name in self.active_adapters)
         asked = [size for size in sizes if size is not None]
         return min(asked) if asked else choose_tasks_per_pass(pixel_values, tasks)
 
+    @property
+    def route(self) -> Route | None:
+        """The pass of this model that the running thread is in; `None` outside of one."""
+        route = PRESENT.route
+        return route if route is not None and route.router is self else None
+
     def present_route(self) -> Route:
         """The pass that the running thread is in.
 
         Raises:
-            RuntimeError: It is in none of this model.
+            RuntimeError: It is in none.
         """
-        route = PRESENT.route
-        if route is None or route.router is not self:
+        if self.route is None:
             raise RuntimeError(
                 "An adapted layer was called outside of a forward pass of the adapted model, so its task is unknown. "
                 "Call the whole model, with `task=` or `tasks=`."
             )
-        return route
+        return self.route
 
     def weights_of(self, adapter_names: list[str], **asked: Any) -> SiteWeights:
         """Weights and dropout of some adapters, by site, for `task=` or `tasks=`; the errors are those of a call."""

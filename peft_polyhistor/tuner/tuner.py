@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from itertools import pairwise
 from re import Match
 from typing import Any, ClassVar, Generic
 
@@ -18,6 +17,7 @@ from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from .layer import AdapterLayer, base_of
+from .matching import aimed_at, check_fit, match_modules
 from .provenance import check_base, describe_base, routed_module
 from .router import GENERATORS, SHARED, Router
 from .site import Site
@@ -76,7 +76,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         # All that can be wrong is found here, before the model is touched.
         sites = self._choose_sites(model, peft_config)
         self._sites = {site.name: site for site in sites}
-        self._check_fit(model, peft_config)
+        check_fit(model, self.router, sites, self.prefix + GENERATORS)
         base = describe_base(model, sites)
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
@@ -110,71 +110,15 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             wrapped.attach(self.model)
 
     def _choose_sites(self, model: nn.Module, config: ConfigT) -> list[Site]:
-        """The sites `config` asks for, in the order of the model.
-
-        Raises:
-            ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or a named module
-                is no place for an adapter.
-        """
-        asked, blocks = config, find_blocks(model)
+        """The sites that `config` asks for, in the order of the model; the errors are those of `match_modules`."""
+        blocks = find_blocks(model)
         known = {site.name: site for site in self.known_sites(model, blocks, config)}
-        if config.target_modules is None:
-            check_blocks(model, config, blocks)
-            layers = config.layers_to_transform
-            names = [n for n, site in known.items() if not isinstance(layers, Sequence) or site.block in layers]
-            # By name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
-            config = aimed_at(config, names)
-        names = [
-            name
-            for name, _ in model.named_modules()
-            if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
-        ]
-        for outer, name in pairwise(names):  # in the order of the model, so inner ones follow
-            if name.startswith(f"{outer}."):
-                raise ValueError(
-                    f"`target_modules` matches '{name}' inside '{outer}', a match too. Name one of the two."
-                )
-        if not names:
-            raise ValueError(
-                f"No module matches target_modules={asked.target_modules} with exclude_modules="
-                f"{asked.exclude_modules} and layers_to_transform={asked.layers_to_transform}. Known of "
-                f"{type(model).__name__}: {list(known) or 'none'}."
-            )
+        names = match_modules(model, config, list(known.values()), len(blocks))
+        # A module may be wrapped for an adapter that is there already; a misfit is found later.
         return [
-            known.get(name) or self._site_named(model, name, len(blocks) + i, config) for i, name in enumerate(names)
+            known.get(name) or self.site_at(base_of(model.get_submodule(name)), name, len(blocks) + i, config)
+            for i, name in enumerate(names)
         ]
-
-    def _site_named(self, model: nn.Module, name: str, index: int, config: ConfigT) -> Site:
-        # It may be wrapped for an adapter that is there already; a misfit is found later.
-        return self.site_at(base_of(model.get_submodule(name)), name, index, config)
-
-    def _check_fit(self, model: nn.Module, config: MultiTaskConfig) -> None:
-        """Raises ValueError where the adapters that `model` carries already do not go together with new ones."""
-        router = self.router
-        if router is not None and self.prefix + GENERATORS not in router.adapter_layer_names:
-            raise ValueError(
-                f"The model carries adapters of another method, and {config.method} adapters cannot join them: one "
-                "model carries adapters of one method. Call `unload()` first, or adapt another copy of the model."
-            )
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
-        foreign = [name for name, layer in layers.items() if layer.router is not router]
-        if foreign:
-            raise ValueError(
-                f"'{foreign[0]}' carries adapters of another model, which shares this encoder. Call `unload()` on "
-                "that model first, or build this one around another copy of the encoder."
-            )
-        for site in self._sites.values():
-            nested = [name for name in layers if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
-            if nested and site.name not in layers:
-                raise ValueError(
-                    f"The new adapters ask for '{site.name}', and there are adapters of '{nested[0]}' already, one "
-                    "within the other. Adapters of one model share their modules: name the same ones."
-                )
-            if site.name in layers and type(layers[site.name]) is not site.layer:
-                raise ValueError(
-                    f"'{site.name}' already carries adapters placed as {type(layers[site.name]).__name__}, and the "
-                    f"new ones ask for {site.layer.__name__}. Adapters of one model share a placement."
-                )
 
     def _add_router(self, config: MultiTaskConfig) -> Router:
         router = Router(self.prefix + GENERATORS, config.shares_pass)
@@ -211,13 +155,6 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         return super()._unload_and_optionally_merge(merge=False, **kwargs)  # type: ignore[return-value]  # not None
 
 
-def aimed_at(config: ConfigT, names: list[str]) -> ConfigT:
-    """A config for PEFT's matching of module names; its own checks do not apply to it."""
-    config = copy(config)
-    config.target_modules, config.layers_to_transform = names, None
-    return config
-
-
 def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
@@ -232,24 +169,3 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
         )
     if not config.inference_mode:  # else a saved adapter, which may come without decoders
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
-
-
-def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: list[Block]) -> None:
-    """Raises ValueError where `target_modules=None` or `layers_to_transform` finds no blocks to count."""
-    if not blocks:
-        raise ValueError(
-            f"{type(model).__name__} has no blocks of a known encoder family, so it is not known where adapters go. "
-            "Name the modules in `target_modules`, e.g. the feed-forward modules of its blocks."
-        )
-    layers = config.layers_to_transform
-    if isinstance(layers, Sequence) and max(layers) >= len(blocks):
-        raise ValueError(
-            f"`layers_to_transform` {layers} reaches beyond the {len(blocks)} blocks of {type(model).__name__}: "
-            f"indices run from 0 to {len(blocks) - 1}."
-        )
-
-
-def _is_inside_adapter(model: nn.Module, name: str) -> bool:
-    parents = name.split(".")[:-1]
-    paths = (".".join(parents[: i + 1]) for i in range(len(parents)))
-    return any(isinstance(model.get_submodule(path), BaseTunerLayer) for path in paths)

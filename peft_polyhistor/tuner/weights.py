@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..config import MultiTaskConfig
+from .batches import cut, join
 from .site import Site
 
 
@@ -83,31 +84,6 @@ def generate(adapters: Sequence[tuple[AdapterRecord, nn.Module]], tasks: Sequenc
     return weights
 
 
-def cut_weights(weights: SiteWeights, sizes: Sequence[int]) -> list[SiteWeights]:
-    """Weights of all tasks to those of the first `sizes[0]` tasks, of the next `sizes[1]`, and so on.
-
-    Tensors with another leading axis are shared by all tasks, and stay whole.
-    """
-    if len(sizes) == 1:
-        return [weights]
-    leaves, structure = tree_flatten(weights)
-    differs = [isinstance(leaf, Tensor) and len(leaf) == sum(sizes) for leaf in leaves]
-    cut = [leaf.split(sizes) if d else [leaf] * len(sizes) for leaf, d in zip(leaves, differs, strict=True)]
-    return [tree_unflatten([parts[i] for parts in cut], structure) for i in range(len(sizes))]
-
-
-def join_weights(parts: Sequence[SiteWeights]) -> SiteWeights:
-    """The reverse of `cut_weights`."""
-    if len(parts) == 1:
-        return parts[0]
-    flat = [tree_flatten(part) for part in parts]
-    joined = [
-        torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]
-        for pieces in zip(*(leaves for leaves, _ in flat), strict=True)
-    ]
-    return tree_unflatten(joined, flat[0][1])
-
-
 class KeptWeights:
     """Weights generated once for many passes, cut off from what made them.
 
@@ -125,7 +101,7 @@ class KeptWeights:
         self._kept: list[Any] = []
         self._of_task: dict[str, SiteWeights] = {}
         self._is_over = False
-        for task, of_task in zip(tasks, cut_weights(weights, [1] * len(tasks)), strict=True):
+        for task, of_task in zip(tasks, cut(weights, [1] * len(tasks), len(tasks)), strict=True):
             leaves, structure = tree_flatten(of_task)
             kept = [self._keep(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._of_task[task] = tree_unflatten(kept, structure)
@@ -152,7 +128,7 @@ class KeptWeights:
 
     def of(self, tasks: Sequence[str]) -> SiteWeights:
         """Weights of some of the tasks."""
-        return join_weights([self._of_task[task] for task in tasks])
+        return join([self._of_task[task] for task in tasks])
 
     def backward(self) -> None:
         """Hands the gathered gradient on; none can come after that."""
