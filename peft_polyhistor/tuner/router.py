@@ -12,6 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..config import MultiTaskConfig
 from ..models.blocks import has_image_rows
 from ..models.stages import StageEncoder
 from .batches import cut, first_tensor, repeat_batch, split_batch
@@ -58,6 +59,10 @@ class Router(nn.Module, BaseTunerLayer):
     def add(self, name: str, generator: nn.Module, record: AdapterRecord) -> None:
         self.generators[name] = generator
         self.records[name] = record
+
+    def has_adapter(self, name: str, config: MultiTaskConfig) -> bool:
+        """Whether the adapter of this name is the one of `config`. Another one gives way, as in PEFT's LoRA."""
+        return name in self.records and self.records[name].config is config
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)

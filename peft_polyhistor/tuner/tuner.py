@@ -98,11 +98,9 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        router = self.router or self._add_router(peft_config)
-        record = router.records.get(adapter_name)
-        if record is None or record.config is not peft_config:  # as LoRA, anew where the name was there before
-            record = AdapterRecord(peft_config, list(self._sites.values()))
-            router.add(adapter_name, self._make_generator(record), record)
+        router = self.router
+        if router is None or not router.has_adapter(adapter_name, peft_config):
+            router = self._add_adapter(adapter_name, peft_config)
         if not isinstance(target, AdapterLayer):
             site = self._sites[current_key]
             wrapped = site.layer(target, site, router)
@@ -120,18 +118,19 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             for i, name in enumerate(names)
         ]
 
-    def _add_router(self, config: MultiTaskConfig) -> Router:
-        router = Router(self.prefix + GENERATORS, config.shares_pass)
-        self.model.add_module(SHARED, router)
-        router.attach(routed_module(self.model))
-        return router
-
-    def _make_generator(self, record: AdapterRecord) -> nn.Module:
-        generator = record.config.make_generator(record.sites)
+    def _add_adapter(self, adapter_name: str, config: MultiTaskConfig) -> Router:
+        sites = list(self._sites.values())
+        generator = config.make_generator(sites)
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(parameter.device, parameter.dtype)
-        return generator
+        router = self.router
+        if router is None:  # only now: a generator that cannot be leaves the model as it was
+            router = Router(self.prefix + GENERATORS, config.shares_pass)
+            self.model.add_module(SHARED, router)
+            router.attach(routed_module(self.model))
+        router.add(adapter_name, generator, AdapterRecord(config, sites))
+        return router
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)  # PEFT's own expects a `weight`, which a feed-forward module has not

@@ -90,33 +90,33 @@ def test_methods_do_not_mix_in_one_model(make_swin):
 @for_two_methods
 def test_checkpointing_survives_unloading(adapt, make_dense, pixels):
     """The base recomputes its layers, before and after, with the gradients of a base that keeps them."""
+
+    def adapt_alike(base):
+        torch.manual_seed(4)
+        return perturb(adapt(base)).double().train()
+
     bases = [make_dense(decoder_dropout=0.0) for _ in range(2)]
     recompute_layers(bases[1])
     calls = [count_calls(base.encoder.encoder.layers[2].blocks[0].mlp) for base in bases]
     for _ in range(2):
-        models = [perturb_alike(adapt(base)).double().train() for base in bases]
+        models = [adapt_alike(base) for base in bases]
         for model in models:
             model.zero_grad()
             loss_of(predict(model, pixels.double(), "semseg")).backward()
         check_equal(*({n: g for n, g in gradients(m).items() if g is not None} for m in models), **ROUNDING)
         bases = [model.unload() for model in models]
-    assert [len(found) for found in calls] == [2, 4]
+    assert [len(found) for found in calls] == [2, 6]  # recomputed with its stage, and by itself
     for base in bases:
         base.requires_grad_(True).zero_grad()
         loss_of(base(pixels.double(), tasks=["semseg"])).backward()
     check_equal(*(gradients_of_encoder(base) for base in bases), **ROUNDING)
-    assert [len(found) for found in calls] == [3, 6]
+    assert [len(found) for found in calls] == [3, 9]
 
 
 def count_calls(module):
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     return calls
-
-
-def perturb_alike(model):
-    torch.manual_seed(4)
-    return perturb(model)
 
 
 def gradients_of_encoder(model):
@@ -169,9 +169,7 @@ def test_copies_are_equal_and_independent(row, adapt, make_base, pixels, perturb
     assert differ(predict(model, pixels, "semseg"), expected)
     model.unload()
     check_equal(predict(other, pixels, "semseg"), expected)
-    check_equal(
-        predict_frozen(other.unload(), pixels, "semseg"), predict_frozen(model.base_model.model, pixels, "semseg")
-    )
+    assert [type(module) for module in other.unload().modules()] == [type(module) for module in make_base().modules()]
 
 
 @few_by_default
