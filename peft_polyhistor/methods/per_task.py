@@ -9,9 +9,11 @@ load_per_task(another_model, "folder")
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from ..hub.weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shap
 from ..models.blocks import find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from ..models.stages import StageEncoder
-from ..tuner.checkpointing import bind_checkpoints, refuse_reentrant
+from ..tuner.checkpoint import bind_checkpoints
 
 
 DECODERS = "decoders.safetensors"
+TURNS = threading.RLock()  # PEFT activates an adapter on the modules themselves: threads take turns
 
 
 class PerTaskEncoder(StageEncoder):
@@ -37,7 +40,6 @@ class PerTaskEncoder(StageEncoder):
 
     Attributes:
         adapted: The encoder as a `PeftModel`, whose adapters have the names of the tasks.
-        route: The task of the present pass, which layers that are recomputed follow.
     """
 
     def __init__(self, encoder: StageEncoder, adapted: PeftModel):
@@ -47,7 +49,6 @@ class PerTaskEncoder(StageEncoder):
         self.strides = encoder.strides
         self.needs_norm = encoder.needs_norm
         self.adapted = adapted
-        self.route: str | None = None
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Sequence[Tensor]]:
         """The four maps by task.
@@ -58,28 +59,26 @@ class PerTaskEncoder(StageEncoder):
         known = list(self.adapted.peft_config)
         if not tasks or not set(tasks) <= set(known):
             raise ValueError(f"`tasks` must be a list of some of {known}, which have adapters, got {tasks}.")
-        refuse_reentrant(self.adapted)
-        bind_checkpoints(self.adapted, self)
+        bind_checkpoints(self.adapted, self._follow_again)
         maps = {}
         for task in tasks:
             with self.following(task):
                 maps[task] = self.adapted(pixel_values)
         return maps
 
-    @contextmanager
-    def following(self, task: str | None) -> Iterator[None]:
-        """Runs a block of code with the adapter of `task`: a pass, or a layer of it that is recomputed."""
-        before = self.route
-        self._activate(task)
-        try:
-            yield
-        finally:
-            self._activate(before)
+    def _follow_again(self) -> Callable[[], AbstractContextManager[None]]:
+        [task] = self.adapted.active_adapters
+        return partial(self.following, task)
 
-    def _activate(self, task: str | None) -> None:
-        self.route = task
-        if task is None or self.adapted.active_adapters == [task]:
-            return
+    @contextmanager
+    def following(self, task: str) -> Iterator[None]:
+        """Runs a block of code with the adapter of `task`: a pass, or a layer of it that is recomputed."""
+        with TURNS:
+            if self.adapted.active_adapters != [task]:
+                self._activate(task)
+            yield
+
+    def _activate(self, task: str) -> None:
         flags = [(parameter, parameter.requires_grad) for parameter in self.adapted.parameters()]
         self.adapted.set_adapter(task)
         # PEFT freezes the adapters it switches off and frees the one it switches on. Here all of them train together,

@@ -137,7 +137,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         """Adds a decoder for one more task.
 
         Args:
-            name: Of the task, a row of `TASKS`.
+            name: Name of the task, a row of `TASKS`.
             from_: The task whose decoder it starts as a copy of, but for a classifier of another number of channels;
                 `None` for fresh weights.
 
@@ -179,6 +179,9 @@ class MultiTaskDenseModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # which transformers and PEFT understand
         """`None`: there is no table of embeddings that could train or be shared."""
+
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: layers are recomputed in the non-reentrant form, which needs no gradient at its input."""
 
     def _all_decoders(self) -> list[Decoders]:
         # Its own, and the copies that PEFT keeps for each adapter.

@@ -21,7 +21,6 @@ from problem import Contestant, Problem, make_adapted, make_dense, make_lora
 from torch import Tensor, nn
 
 from peft_polyhistor.models.blocks import find_blocks
-from peft_polyhistor.tuner.routing import SHARED
 
 
 BOUND, BOUND_TOGETHER = "frozen encoder, a pass per task", "frozen encoder, all tasks in a batch"
@@ -112,7 +111,7 @@ def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
 
 def generate(model: nn.Module, problem: Problem) -> Contestant:
     """The weights of all adapters, and the gradient from them to what generates them."""
-    adapters = getattr(model.base_model.model, SHARED)
+    adapters = model.base_model.router
     gradients = []
 
     def step() -> None:

@@ -1,31 +1,30 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that generators make: of which tasks, cut for several passes, and kept over several calls."""
+"""The weights that generators make: for the tasks of a call, cut for its passes, or kept over several calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..config import MultiTaskConfig
+from .batches import cut, join
+from .site import Site
 
 
-if TYPE_CHECKING:
-    from .site import Site
-
-SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: of each active adapter its weights and dropout
+SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: weights and dropout of each active adapter
 
 
 @dataclass
-class Adapter:
-    """What is known of one adapter of a model besides its generator."""
+class AdapterRecord:
+    """Settings and sites of one adapter of a model, whose weights its generator makes."""
 
     config: MultiTaskConfig
-    sites: "list[Site]"
+    sites: list[Site]
 
 
 def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -64,17 +63,18 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
     return named
 
 
-def generate(adapters: Sequence[tuple[Adapter, nn.Module]], tasks: Sequence[str]) -> SiteWeights:
+def generate(adapters: Sequence[tuple[AdapterRecord, nn.Module]], tasks: Sequence[str]) -> SiteWeights:
     """Weights and dropout of some adapters, by site.
 
     Args:
-        adapters: Each with its generator.
-        tasks: The tasks, which become the leading axis of every tensor; of methods whose tasks share a pass of the
-            encoder, of those tensors that differ by task.
+        adapters: Records of the adapters, and their generators.
+        tasks: The tasks, which become the leading axis of every tensor that differs by task.
     """
     weights: SiteWeights = {}
     for adapter, generator in adapters:
         device = next(generator.parameters()).device
+        if device.type == "meta":  # accelerate keeps the parameters elsewhere, and moves the indices to them
+            device = torch.device("cpu")
         indices = torch.tensor([adapter.config.tasks.index(task) for task in tasks], device=device)
         # In full precision: generation is a small part of a step, and what it makes is used all over it.
         with torch.autocast(device.type, enabled=False):
@@ -84,43 +84,24 @@ def generate(adapters: Sequence[tuple[Adapter, nn.Module]], tasks: Sequence[str]
     return weights
 
 
-def cut_weights(weights: SiteWeights, sizes: Sequence[int]) -> list[SiteWeights]:
-    """Weights of all tasks to those of the first `sizes[0]` tasks, of the next `sizes[1]`, and so on."""
-    leaves, structure = tree_flatten(weights)
-    cut = [leaf.split(sizes) if isinstance(leaf, Tensor) else [leaf] * len(sizes) for leaf in leaves]
-    return [tree_unflatten(list(part), structure) for part in zip(*cut, strict=True)]
-
-
-def join_weights(parts: Sequence[SiteWeights]) -> SiteWeights:
-    """The reverse of `cut_weights`."""
-    if len(parts) == 1:
-        return parts[0]
-    flat = [tree_flatten(part) for part in parts]
-    joined = [
-        torch.cat(pieces) if isinstance(pieces[0], Tensor) else pieces[0]
-        for pieces in zip(*(leaves for leaves, _ in flat), strict=True)
-    ]
-    return tree_unflatten(joined, flat[0][1])
-
-
 class KeptWeights:
     """Weights generated once for many passes, cut off from what made them.
 
     Gradient of any number of backward passes gathers in them; `backward` hands it on to the generators at once.
 
     Args:
-        generators: What they come from.
-        tasks: Their tasks.
-        weights: What the generators made for these.
+        generators: The modules that made the weights.
+        tasks: The tasks of the weights.
+        weights: The weights, with a graph that leads to the generators.
     """
 
     def __init__(self, generators: Sequence[nn.Module], tasks: Sequence[str], weights: SiteWeights):
         self._generators, self._with_gradient = generators, torch.is_grad_enabled()
-        self._generated: list[Any] = []  # leaves of weights: tensors, and what is the same for all tasks
+        self._generated: list[Any] = []  # leaves of the weights: tensors, and numbers
         self._kept: list[Any] = []
         self._of_task: dict[str, SiteWeights] = {}
         self._is_over = False
-        for task, of_task in zip(tasks, cut_weights(weights, [1] * len(tasks)), strict=True):
+        for task, of_task in zip(tasks, cut(weights, [1] * len(tasks), len(tasks)), strict=True):
             leaves, structure = tree_flatten(of_task)
             kept = [self._keep(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             self._of_task[task] = tree_unflatten(kept, structure)
@@ -141,13 +122,13 @@ class KeptWeights:
             )
 
     def serves(self, generators: Sequence[nn.Module]) -> bool:
-        """They come from these generators and no others, and lead gradient where it is asked for."""
+        """Whether the weights come from these generators, and lead gradient to them where it is asked for."""
         is_same = len(generators) == len(self._generators) and all(map(is_, generators, self._generators))
         return is_same and (self._with_gradient or not torch.is_grad_enabled())
 
     def of(self, tasks: Sequence[str]) -> SiteWeights:
         """Weights of some of the tasks."""
-        return join_weights([self._of_task[task] for task in tasks])
+        return join([self._of_task[task] for task in tasks])
 
     def backward(self) -> None:
         """Hands the gathered gradient on; none can come after that."""
