@@ -83,7 +83,7 @@ def test_commands_write_into_their_output_folder_alone(small_run, parquet_scenes
     short = ["--methods", "polyhistor_lite", "--steps", "2", "--eval_every", "1", "--tracker", "tensorboard"]
     commands = [
         [RECIPES / "train_pascal.py", *small_run(run, *short, "--workers", "1")],
-        [RECIPES / "report.py", run],
+        ["peft_polyhistor", "report", run],
         ["peft_polyhistor", "predict", best, tmp_path / "picture.png", "--out", folders["out"] / "predictions"],
     ]
     for command in commands:
