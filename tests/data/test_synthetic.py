@@ -3,13 +3,12 @@
 import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Features, Image, Value
 
-from peft_polyhistor.data import DENSE_TASKS, synthetic
+from peft_polyhistor.data import DENSE_TASKS
 from peft_polyhistor.data import scenes as renderer
 from peft_polyhistor.data.scenes import CLASSES, render_scene
 from peft_polyhistor.data.scenes.solids import BALL, BOX, CAPSULE, FRUSTUM, RING, DepthBuffer, Solid, rotation
@@ -39,13 +38,10 @@ def test_scenes_depend_on_seed_and_index_alone(scenes):
 
 def test_another_process_renders_the_same(scenes):
     code = (
-        "from hashlib import sha256; from scenes import render_scene; "
+        "from hashlib import sha256; from peft_polyhistor.data.scenes import render_scene; "
         "print(sha256(b''.join(a.tobytes() for a in render_scene(3, 2, 64).values())).hexdigest())"
     )
-    folder = Path(synthetic.__file__).parent  # imports the renderer alone, which takes no time
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, check=True, text=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert output.strip() == sha256(b"".join(array.tobytes() for array in scenes[2].values())).hexdigest()
 
 

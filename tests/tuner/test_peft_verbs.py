@@ -7,7 +7,17 @@ import sys
 
 import pytest
 import torch
-from methods_table import TASKS, check_equal, differ, few_by_default, predict, predict_frozen, rows, trainable
+from methods_table import (
+    PLACED_BY_FILE,
+    TASKS,
+    check_equal,
+    differ,
+    few_by_default,
+    predict,
+    predict_frozen,
+    rows,
+    trainable,
+)
 from peft import (
     AutoPeftModel,
     LoraConfig,
@@ -89,7 +99,7 @@ def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, pertu
     model.save_pretrained(tmp_path / "adapter")
     for auto, kwargs in ((AutoModel, {}), (AutoPeftModel, {"import_allowlist": ["peft_polyhistor", "transformers"]})):
         loaded = auto.from_pretrained(tmp_path / "adapter", **kwargs).eval()
-        check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"))
+        check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
 
 
 @few_by_default
