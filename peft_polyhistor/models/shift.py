@@ -10,7 +10,8 @@ from typing import Any
 class Call(threading.local):
     """The call of a block that the running thread is in."""
 
-    side = 0  # the shorter side of its map
+    def __init__(self) -> None:  # of every thread
+        self.side = 0  # the shorter side of its map
 
 
 CALL = Call()

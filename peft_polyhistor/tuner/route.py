@@ -31,8 +31,9 @@ class Present(threading.local):
         kept: The weights of the `generate_once` blocks, the innermost first.
     """
 
-    route: Route | None = None
-    kept: tuple[KeptWeights, ...] = ()
+    def __init__(self) -> None:  # of every thread
+        self.route: Route | None = None
+        self.kept: tuple[KeptWeights, ...] = ()
 
 
 PRESENT = Present()
