@@ -122,7 +122,7 @@ class MultiTaskDenseModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether a layer recomputes its activations: PEFT 0.21 asks by this name, and transformers 5.23 warns of it."""
+        """Whether a layer recomputes its activations; PEFT 0.21 asks by this name, and transformers' own warns."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
