@@ -3,6 +3,7 @@
 """Checks of single settings."""
 
 import math
+import warnings
 from typing import Any
 
 
@@ -40,16 +41,25 @@ def check_probability(name: str, value: Any) -> None:
 
 
 def check_record(made_for: Any) -> None:
-    """Raises ValueError unless `made_for` is None or of the form that an adapter records."""
+    """Raises ValueError unless `made_for` is None or of the form that an adapter records.
+
+    Warns of keys that only a newer version of this package knows; they have no effect.
+    """
     if made_for is None:
         return
-    is_record = isinstance(made_for, dict) and made_for.keys() == RECORD
+    is_record = isinstance(made_for, dict) and made_for.keys() >= RECORD
     decoders = made_for["decoders"] if is_record else None
-    fits = decoders is None or (isinstance(decoders, dict) and decoders.keys() <= DECODERS)
-    if not is_record or not fits or not isinstance(made_for["encoder"], str | None):
+    if not is_record or not isinstance(decoders, dict | None) or not isinstance(made_for["encoder"], str | None):
         raise ValueError(
             f"`made_for` must be what an adapter recorded of its model, with {sorted(RECORD)} and of `decoders` "
             f"{sorted(DECODERS)}, got {made_for!r}. Leave it out for a new adapter."
+        )
+    unknown = [*(made_for.keys() - RECORD), *((decoders or {}).keys() - DECODERS)]
+    if unknown:
+        warnings.warn(
+            f"`made_for` holds {sorted(map(str, unknown))}, which this version of peft-polyhistor does not use. The "
+            "adapter was probably saved by a newer version: upgrade with `pip install -U peft-polyhistor`.",
+            stacklevel=3,
         )
 
 

@@ -34,10 +34,11 @@ class MultiTaskConfig(PeftConfig):
         init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
         tasks_per_pass: Tasks that go through the encoder as one batch; a call runs as many batches as it takes, with
             the same results but for what is drawn at random (dropout). `None`: all at once on accelerators, on a
-            processor as many as are faster together. Without effect where one pass serves all tasks, and where other
-            hooks on the encoder must see all of a call. May be changed in a model's `peft_config` at any time.
-        made_for: Recorded of a model that is adapted: what its encoder is, and its decoders. `load` builds the model
-            again from it, and a saved adapter refuses other encoders by it.
+            CPU as many as are faster together. Without effect where one pass serves all tasks, and on models of
+            unknown families, which run one task per pass: nothing tells which rows of their outputs are images. May be
+            changed in a model's `peft_config` at any time.
+        made_for: Encoder architecture and decoder settings of the adapted model; set automatically, in the model's
+            copy of this config. `load` builds the model again from it, and another encoder raises.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -73,7 +74,6 @@ class MultiTaskConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]  # PEFT's
         self.peft_type = PeftType[self.method]
-        self.is_of_checkpoint = self.made_for is not None  # else it is recorded of the first model that it adapts
         if self.task_type is not None:
             raise ValueError(
                 f"`task_type` must be None, got '{self.task_type}': PEFT's task types wrap text models. Leave it out."

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .tasks import TASKS, relative_change
+from .tasks.running_metric import RunningMetric
 
 
-if TYPE_CHECKING:
-    from .tasks.running_metric import RunningMetric
+NOT_MEASURED = "not measured"
 
 
 def evaluate_tasks(
@@ -32,7 +32,7 @@ def evaluate_tasks(
         accelerator: Of this process.
 
     Returns:
-        By task, what the task's metric computes; percent or degrees.
+        By task, what the task's metric computes; percent or degrees. NaN where no image has a label for the task.
 
     Raises:
         ValueError: There is no batch.
@@ -97,7 +97,7 @@ def score_pictures(statistics: Mapping[str, Tensor]) -> dict[str, list[float]]:
     }
 
 
-def _metric_of(task: str, statistics: Tensor) -> "RunningMetric":
+def _metric_of(task: str, statistics: Tensor) -> RunningMetric:
     metric = TASKS[task].metric()
     metric.update(statistics)
     return metric
@@ -160,6 +160,22 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
             for end, indices in chosen.items()
         }
     return {"classes": classes, "pictures": pictures}
+
+
+def format_score(value: float, sign: str = "") -> str:
+    """A score with two decimals, or the words "not measured" for NaN; `sign="+"` shows the sign of a change."""
+    return NOT_MEASURED if math.isnan(value) else f"{value:{sign}.2f}"
+
+
+def format_scores(values: Sequence[float], sign: str = "") -> str:
+    """Mean and range of a score over several runs, the one score, or in how many runs it is NaN."""
+    missing = sum(map(math.isnan, values))
+    if 0 < missing < len(values):
+        return f"{NOT_MEASURED} in {missing} of {len(values)} runs"
+    mean = format_score(sum(values) / len(values), sign)
+    if len(values) == 1 or missing:
+        return mean
+    return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})"
 
 
 def is_of_decoder(name: str) -> bool:

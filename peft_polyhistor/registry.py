@@ -1,9 +1,12 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adds the methods of this package to PEFT. The only module that touches PEFT's enum and method tables."""
+"""Adds the methods of this package to PEFT. The only module that touches PEFT's enum, method tables and loading."""
+
+from functools import wraps
+from typing import Any
 
 import peft
-from peft import PeftType
+from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
@@ -70,3 +73,25 @@ def _add_member(name: str) -> None:
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
+
+
+_load_adapter = PeftModel.load_adapter
+
+
+@wraps(_load_adapter)
+def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    # PEFT reads no config where the adapter is there already, and copies the weights row by row. A row is a task, so
+    # weights of other tasks, or of the same ones in another order, would silently go to the wrong ones.
+    config = self.peft_config.get(adapter_name)
+    if isinstance(config, MultiTaskConfig):
+        hub_options, _ = self._split_kwargs(kwargs)
+        saved = getattr(PeftConfig.from_pretrained(str(model_id), **hub_options), "tasks", None)
+        if saved != config.tasks:
+            raise ValueError(
+                f"The adapter in '{model_id}' is for the tasks {saved}, and '{adapter_name}' is for {config.tasks}, "
+                "in this order. Load it under another name, or leave `config` out, so that it brings its own tasks."
+            )
+    return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+
+
+PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]

@@ -8,131 +8,140 @@
 Takes the settings of train_pascal.py. Every run resumes, and finished runs are not repeated, so the command can be
 given again after an interruption, or with more methods or seeds. Changes are against single-task full fine-tuning
 where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
-them on a held-out part of the training pictures (--grid_holdout, 0.1 of them) with the first seed, in runs of
---grid_steps (0: as long as all); the rate of the decoders stays. Writes comparison.json, comparison.md and
+them on a held-out part of the training images (--grid_holdout, 0.1 of them) with the first seed, in runs of
+--grid_steps (0: as long as all); the learning rate of the decoders stays. Writes comparison.json, comparison.md and
 comparison.svg (change against parameters) of the methods and seeds of the command: processes may share a folder if
-they train different methods, and the last command names all. report.py makes a page of it.
+they train different methods, and the last command names all. `python -m peft_polyhistor report` makes a page of it.
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from atomic import replace_file, write_json
-from charts import save_chart
-from learning_rates import choose_rate, fix_decoder_rate, score_grid
-from methods import method_config
-from plot import draw_plot, find_points
-from settings import Settings, option, parse_with
-from train_pascal import train
+from train_pascal import DEFAULT_CONFIG, Settings, train
 
 from peft_polyhistor import METHODS
+from peft_polyhistor.evaluation import headline
+from peft_polyhistor.studies import figures, tables
 from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
-from peft_polyhistor.studies.tables import (
-    REFERENCES,
-    align,
-    change_of,
-    make_note,
-    make_rows,
-    reference_of,
-    to_markdown,
-)
+from peft_polyhistor.studies.rates import choose_rate
+from peft_polyhistor.studies.results import COMPARISON, Grid
+from peft_polyhistor.training.arguments import check_options, option, parse_settings
+from peft_polyhistor.training.methods import MethodChoice, make_config, parse_methods
+from peft_polyhistor.training.run_folder import write_json
 
 
+PAPER = Path(__file__).parent / "paper" / "tables.csv"
 GRID_HOLDOUT = 0.1
 
 
 @dataclass
 class Comparison:
-    """Options of the comparison itself.
+    """Options of the comparison itself."""
 
-    Raises:
-        ValueError: A seed is below 0 or given twice, or there are options of a grid and no rates for it.
-    """
-
-    seeds: list[int] = option([0, 1], "Seeds of the runs of each method.")
-    learning_rates: list[float] = option([], "Grid each method takes its rate from; none: learning_rate for all.")
-    grid_holdout: float = option(GRID_HOLDOUT, "Part of the training pictures that the grid is scored on.")
-    grid_steps: int = option(0, "Optimiser steps of the grid's runs; 0: as long as all.")
+    seeds: list[int] = option([0, 1], "seeds of the runs of each method")
+    learning_rates: list[float] = option([], "grid that each method takes its rate from; none: learning_rate for all")
+    grid_holdout: float = option(GRID_HOLDOUT, "part of the training images that the grid is scored on", below=1)
+    grid_steps: int = option(0, "optimiser steps of the grid's runs; 0: as long as all", at_least=0)
 
     def __post_init__(self):
+        check_options(self)
         if (self.grid_holdout != GRID_HOLDOUT or self.grid_steps) and not self.learning_rates:
             raise ValueError("`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too.")
+        if self.grid_holdout <= 0:
+            raise ValueError(f"`grid_holdout` must be above 0, got {self.grid_holdout}.")
+        rates = self.learning_rates
+        if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+            raise ValueError(f"`learning_rates` must be above 0, each once, got {rates}.")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"`seeds` must be 0 or more, each once, got {self.seeds}.")
 
 
-def run_all(settings: Settings, seeds: list[int], rates: dict[str, float]) -> dict[str, list[dict]]:
-    """Results by method, one per seed; trains what is missing, each method with its own rate where it has one.
+def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison) -> dict[str, Grid]:
+    """Scores on held-out images by method and rate. Decoders alone have no rate but that of all decoders."""
+    settings = replace(settings, seed=own.seeds[0], holdout=own.grid_holdout, resume=True)
+    if own.grid_steps:
+        settings = replace(settings, steps=own.grid_steps, eval_every=own.grid_steps)
+    grids: dict[str, Grid] = {choice.label: {} for choice in choices}
+    for rate in own.learning_rates:
+        folder = Path(settings.output_dir) / "grid" / f"seed{settings.seed}" / repr(rate)
+        run = replace(settings, learning_rate=rate, output_dir=str(folder))
+        for method, choice in zip(settings.methods, choices, strict=True):
+            if choice.name == "decoders":
+                continue
+            try:
+                scores = headline(train(method, run)["scores"])
+            except FloatingPointError as error:  # a rate that is too high must not end the search
+                print(f"{choice.label}, learning rate {rate:g}: {error}", file=sys.stderr)
+                scores = dict.fromkeys(settings.tasks, math.nan)
+            grids[choice.label][rate] = scores
+    return grids
 
-    A rate that was chosen is part of the folder's name: another choice, over a larger grid, is another run.
 
-    Raises:
-        ValueError: A run was made with other settings.
-    """
-    results: dict[str, list[dict]] = {method: [] for method in settings.methods}
+def run_all(
+    settings: Settings, choices: list[MethodChoice], seeds: list[int], grids: dict[str, Grid]
+) -> dict[str, list[dict]]:
+    """Results by method, one per seed; a rate that was chosen is part of the folder: another choice is another run."""
+    results: dict[str, list[dict]] = {choice.label: [] for choice in choices}
+    rates = {method: choose_rate(grid) for method, grid in grids.items() if grid}
     for seed in seeds:
-        folder = Path(settings.output_dir) / f"seed{seed}"
-        for method in settings.methods:
-            rate = rates.get(method, settings.learning_rate)
-            of_rate = folder / repr(rate) if method in rates else folder
-            run = replace(settings, seed=seed, learning_rate=rate, output_dir=str(of_rate), resume=True)
-            results[method].append(train(method, run))
+        for method, choice in zip(settings.methods, choices, strict=True):
+            rate = rates.get(choice.label)
+            folder = Path(settings.output_dir) / f"seed{seed}" / (repr(rate) if rate else "")
+            run = replace(settings, seed=seed, learning_rate=rate or settings.learning_rate)
+            results[choice.label].append(train(method, replace(run, output_dir=str(folder), resume=True)))
     return results
 
 
-def find_papers(settings: Settings) -> dict[str, PaperRow | None]:
+def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, PaperRow | None]:
     """By method, the row of the paper with the same settings of the method."""
-    rows = read_rows(Path(__file__).parent / "paper" / "tables.csv")
-    return {
-        method: find_row(rows, method, method_config(method, settings) if method in METHODS else None)
-        for method in settings.methods
-    }
+    rows, papers = read_rows(PAPER), {}
+    for choice in choices:
+        config = make_config(choice, tasks) if choice.name in METHODS else None
+        papers[choice.label] = find_row(rows, choice.name, config)
+    return papers
 
 
-def summarise(results: dict, grid: dict, papers: dict[str, PaperRow | None]) -> dict:
-    """What comparison.json holds: by method its changes, its learning rate and grid, the paper's row and its runs."""
+def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[str, PaperRow | None]) -> dict:
+    """Writes and prints the comparison; returns what comparison.json holds."""
+    reference = tables.reference_of(results)
     methods = {
         method: {
             "learning_rate": None if method == "decoders" else runs[0]["settings"]["learning_rate"],
-            "grid": {f"{rate:g}": scores for rate, scores in grid.get(method, {}).items()},
-            "changes": change_of(results, method),
+            "grid": {f"{rate:g}": scores for rate, scores in grids.get(method, {}).items()},
+            "changes": tables.change_of(results, method),
             "paper": papers[method] and asdict(papers[method]),
             "runs": runs,
         }
         for method, runs in results.items()
     }
-    return {"reference": reference_of(results), "methods": methods}
-
-
-def write_all(folder: Path, results: dict, summary: dict, papers: dict[str, PaperRow | None]) -> None:
-    rows, note = make_rows(results, papers), make_note(results, papers)
-    write_json(folder / "comparison.json", summary)
-    replace_file(folder / "comparison.md", lambda file: file.write_text(to_markdown(rows, note), encoding="utf-8"))
+    rows, note = tables.make_rows(results, papers), tables.make_note(results, papers, grids)
+    write_json(folder / COMPARISON, {"reference": reference, "methods": methods})
+    (folder / "comparison.md").write_text(tables.to_markdown(rows, note), encoding="utf-8")
     (folder / "comparison.svg").unlink(missing_ok=True)
-    if points := find_points(results):
-        plot = draw_plot(points, REFERENCES[summary["reference"]])
-        replace_file(folder / "comparison.svg", partial(save_chart, plot))
-    print(align(rows), note, sep="\n")
+    if points := figures.find_points(results):
+        label = f"Change against {tables.REFERENCES[reference]} by trainable parameters of {', '.join(points)}"
+        figure = figures.draw_changes(points, tables.REFERENCES[reference])
+        figures.save_svg(figure, label, folder / "comparison.svg")
+    print(tables.align(rows), note, sep="\n")
     print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")
+    return {"reference": reference, "methods": methods}
 
 
-def main(argv: list[str]) -> dict:
-    settings, own = parse_with(argv, __doc__, Comparison)
-    grid = {}
-    if own.learning_rates:
-        settings = fix_decoder_rate(settings)
-        grid = score_grid(replace(settings, seed=own.seeds[0]), own.learning_rates, own.grid_holdout, own.grid_steps)
-    results = run_all(settings, own.seeds, {method: choose_rate(scores) for method, scores in grid.items()})
-    papers = find_papers(settings)
-    summary = summarise(results, grid, papers)
+def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
+    choices, grids = parse_methods(settings.methods), {}
+    papers = find_papers(choices, settings.tasks)
+    if own.learning_rates:  # the rate of the decoders must not follow the grid
+        settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
+        grids = score_grid(settings, choices, own)
+    results = run_all(settings, choices, own.seeds, grids)
     if PartialState().is_main_process:
-        write_all(Path(settings.output_dir), results, summary, papers)
-    return summary
+        write_all(Path(settings.output_dir), results, grids, papers)
+    return results
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings, Comparison))
     PartialState().destroy_process_group()

@@ -1,193 +1,249 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrains a small Swin on labelled photographs; the encoder that ships with the package was made by this recipe.
+"""Pretrains a small Swin on what a teacher answered to crops of photographs.
 
-    accelerate launch recipes/pretrain_encoder.py --data FOLDER --output-dir runs/encoder
+    python recipes/teacher_answers.py --data PHOTOGRAPHS --teacher TEACHER --output-dir runs/answers
+    accelerate launch recipes/pretrain_encoder.py --answers runs/answers --output-dir runs/pretraining
 
-`--data` is a folder with `train*.parquet` and `val*.parquet` (columns `image` and `label`), an image folder
-(`train/<class>/*.jpg`, `val/<class>/*.jpg`), or the id of a Hub dataset. The output folder holds config.json,
-model.safetensors and training.json (accuracy, command, settings).
+`runs/pretraining/encoder` then holds the best student so far, in float16, with its settings and losses. A run that was
+interrupted goes on from its last save. With `--decay-steps 0` the learning rate stays up after the warm-up, and more
+`--steps` make the run longer; a run with `--start-from` branches off such a run and lets the rate fall.
 """
 
 import argparse
+import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from atomic import write_json
-from datasets import DatasetDict, Image, load_dataset
-from timm.data import create_transform
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from accelerate.utils import send_to_device
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
+from tqdm.auto import trange
 from transformers import SwinConfig, SwinForImageClassification
+
+
+LOGITS_WEIGHT = 0.1  # of their divergence, beside 1 for the error on each map
+Shard = dict[str, Tensor]  # images, and labels or logits, map8, map16 and map32: the first axis is the crop
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder or Hub dataset, see above")
+    parser.add_argument("--answers", type=Path, required=True, help="of teacher_answers.py; the first shard validates")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--image-size", type=int, default=128, help="pixels")
-    parser.add_argument("--embed-dim", type=int, default=24, help="channels of the first stage")
-    parser.add_argument("--depths", type=int, nargs=4, default=[2, 2, 2, 2])
-    parser.add_argument("--heads", type=int, nargs=4, default=[1, 2, 4, 8])
+    parser.add_argument("--start-from", type=Path, help="output folder of a run to branch off")
+    parser.add_argument("--embed-dim", type=int, default=32, help="channels of the first stage")
+    parser.add_argument("--depths", type=int, nargs=4, default=[2, 2, 4, 2])
+    parser.add_argument("--heads", type=int, nargs=4, default=[2, 4, 8, 16])
     parser.add_argument("--window", type=int, default=4, help="window size, tokens")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64, help="per process")
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--warmup-steps", type=int, default=300)
+    parser.add_argument("--decay-steps", type=int, default=4_000, help="last steps, in which the rate falls to 0")
+    parser.add_argument("--batch-size", type=int, default=32, help="per process")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--warmup-epochs", type=float, default=2)
-    parser.add_argument("--drop-path", type=float, default=0.05)
-    parser.add_argument("--label-smoothing", type=float, default=0.1)
-    parser.add_argument("--auto-augment", default="none", help="timm's policy string, or 'none'")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the teacher's and the student's logits")
+    parser.add_argument("--save-minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    for name in ("image_size", "embed_dim", "window", "epochs", "batch_size"):
+    for name in ("embed_dim", "window", "steps", "batch_size"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}.")
-    if arguments.image_size < 32 * arguments.window:  # 32 is the stride of the last of four stages
-        parser.error(
-            f"--image-size must be at least 32 * --window = {32 * arguments.window}, got {arguments.image_size}, as "
-            "one window has to fit the last map. Lower --window."
-        )
     return arguments
 
 
-def load_photographs(source: str) -> DatasetDict:
-    """Splits `train` and `val` with an `image` and a `label` column, from any of the three sources.
+def load_shards(folder: Path, window: int) -> list[Shard]:
+    """The shards as maps of their files, of which only what is used is read.
 
     Raises:
-        FileNotFoundError: `source` is neither a folder nor the id of a Hub dataset.
-        ValueError: A split or column is missing, or there are fewer than two classes.
+        FileNotFoundError: There are fewer than two.
+        ValueError: The crops are too small.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if len(folder.parts) > 2 or folder.is_absolute() or source.startswith((".", "~")):
-            raise FileNotFoundError(f"--data {source}: no such folder. Give a folder or the id of a Hub dataset.")
-        data = load_dataset(source)
-    elif any(folder.glob("train*.parquet")):
-        files = {split: [str(path) for path in sorted(folder.glob(f"{split}*.parquet"))] for split in ("train", "val")}
-        data = load_dataset("parquet", data_files=files)
-    else:
-        data = load_dataset("imagefolder", data_dir=str(folder), drop_labels=False)
-    if "val" not in data and "validation" in data:
-        data["val"] = data.pop("validation")
-    for split in ("train", "val"):
-        columns = data[split].column_names if split in data else []
-        if not {"image", "label"} <= set(columns):
-            raise ValueError(
-                f"'{source}' has columns {columns} in split '{split}'; splits train and val with columns "
-                "'image' and 'label' are needed."
-            )
-    classes = sorted(data["train"].unique("label"))
-    if len(classes) < 2 or classes != list(range(len(classes))):
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) < 2:
+        raise FileNotFoundError(f"--answers {folder}: {len(files)} shards. Make two or more with teacher_answers.py.")
+    shards = [load_file(file) for file in files]
+    size = shards[0]["images"].shape[-1]
+    if size < 32 * window:  # 32 is the stride of the last of four stages
         raise ValueError(
-            f"'{source}' has the labels {classes} in split 'train'; at least two are needed, numbered from 0 "
-            "without a gap. Give photographs of more classes, or renumber them."
+            f"The crops have {size} pixels; one window needs 32 * --window = {32 * window} to fit the last map. Lower "
+            "--window or make larger crops."
         )
-    return data.cast_column("image", Image(mode="RGB"))
+    return shards
 
 
-def make_loader(dataset, transform, arguments: argparse.Namespace, train: bool) -> DataLoader:
-    def apply(batch: dict) -> dict:
-        return {"pixel_values": [transform(image) for image in batch["image"]], "labels": batch["label"]}
-
-    return DataLoader(
-        dataset.with_transform(apply),
-        batch_size=arguments.batch_size,
-        shuffle=train,
-        drop_last=train,
-        num_workers=arguments.workers,
-        persistent_workers=arguments.workers > 0,
-    )
-
-
-@torch.inference_mode()
-def accuracy(model, loader: DataLoader, accelerator: Accelerator) -> float:
-    """Top-1 accuracy in percent."""
-    model.eval()
-    correct = total = 0
-    for batch in loader:
-        hits = model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
-        hits = accelerator.gather_for_metrics(hits)
-        correct, total = correct + int(hits.sum()), total + len(hits)
-    model.train()
-    return 100 * correct / total
-
-
-def main(arguments: argparse.Namespace) -> dict:
-    accelerator = Accelerator()
-    set_seed(arguments.seed)
-    data = load_photographs(arguments.data)
-    classes = len(data["train"].unique("label"))
-    size, policy = arguments.image_size, arguments.auto_augment
-    augment = create_transform(
-        size, is_training=True, scale=(0.35, 1.0), auto_augment=None if policy == "none" else policy, re_prob=0.0
-    )
-    train_loader = make_loader(data["train"], augment, arguments, train=True)
-    val_loader = make_loader(data["val"], create_transform(size, crop_pct=1.0), arguments, train=False)
-
+def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -> SwinForImageClassification:
+    """A Swin whose heads look to fixed places around a token at first, like the taps of a convolution."""
     model = SwinForImageClassification(
         SwinConfig(
-            image_size=size,
+            image_size=image_size,
             embed_dim=arguments.embed_dim,
             depths=arguments.depths,
             num_heads=arguments.heads,
             window_size=arguments.window,
-            drop_path_rate=arguments.drop_path,
+            drop_path_rate=0.0,
             num_labels=classes,
         )
     )
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": arguments.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=arguments.learning_rate,
-    )
-    model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-    steps, warmup = arguments.epochs * len(train_loader), max(1, int(arguments.warmup_epochs * len(train_loader)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / steps))),
-    )
-
-    started = time.time()
-    bar = tqdm(total=steps, disable=not accelerator.is_main_process, desc="pretraining", mininterval=10)
-    for epoch in range(arguments.epochs):
-        for batch in train_loader:
-            logits = model(pixel_values=batch["pixel_values"]).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits, batch["labels"], label_smoothing=arguments.label_smoothing
-            )
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            bar.update()
-        score = accuracy(model, val_loader, accelerator)
-        accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.3f}, accuracy {score:.2f} %")
-        save(accelerator, model, arguments, epoch + 1, score, time.time() - started)
-    return {"accuracy": score}
+    offsets = torch.arange(1.0 - arguments.window, arguments.window)
+    places = torch.cartesian_prod(offsets, offsets)
+    for name, bias in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            angles = 2 * math.pi * (torch.arange(bias.shape[1]) + torch.rand(1)) / bias.shape[1]
+            taps = 1.2 * torch.stack([angles.cos(), angles.sin()], -1)  # 1.2 tokens away
+            bias.data.copy_(-0.8 * (places[:, None] - taps).square().sum(-1))
+    return model
 
 
-def save(accelerator: Accelerator, model, arguments: argparse.Namespace, epochs: int, score: float, seconds: float):
-    if not accelerator.is_main_process:
-        return
-    settings = {key: value for key, value in vars(arguments).items() if key != "output_dir"}
-    settings["data"] = Path(arguments.data).name  # a folder's place on this machine is of no use elsewhere
-    record = {"accuracy_percent": round(score, 2), "epochs_done": epochs, "seconds": round(seconds), **settings}
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=arguments.output_dir) as fresh:
-        accelerator.unwrap_model(model).save_pretrained(fresh)
-        write_json(Path(fresh) / "training.json", record)
+class Lesson(nn.Module):
+    """The student, linear heads from its maps to the teacher's, and the losses.
+
+    A map of the student learns the teacher's of its stride and, enlarged, of the next one, each channel normalised by
+    its mean and deviation over the first shard.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, shard: Shard, classes: int):
+        super().__init__()
+        self.student = make_student(arguments, shard["images"].shape[-1], classes)
+        self.temperature = arguments.temperature
+        self.asked: dict[int, list[str]] = {}  # by the student's stride
+        self.heads = nn.ModuleDict()
+        for name in sorted(name for name in shard if name.startswith("map")):
+            stride = int(name.removeprefix("map"))
+            self.asked[stride] = [k for k in (name, f"map{2 * stride}") if k in shard]
+            channels = sum(shard[k].shape[1] for k in self.asked[stride])
+            self.heads[str(stride)] = nn.Conv2d(arguments.embed_dim * stride // 4, channels, kernel_size=1)
+            std, mean = torch.std_mean(shard[name].float(), (0, 2, 3), keepdim=True)
+            self.register_buffer(f"norm_{name}", torch.stack([std.clamp(min=1e-6), mean]), persistent=False)
+
+    def forward(self, shard: Shard, flip: Tensor) -> dict[str, Tensor]:
+        flipped = {k: torch.where(flip.view(-1, 1, 1, 1), v.flip(-1), v) for k, v in shard.items() if v.ndim == 4}
+        pixels = normalize(flipped["images"] / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        output = self.student.swin(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+        maps = {pixels.shape[-1] // m.shape[-1]: m for m in output.reshaped_hidden_states}
+        losses = {}
+        for stride, names in self.asked.items():
+            given, asked = self.heads[str(stride)](maps[stride]), []
+            for name in names:
+                std, mean = getattr(self, f"norm_{name}")
+                answer = ((flipped[name].float() - mean) / std).clamp(-6, 6)
+                asked.append(F.interpolate(answer, given.shape[-2:], mode="bilinear", antialias=True))
+            losses[f"map{stride}"] = F.smooth_l1_loss(given, torch.cat(asked, 1))
+        logits = self.student.classifier(output.pooler_output)
+        if "labels" in shard:
+            return losses | {"labels": F.cross_entropy(logits, shard["labels"], label_smoothing=0.1)}
+        given, asked = (F.log_softmax(v.float() / self.temperature, -1) for v in (logits, shard["logits"]))
+        divergence = F.kl_div(given, asked, log_target=True, reduction="batchmean")
+        return losses | {"logits": LOGITS_WEIGHT * self.temperature**2 * divergence}
+
+
+@torch.inference_mode()
+def validate(lesson: Lesson, shard: Shard, batch_size: int) -> dict[str, float]:
+    device = next(lesson.parameters()).device
+    lesson.eval()
+    batches = zip(*(answers.to(device).split(batch_size) for answers in shard.values()), strict=True)
+    plain = [lesson(dict(zip(shard, b, strict=True)), torch.zeros(len(b[0]), device=device).bool()) for b in batches]
+    lesson.train()
+    return {name: round(sum(losses[name].item() for losses in plain) / len(plain), 4) for name in plain[0]}
+
+
+def write(folder: Path, save: Callable[[Path], object]) -> None:
+    """Moves what `save` writes to `folder` once it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as fresh:
+        save(Path(fresh))
         for file in Path(fresh).iterdir():
-            os.replace(file, arguments.output_dir / file.name)
+            os.replace(file, folder / file.name)
+
+
+def save(arguments: argparse.Namespace, lesson: Lesson, optimizer, progress: dict, losses: dict[str, float]) -> None:
+    """Writes the state of the run and, if it is the best so far, the student."""
+    is_best = sum(losses.values()) < progress["best"]
+    progress["best"] = min(sum(losses.values()), progress["best"])
+    state = {"lesson": lesson.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
+    write(arguments.output_dir, lambda folder: torch.save(state, folder / "state.pt"))
+    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+
+    def save_student(folder: Path) -> None:
+        weights = {name: weight.half() for name, weight in lesson.student.state_dict().items()}
+        lesson.student.save_pretrained(folder, state_dict=weights)  # the config says float32, in which it loads
+        record = json.dumps({**progress, "losses": losses, **settings}, indent=2)
+        (folder / "training.json").write_text(record + "\n")
+
+    if is_best:
+        write(arguments.output_dir / "encoder", save_student)
+
+
+def restore(lesson: Lesson, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> dict:
+    """The progress of the run, or of the one it branches off, after loading its state."""
+    for folder in (arguments.output_dir, arguments.start_from):
+        if folder and (folder / "state.pt").exists():
+            state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+            lesson.load_state_dict(state["lesson"])
+            optimizer.load_state_dict(state["optimizer"])
+            return state["progress"] | ({"best": math.inf} if folder == arguments.start_from else {})
+    if arguments.start_from:
+        raise FileNotFoundError(f"--start-from {arguments.start_from}: it holds no state.pt of a run.")
+    return {"step": 0, "seconds": 0.0, "best": math.inf}
+
+
+def rate_at(step: int, arguments: argparse.Namespace) -> float:
+    """The learning rate, which rises, stays and falls ("warm-up, stable, decay", arXiv:2404.06395)."""
+    rise = (step + 1) / max(1, arguments.warmup_steps)
+    fall = (arguments.steps - step) / max(1, arguments.decay_steps)
+    return arguments.learning_rate * min(1.0, rise, fall)
+
+
+def draw(shards: list[Shard], count: int, rng: np.random.Generator) -> tuple[Shard, Tensor]:
+    """Random crops with their answers, and which of them to flip."""
+    size = len(shards[0]["images"])
+    rows = [divmod(row, size) for row in rng.integers(len(shards) * size, size=count)]
+    batch = {name: torch.stack([shards[number][name][row] for number, row in rows]) for name in shards[0]}
+    return batch, torch.from_numpy(rng.random(count) < 0.5)
+
+
+def main(arguments: argparse.Namespace) -> dict:
+    accelerator = Accelerator()
+    first, *shards = load_shards(arguments.answers, arguments.window)
+    classes = first["logits"].shape[1] if "logits" in first else 1 + max(int(s["labels"].max()) for s in shards)
+    torch.manual_seed(arguments.seed)
+    lesson = Lesson(arguments, first, classes)
+    groups = [
+        {"params": [p for p in lesson.parameters() if p.ndim >= 2], "weight_decay": arguments.weight_decay},
+        {"params": [p for p in lesson.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.98), fused=True)
+    progress = restore(lesson, optimizer, arguments)
+    model, optimizer = accelerator.prepare(lesson, optimizer)
+    saved = time.time()
+    bar = trange(progress["step"], arguments.steps, disable=not accelerator.is_main_process, mininterval=10)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, arguments)
+        rng = np.random.default_rng((arguments.seed, step, accelerator.process_index))  # the same after a break
+        batch, flip = send_to_device(draw(shards, arguments.batch_size, rng), accelerator.device)
+        losses = model(batch, flip)
+        accelerator.backward(sum(losses.values()))
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        is_due = step + 1 == arguments.steps or time.time() - saved > 60 * arguments.save_minutes
+        if is_due and accelerator.is_main_process:
+            scores = validate(lesson, first, arguments.batch_size)
+            progress |= {"step": step + 1, "seconds": progress["seconds"] + time.time() - saved}
+            saved = time.time()
+            save(arguments, lesson, optimizer, progress, scores)
+            bar.write(f"step {step + 1}: held-out losses {scores}")
+    return progress
 
 
 if __name__ == "__main__":

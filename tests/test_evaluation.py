@@ -18,6 +18,8 @@ from peft_polyhistor.evaluation import (
     collect_statistics,
     count_trainable,
     evaluate_tasks,
+    format_score,
+    format_scores,
     headline,
     score_classes,
     score_pictures,
@@ -70,6 +72,22 @@ def test_rows_stand_in_the_order_of_the_data_and_say_more_than_the_scores(scenes
         assert scores["mIoU"] == pytest.approx(sum(present) / len(TASKS[task].class_names))
     without = [i for i in range(len(scenes)) if bool((scenes[i]["human_parts"] == 255).all())]
     assert [i for i, value in enumerate(score_pictures(statistics)["human_parts"]) if math.isnan(value)] == without
+
+
+def test_a_task_without_one_labeled_pixel_is_not_measured(scenes, model):
+    batch = collate([scenes[0], scenes[1]])
+    batch["labels"]["semseg"].fill_(255)
+    batch["labels"]["normals"].zero_()
+    scores = evaluate_tasks(model, [batch], list(TASKS), Accelerator(cpu=True))
+    measured = {task: format_score(score) != "not measured" for task, score in headline(scores).items()}
+    assert measured == {"semseg": False, "human_parts": True, "saliency": True, "normals": False}
+
+
+def test_scores_are_written_with_their_range_or_in_words():
+    assert format_score(12.345) == "12.35" and format_score(3.0, "+") == "+3.00"
+    assert format_scores([1.0]) == "1.00" and format_scores([1.0, 2.0], "+") == "+1.50 (+1.00 to +2.00)"
+    assert format_scores([math.nan]) == format_scores([math.nan, math.nan]) == "not measured"
+    assert format_scores([1.0, math.nan, 2.0]) == "not measured in 1 of 3 runs"
 
 
 def test_parameters_are_counted_as_the_paper_does(model):

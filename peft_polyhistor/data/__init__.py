@@ -3,7 +3,7 @@
 """Pictures and dense labels by task name, and their transforms."""
 
 from .archive import DENSE_TASKS
-from .check import find_faults
+from .check import check_archive, find_faults
 from .pascal_context import load_dense_dataset, load_pascal_context
 from .shrink import shrink, write_shrunk
 from .synthetic import synthetic_scenes
@@ -23,6 +23,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "JointTransform",
+    "check_archive",
     "collate",
     "find_faults",
     "flip_normals",

@@ -5,9 +5,7 @@
 A fault is a ValueError of one line: the file, what was found, what is allowed or what to do.
 """
 
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .mat import Value, read_variable
+from ..extras import needs_extra
 
 
 IGNORE = 255  # unlabeled pixels in VOC
@@ -51,12 +49,15 @@ NORMALS_VALID_IDS = (
 MAX_PIXELS = 2**26
 MAX_FILE_SIZE = 2**28  # bytes
 
-# What is raised on damaged files.
-_BROKEN_PICTURE = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
-_BROKEN_MAT = (ValueError, TypeError, IndexError, struct.error, zlib.error)
+MATLAB_TASKS = ("human_parts", "normals")  # whose files SciPy reads
+
+# How far the length of a decoded normal may be from 1. Labels that are cut off to steps of 16 are off by up to
+# sqrt(3) * 15 / 127.5 = 0.20, and averages of two normals, as at edges of resized files, by 0.25 at 83 degrees.
+# Gray (128, 128, 128) has length 0.007, black and white 1.73.
+NORMAL_TOLERANCE = 0.25
+# (255 * component)^2 by stored value, as value / 127.5 - 1 = (2 * value - 255) / 255.
+_SQUARES = np.square(2 * np.arange(256, dtype=np.int32) - 255)
+_LIMITS = (255 * (1 - NORMAL_TOLERANCE)) ** 2, (255 * (1 + NORMAL_TOLERANCE)) ** 2
 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow orders them
 
@@ -80,7 +81,7 @@ def open_picture(path: Path, data: bytes, kind: str) -> Image.Image:
             image.load()
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: found no picture in it, allowed is {kind}. Restore it from the archive.") from error
-    except _BROKEN_PICTURE as error:
+    except Exception as error:
         raise ValueError(f"{path}: found a damaged picture ({error}). Restore it from the archive.") from error
     if image.format not in (kind, "MPO" if kind == "JPEG" else kind):  # MPO: a JPEG with others behind it
         raise ValueError(f"{path}: found a {image.format} file, allowed is {kind}. Restore it from the archive.")
@@ -93,17 +94,46 @@ def is_turned(image: Image.Image) -> bool:
     """Whether a picture's metadata turn it, or cannot be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except _BROKEN_PICTURE:
+    except Exception:
         return True
 
 
-def _read_pixels(path: Path, modes: tuple[str, ...], size: Size | None) -> np.ndarray:
-    """The stored values of an 8-bit PNG: of a palette picture the indices, never the colours."""
+def least_foreground(label: Image.Image) -> int:
+    """The least value of the foreground in a binary map: 1 where it holds 0 and 1 alone, else 128 (value / 255 > 0.5).
+
+    Raises:
+        ValueError: It holds 1 and 255 and nothing else but 0, so that either can be the foreground.
+    """
+    values = {value for value, count in enumerate(label.histogram()) if count}
+    if {1, 255} <= values <= {0, 1, 255}:
+        raise ValueError(
+            f"found the values {', '.join(map(str, sorted(values)))}, of which 1 or 255 can be the foreground; "
+            "allowed are masks of 0 and 1, masks of 0 and 255, and gray levels. Write 0 where there is no label"
+        )
+    return 1 if max(values) <= 1 else 128
+
+
+def find_normals(colors: np.ndarray) -> np.ndarray:
+    """Where a color `(height, width, 3)` uint8 decodes to a vector of about unit length, bool `(height, width)`."""
+    squares = _SQUARES[colors]
+    length = squares[..., 0] + squares[..., 1] + squares[..., 2]  # squared; far faster than `sum` over the last axis
+    return (length >= _LIMITS[0]) & (length <= _LIMITS[1])
+
+
+def check_readers(tasks: Sequence[str]) -> None:
+    """Raises ModuleNotFoundError where the files of one of `tasks` need SciPy and it is not installed."""
+    if set(tasks) & set(MATLAB_TASKS):
+        with needs_extra("train"):
+            import scipy.io  # noqa: F401
+
+
+def _read_label(path: Path, modes: tuple[str, ...], size: Size | None) -> Image.Image:
+    """An 8-bit PNG, whose array holds the stored values: of a palette picture the indices, never the colours."""
     image = open_picture(path, read_bytes(path), "PNG")
     if image.mode not in modes:
         raise ValueError(f"{path}: found pixels of mode {image.mode}, allowed is {' or '.join(modes)}. Restore it.")
     _check_size(path, image.size, size)
-    return np.asarray(image)
+    return image
 
 
 def _check_size(path: Path, found: Size, size: Size | None, what: str = "") -> None:
@@ -121,18 +151,23 @@ def _check_values(path: Path, values: np.ndarray, valid: np.ndarray, allowed: st
 
 
 def _read_semseg(path: Path, size: Size | None) -> np.ndarray:
-    classes = _read_pixels(path, ("L", "P"), size)
+    classes = np.asarray(_read_label(path, ("L", "P"), size))
     valid = (classes < NUM_SEMSEG_CLASSES) | (classes == IGNORE)
     _check_values(path, classes, valid, f"0 to {NUM_SEMSEG_CLASSES - 1} and {IGNORE}")
     return classes
 
 
 def _read_saliency(path: Path, size: Size | None) -> np.ndarray:
-    return _read_pixels(path, ("L", "P"), size)
+    image = _read_label(path, ("L", "P"), size)
+    try:
+        least_foreground(image)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    return np.asarray(image)
 
 
 def _read_normals(path: Path, context_path: Path, size: Size | None) -> np.ndarray:
-    normals = _read_pixels(path, ("RGB",), size)
+    normals = np.asarray(_read_label(path, ("RGB",), size))
     context = _load_mat(context_path, "LabelMap", _matrix)
     _check_size(context_path, context.shape[::-1], normals.shape[1::-1], "a LabelMap of ")
     valid = (context >= 0) & (context < NUM_CONTEXT_IDS) & (context % 1 == 0)
@@ -155,37 +190,41 @@ def _read_human_parts(path: Path, size: Size | None) -> np.ndarray:
     return classes
 
 
-def _person_parts(anno: Any) -> list[tuple[str, np.ndarray]]:
+def _person_parts(anno: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Names and masks of all parts of all persons, in file order."""
-    [(_, objects)] = anno
+    _, objects = anno.item()
     # An object's fields are class, class_ind, mask and parts; without parts, an empty matrix in place of the structs.
-    persons = [item for item in objects if _matrix(item[1]).item() == PERSON]
-    return [(_text(name), _matrix(mask).astype(bool)) for item in persons for name, mask in item[3]]
+    persons = [item for item in objects.flat if item[1].item() == PERSON]
+    return [(_text(name), _matrix(mask).astype(bool)) for item in persons for name, mask in item[3].flat]
 
 
-def _text(value: Value) -> str:
-    if not isinstance(value, str):
+def _text(value: np.ndarray) -> str:
+    if value.dtype.kind != "U":
         raise ValueError("no text")
-    return value
+    return value.item()
 
 
-def _matrix(value: Value) -> np.ndarray:
-    if not isinstance(value, np.ndarray) or value.ndim != 2:
+def _matrix(value: np.ndarray) -> np.ndarray:
+    if value.ndim != 2 or value.dtype.kind not in "biuf":
         raise ValueError("no matrix of numbers")
     return value
 
 
-def _load_mat(path: Path, key: str, extract: Callable[[Value], Any]) -> Any:
+def _load_mat(path: Path, key: str, extract: Callable[[np.ndarray], Any]) -> Any:
     """`extract` of the variable `key` of a MATLAB file."""
+    check_readers(MATLAB_TASKS)
+    from scipy.io import loadmat
+
+    content = BytesIO(read_bytes(path))
     try:
-        variable = read_variable(read_bytes(path), key)
-    except _BROKEN_MAT as error:
+        variables = loadmat(content, variable_names=[key])
+    except Exception as error:
         raise ValueError(f"{path}: found a damaged MATLAB file ({error}). Restore it from the archive.") from error
-    if variable is None:
+    if key not in variables:
         raise ValueError(f"{path}: found no variable {key!r} in it. Restore it from the archive.")
     try:
-        return extract(variable)
-    except _BROKEN_MAT as error:
+        return extract(variables[key])
+    except Exception as error:
         raise ValueError(
             f"{path}: found another structure under {key!r} than the archive's ({error}). Restore it."
         ) from error

@@ -8,8 +8,8 @@ All sources give the same columns: `image_id` (string), `image`, and one `datase
 |---|---|---|
 | semseg | L | class ids 0 to 20, 255 = ignore |
 | human_parts | L | 0 = background, parts 1 to 6 |
-| saliency | L | probability * 255 |
-| normals | RGB | component = value / 127.5 - 1; black (0, 0, 0) = no normal, as no unit vector decodes to it |
+| saliency | L | probability * 255; or a mask of 0 and 1 alone |
+| normals | RGB | component = value / 127.5 - 1; black, and every color far from a unit vector = no normal |
 """
 
 import hashlib
@@ -20,11 +20,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from pyarrow.lib import ArrowException
-
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, FAULTS, PascalArchive, check_tasks
+from .decode import check_readers
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow.lib import ArrowException
 
 
 # Part of the cache key: raise it when what is read from the same files changes.
@@ -57,9 +61,11 @@ def load_pascal_context(
     Raises:
         FileNotFoundError: `data_dir` is no such folder, or a file is missing.
         ValueError: A task or split is unknown, or a file is damaged, of another size than its picture or out of range.
-            `python -m peft_polyhistor.data check FOLDER` lists all faults.
+            `python -m peft_polyhistor data check FOLDER` lists all faults.
+        ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     tasks = check_tasks(tasks)
+    check_readers(tasks)
     archive = PascalArchive(data_dir)
     image_ids = archive.read_ids(split)
     fingerprint = _fingerprint(archive, image_ids, tasks, split)
@@ -110,11 +116,15 @@ def load_dense_dataset(
         dataset = load_dataset(str(source), split=split, **kwargs)
     expected = _features(tasks)
     found = dataset.features
-    wrong = [name for name in expected if getattr(found.get(name), "dtype", None) != expected[name].dtype]
+    kinds = {name: getattr(found.get(name), "dtype", None) for name in expected}
+    # An id may be a text or a whole number.
+    is_id = str(kinds["image_id"]).startswith(("string", "large_string", "int", "uint"))
+    wrong = [name for name in expected if kinds[name] != expected[name].dtype and not (name == "image_id" and is_id)]
     if wrong:
         raise ValueError(
             f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}. Leave "
-            "out tasks it lacks, and cast or rename columns to: image_id a string, all others datasets.Image."
+            "out tasks it lacks, and cast or rename columns to: image_id a string or integer, the "
+            "others datasets.Image."
         )
     return dataset.select_columns(list(expected))
 

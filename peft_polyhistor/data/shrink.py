@@ -8,11 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image
 from PIL.Image import Resampling
 
+from ..extras import needs_extra
 from .archive import DENSE_TASKS
 from .pascal_context import load_dense_dataset
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image
 
 
 def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:

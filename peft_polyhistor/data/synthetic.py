@@ -11,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, NamedSplit, Value
 from PIL import Image as PILImage
 
+from ..extras import needs_extra
 from .archive import DENSE_TASKS, check_tasks
-from .scenes import RENDERER_VERSION, render_scene
 from .transforms import normalize_image_size
+
+
+with needs_extra("train"):
+    from datasets import Dataset, Features, Image, NamedSplit, Value
 
 
 SCENE_COUNTS = {"train": 800, "val": 200}  # scenes of a split if no `count` is given
@@ -52,7 +55,10 @@ def synthetic_scenes(
 
     Raises:
         ValueError: A task or split that does not exist, or a count, size, seed or number of processes out of range.
+        ModuleNotFoundError: SciPy, which the renderer needs, is not installed.
     """
+    from .scenes import RENDERER_VERSION
+
     tasks, size = check_tasks(tasks), normalize_image_size(image_size)
     count = SCENE_COUNTS.get(str(split), 0) if count is None else count
     num_proc = 1 if num_proc is None else num_proc
@@ -79,6 +85,8 @@ def synthetic_scenes(
 def _generate(
     tasks: tuple[str, ...], split: str, size: tuple[int, int], seed: int, version: int, numbers: list[int]
 ) -> Iterator[dict[str, Any]]:
+    from .scenes import render_scene
+
     splits = list(SCENE_COUNTS)
     for number in numbers:
         # Splits take turns in one series, so they stay apart however long they grow.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..checks import check_truth, check_whole
 from .archive import DENSE_TASKS
-from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES
+from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES, find_normals, least_foreground
 from .geometry import Draw, Geometry
 
 
@@ -37,6 +37,8 @@ _MAX_DEGREES = 20.0
 _SCALES = (0.75, 1.25)
 
 NUM_CLASSES = {"semseg": NUM_SEMSEG_CLASSES, "human_parts": NUM_PART_CLASSES}
+
+_NO_EPOCH = -1
 
 # Shorter vectors than this hold no direction.
 _MIN_LENGTH = 1e-6
@@ -76,13 +78,23 @@ class JointTransform:
     `human_parts` int64 `(height, width)` with 255 = ignore, `saliency` float32 0 or 1 `(1, height, width)`, `normals`
     float32 unit vectors `(3, height, width)`, zero = ignore. A human_parts label without any part is ignored whole.
 
-    What is drawn for a picture depends on `seed`, the epoch and its id, not on worker, batch or order. The epoch lies
-    in shared memory, so that `set_epoch` reaches workers that run already, and copies of the dataset.
+    - A saliency label that holds 0 and 1 alone is a mask; of any other, values above 127 are foreground.
+    - A color of normals whose length, value / 127.5 - 1, is not within 0.25 of 1 has no normal: black, white and gray.
+
+    There are two ways to draw:
+
+    - By default, each time an image is read draws anew from PyTorch's random numbers, as torchvision's transforms do.
+      Every epoch sees new versions in any loop, with or without workers. `torch.manual_seed`, or the `seed` of
+      `TrainingArguments`, and the same number of workers give the same versions again, and a checkpoint of `Trainer`
+      holds the state of the random numbers.
+    - After `set_epoch`, draws depend on `seed`, that epoch and the id of the image, and on nothing else: not on
+      worker, batch or order. Call it before every epoch, as a loop without calls repeats the last one. The epoch lies
+      in shared memory, so that it reaches workers that run already, and copies of the dataset.
 
     Args:
         image_size: Side or (height, width) of the result in pixels; the ratio is not kept.
         train: Flip, turn and scale at random; otherwise only resize.
-        seed: Seed of the draws, 0 or more.
+        seed: Seed of the draws, 0 or more; part of both ways.
     """
 
     def __init__(self, image_size: int | tuple[int, int], train: bool, seed: int = 0):
@@ -91,14 +103,14 @@ class JointTransform:
         self.image_size = normalize_image_size(image_size)
         self.train = train
         self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.full((), _NO_EPOCH).share_memory_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JointTransform":
         # `datasets` copies the transform when it derives one set from another: all follow one epoch.
         return copy.copy(self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the following pictures use the draws of `epoch`, 0 or more."""
+        """Makes the following images use the draws of `epoch`, 0 or more, until the next call."""
         check_whole("epoch", epoch)
         self._epoch.fill_(epoch)
 
@@ -128,8 +140,13 @@ class JointTransform:
                 result[task].append(_to_label(image_id, task, label, geometry))
         return result
 
-    def _draw(self, image_id: str) -> Draw:
-        random = np.random.default_rng((self.seed, int(self._epoch), crc32(image_id.encode())))
+    def _draw(self, image_id: Any) -> Draw:
+        epoch = int(self._epoch)
+        if epoch == _NO_EPOCH:
+            # Above every epoch, so that no image gets the draw of one.
+            epoch = 2**63 + int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        # The text of an id, so that 7 is the same id in any type of number.
+        random = np.random.default_rng((self.seed, epoch, crc32(str(image_id).encode())))
         flip = random.random() < 0.5
         return Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
 
@@ -143,7 +160,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check_image(image_id: str, image: Any) -> None:
+def _check_image(image_id: Any, image: Any) -> None:
     mode = getattr(image, "mode", None)
     if mode is None or mode[0] in "IF":  # of 16 and 32 bits, which would become white
         found = f"mode {mode}" if mode else repr(image)
@@ -153,7 +170,7 @@ def _check_image(image_id: str, image: Any) -> None:
         )
 
 
-def _check_label(image_id: str, task: str, label: Any, size: tuple[int, int]) -> None:
+def _check_label(image_id: Any, task: str, label: Any, size: tuple[int, int]) -> None:
     modes = ("RGB",) if task == "normals" else ("L", "P")
     mode = getattr(label, "mode", None)
     if mode not in modes:
@@ -174,12 +191,16 @@ def _to_pixel_values(image: Image.Image, geometry: Geometry) -> Tensor:
     return pixels.sub_(mean).div_(std)
 
 
-def _to_label(image_id: str, task: str, label: Image.Image, geometry: Geometry) -> Tensor:
+def _to_label(image_id: Any, task: str, label: Image.Image, geometry: Geometry) -> Tensor:
     if task == "normals":
         return _to_normals(label, geometry)
     values = geometry.take_nearest(label)
     if task == "saliency":
-        return torch.from_numpy(values > 127)[None].float()  # value / 255 > 0.5
+        try:
+            foreground = values >= least_foreground(label)
+        except ValueError as error:
+            raise ValueError(f"saliency of {image_id}: {error}.") from error
+        return torch.from_numpy(foreground)[None].float()
     classes = NUM_CLASSES[task]
     wrong = values[(values >= classes) & (values != IGNORE)]
     if wrong.size:
@@ -193,8 +214,9 @@ def _to_label(image_id: str, task: str, label: Image.Image, geometry: Geometry) 
 
 
 def _to_normals(label: Image.Image, geometry: Geometry) -> Tensor:
-    colors = torch.from_numpy(np.array(label)).permute(2, 0, 1).contiguous()
-    valid = colors.amax(dim=0) > 0  # black marks pixels without a normal
+    stored = np.array(label)
+    valid = torch.from_numpy(find_normals(stored))
+    colors = torch.from_numpy(stored).permute(2, 0, 1).contiguous()
     normals = geometry.interpolate(colors.float().div_(127.5).sub_(1).mul_(valid))
     draw = geometry.draw
     if draw is not None:

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
 from ..config import MultiTaskConfig
-from ..evaluation import is_of_decoder
+from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
 from ..tasks import TASKS
 from .record import PREVIEW, TrainingRecord
@@ -201,11 +201,10 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
         for metric, value in values.items():
             is_headline = metric == row.score
             direction = ("up" if row.higher_is_better else "down") if is_headline else "-"
-            cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, f"{value:.2f}"]
+            cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, format_score(value)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:
-                mean = sum(of_seeds) / len(of_seeds)
-                cells.append(f"{mean:.2f} ({min(of_seeds):.2f} to {max(of_seeds):.2f})")
+                cells.append(format_scores(of_seeds))
             rows.append(cells)
     return rows
 

@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
 
+from ..checks import DECODERS
 from ..config import MultiTaskConfig
 from ..models.encoder import load_encoder
 from ..models.multitask import MultiTaskDenseModel
@@ -145,7 +146,8 @@ def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, An
             f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
             f"PeftModel.from_pretrained(encoder, '{name}')."
         )
-    return config, config.made_for["decoders"]
+    settings = config.made_for["decoders"]
+    return config, {name: settings[name] for name in DECODERS & settings.keys()}
 
 
 def _damage(file: Path, name: str, error: Exception) -> str:

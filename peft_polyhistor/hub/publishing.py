@@ -121,10 +121,15 @@ _inherited = PeftModel.push_to_hub
 
 
 def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
-    """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does."""
-    if isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
-        return publish(self, repo_id, **kwargs)
-    return _inherited(self, repo_id, **kwargs)
+    """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does.
+
+    It takes the arguments of both. `max_shard_size` has no effect, as in PEFT: an adapter is one file. `None` stands
+    for the default.
+    """
+    if not isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
+        return _inherited(self, repo_id, **kwargs)
+    given = {name: value for name, value in kwargs.items() if value is not None and name != "max_shard_size"}
+    return publish(self, repo_id, **given)
 
 
 PeftModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]

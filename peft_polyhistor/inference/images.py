@@ -20,9 +20,6 @@ MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK",
 LARGEST_DOWNLOAD = 2**28  # bytes
 TIMEOUT = 30  # seconds that a server may be silent
 
-# What Pillow raises for damaged and for enormous files.
-_FAULTS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
 
 def open_picture(source: Picture) -> Image.Image:
     """The picture of a path, a URL, a PIL picture, or a uint8 array `(height, width)` or `(height, width, 3)`.
@@ -49,7 +46,7 @@ def open_picture(source: Picture) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return _to_rgb(picture, f"'{source}'")
-    except _FAULTS as error:
+    except Exception as error:
         raise ValueError(f"'{source}' cannot be read as a picture: {error}") from error
 
 

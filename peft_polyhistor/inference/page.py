@@ -8,10 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from ..tasks import TASKS
+from .paint import USUAL_RANGES, find_range
 from .predictor import Prediction
 
 
@@ -22,7 +24,8 @@ class PredictionPage:
     """Writes predictions to a folder: a folder per picture, and index.html, which is written at the end.
 
     Of each task it writes TASK.png: class ids under the palette of the task, a probability times 255, or
-    127.5 * (vector + 1), rounded; and what the page shows, smaller.
+    127.5 * (vector + 1), rounded; and what the page shows, smaller. `Task.value_range` says how other values become
+    gray, and the page names the values that are black and white.
 
     Args:
         folder: It is made, and must not hold anything yet.
@@ -84,10 +87,13 @@ def _shrink(picture: Image.Image) -> Image.Image:
 
 
 def _legend(task: str, prediction: Prediction) -> Sequence[tuple[str, str, str]]:
-    """Name, colour and share of each class that was found; nothing for a task without classes."""
+    """Name, colour and share of each class that was found; of one channel beyond 0 to 1, the values of the colours."""
     row = TASKS[task]
-    if not row.class_names:
+    if row.class_names:
+        colours = dict(zip(row.class_names, row.palette, strict=True))
+        shares = prediction.classes(task).items()
+        return [(name, f"rgb{colours[name]}", f"{share:.1%}") for name, share in shares]
+    ends = find_range(task, torch.from_numpy(prediction.maps[task]))
+    if row.channels != 1 or ends == USUAL_RANGES[1]:
         return []
-    colours = dict(zip(row.class_names, row.palette, strict=True))
-    shares = prediction.classes(task).items()
-    return [(name, f"rgb{colours[name]}", f"{share:.1%}") for name, share in shares]
+    return [(f"{value:.4g}", f"rgb{(shade,) * 3}", "") for value, shade in zip(ends, (0, 255), strict=True)]

@@ -17,10 +17,10 @@ from ..data.transforms import JointTransform, normalize_image_size
 from ..hub.loading import load
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
-from ..tasks import TASKS
-from ..tasks.losses import resize_to_label
+from ..tasks import TASKS, Task
 from .images import Picture, open_picture
 from .paint import paint_label, paint_over
+from .strips import resize_rows, split_rows
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,25 @@ class MultiTaskPredictor:
 
 
 def read_maps(logits: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The maps of a `Prediction` from logits `(channels, h, w)` by task, at `size` (height, width)."""
-    target = torch.empty(size, device="meta")
-    maps = {}
-    for task, task_logits in logits.items():
-        values = TASKS[task].predict(resize_to_label(task_logits[None], target))[0].cpu()
+    """The maps of a `Prediction` from logits `(channels, h, w)` by task, at `size` (height, width).
+
+    Large maps are computed in strips of rows, so that beyond the maps themselves memory does not grow with their size.
+    """
+    return {task: _read_map(TASKS[task], task_logits[None], size) for task, task_logits in logits.items()}
+
+
+def _read_map(task: Task, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
+    strips = split_rows(size[0], logits.shape[1] * size[1])
+    result: np.ndarray | None = None
+    for rows in strips:
+        values = task.predict(resize_rows(logits, size, rows))[0].cpu()
         if values.is_floating_point():
-            maps[task] = (values[0] if len(values) == 1 else values.movedim(0, 2)).float().numpy()
+            values = (values[0] if len(values) == 1 else values.movedim(0, 2)).float()
+            kind: np.dtype = np.dtype(np.float32)
         else:
-            maps[task] = values.numpy().astype(np.min_scalar_type(TASKS[task].channels - 1))
-    return maps
+            kind = np.min_scalar_type(task.channels - 1)
+        if result is None:
+            result = np.empty((*size, *values.shape[2:]), kind)
+        result[rows] = values
+    assert result is not None
+    return result

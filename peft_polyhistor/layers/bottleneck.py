@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The bottleneck adapter: what it weighs and computes, what it reads, and where it sits."""
+"""The bottleneck adapter: its weights and equation, its layers by placement, and the tuner that all methods share."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -17,8 +17,9 @@ from ..models.blocks import Block, Sublayer
 from ..models.multitask import MultiTaskDenseModel
 from ..registry import METHODS
 from ..tuner.batches import first_tensor
-from ..tuner.routing import SHARED
-from ..tuner.site import AdapterSite, Site, is_linear
+from ..tuner.layer import AdapterLayer
+from ..tuner.router import router_of
+from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
 
 
@@ -37,8 +38,8 @@ def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0) -> T
     """up(gelu(down(norm(x)))) with the weights of every task at once.
 
     Args:
-        x: `(tasks * batch, ..., width)`, all pictures of the first task first.
-        w: Weights of those tasks.
+        x: `(tasks * batch, ..., width)`, all images of the first task first.
+        w: Weights of these tasks.
         dropout: Probability of zeroing a bottleneck activation.
 
     Returns:
@@ -63,12 +64,13 @@ def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
     return torch.baddbmm(w.up_bias[:, None], hidden, w.up.mT)
 
 
-class BottleneckSite(AdapterSite):
-    """Adds the active adapters to the module's output; the subclasses settle what they read. See `PLACEMENTS`."""
+class BottleneckLayer(AdapterLayer):
+    """Adds the active adapters to the module's output. The subclasses say what the adapters read; see `PLACEMENTS`."""
 
     def adapted(self, x: Tensor | None, output: Any) -> Any:
-        """The module's output with the adapters in it: in the first item where it returns several."""
-        if self.disable_adapters:
+        """The module's output with the adapters of `x` in it: in the first item where it returns several."""
+        weights = self.active_weights(x)
+        if not weights:
             return output
         if x is None:
             raise ValueError(
@@ -76,24 +78,24 @@ class BottleneckSite(AdapterSite):
                 "around it in `target_modules`."
             )
         if isinstance(output, tuple):
-            return (self.adapt(x, output[0]), *output[1:])
-        return self.adapt(x, output)
+            return (self.adapt(x, output[0], weights), *output[1:])
+        return self.adapt(x, output, weights)
 
-    def adapt(self, x: Tensor, output: Tensor) -> Tensor:
+    def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
         """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
-        for weights, dropout in self.active_weights():
-            output = output + apply_bottleneck(x, weights, dropout).to(output.dtype)
+        for w, dropout in weights:
+            output = output + apply_bottleneck(x, w, dropout).to(output.dtype)
         return output
 
 
-class ParallelSite(BottleneckSite):
+class ParallelLayer(BottleneckLayer):
     """Adapter(x) added to base_layer(x), both reading the module's own input."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
 
 
-class SerialSite(BottleneckSite):
+class SerialLayer(BottleneckLayer):
     """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,8 +104,8 @@ class SerialSite(BottleneckSite):
 
 
 @dataclass(frozen=True)
-class ResidualPlace(Site):
-    """The place of a `ResidualSite`.
+class ResidualSite(Site):
+    """The site of a `ResidualLayer`.
 
     Args:
         stream: Path of the module whose first argument is the residual stream in front of the sublayer.
@@ -112,34 +114,42 @@ class ResidualPlace(Site):
     stream: str
 
 
-class ResidualSite(BottleneckSite):
+class ResidualLayer(BottleneckLayer):
     """The paper's placement: h + MLP(norm(h)) + Adapter(h), h being the residual stream in front of the norm.
 
-    h never reaches the wrapped module, so `read_residual` takes it as the input of the sublayer's first module, as a
-    rule its norm; the two run one after the other within a block, in a recomputed forward pass too.
+    h never reaches the wrapped module. `keep_stream` takes it as the input of the sublayer's first module, as a rule
+    its norm, and hands it to this layer in the store of the pass. The two run one after the other within a block, in
+    a recomputed forward pass too.
+
+    Note:
+        Behind a LayerNorm, h could be computed back from norm(h). That holds for one of the two sublayers, and only
+        in families whose norm stands in front, so this way would be needed beside it.
     """
 
-    site: ResidualPlace
+    site: ResidualSite
 
     def attach(self, model: nn.Module) -> None:
-        self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.read_residual)
+        self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.keep_stream)
 
     def detach(self) -> None:
         self._hook.remove()
 
-    def read_residual(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of the module that reads the residual stream."""
-        self._residual = args[0]
+        if self.router.route is not None:
+            self.router.route.streams[self.site.name] = args[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        residual = self.__dict__.pop("_residual")  # not kept: it would outlive the step
-        return self.adapted(residual, self.base_layer(*args, **kwargs))
+        output = self.base_layer(*args, **kwargs)
+        if self.disable_adapters:
+            return output
+        return self.adapted(self.router.present_route().streams.pop(self.site.name), output)
 
 
 class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
 
-    residual_layer: type[ResidualSite] = ResidualSite
+    residual_layer: type[ResidualLayer] = ResidualLayer
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
         sublayers = config.sublayers if config.target_modules is None else SUBLAYERS
@@ -151,18 +161,18 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
 
     def _site_in(self, sublayer: Sublayer, width: int, index: int, config: BottleneckConfig) -> Site:
         if config.placement == "serial":
-            return Site(sublayer.module, SerialSite, width, index)
-        return ResidualPlace(sublayer.module, self.residual_layer, width, index, sublayer.stream)
+            return Site(sublayer.module, SerialLayer, width, index)
+        return ResidualSite(sublayer.module, self.residual_layer, width, index, sublayer.stream)
 
     @torch.no_grad()
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
-        """A copy of the model whose adapters are plain ones (MTL_ADAPTER) that weigh what is generated here.
+        """A copy of the model whose adapters are plain ones (MTL_ADAPTER), with the weights that are generated here.
 
         At inference nothing is generated any more, and the outputs are equal. With one task the copy is a model of its
         own, whose calls name no task.
 
         Args:
-            tasks: Those to keep; `None` for all. A dense model keeps their decoders.
+            tasks: The tasks to keep; `None` for all. A dense model keeps their decoders.
             adapter_name: The adapter; `None` for the active one.
 
         Raises:
@@ -170,12 +180,12 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
         """
         adapter_name = self._one_adapter(adapter_name)
         config = self.peft_config[adapter_name]
-        if config.shares_pass:
+        if self.router is None or config.shares_pass:
             raise ValueError(
                 f"{config.method} has no adapters of its own per task that could be baked. Use it as it is."
             )
         tasks = config.tasks if tasks is None else tasks
-        weights = getattr(self.model, SHARED).weights_of([adapter_name], tasks=tasks)
+        weights = self.router.weights_of([adapter_name], tasks=tasks)
         baked = [site_weights for [(site_weights, _)] in weights.values()]
         copy = deepcopy(self)
         copy.set_adapter(adapter_name)
@@ -185,16 +195,17 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
         settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
         settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
         model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
-        for site, site_weights in zip(getattr(base, SHARED).generators[adapter_name], baked, strict=True):
+        router: Any = router_of(base)
+        for site, site_weights in zip(router.generators[adapter_name], baked, strict=True):
             site.assign(site_weights)
         return model
 
     def site_at(self, module: nn.Module, name: str, index: int, config: BottleneckConfig) -> Site:
-        layer = SerialSite if config.placement == "serial" else ParallelSite
+        layer = SerialLayer if config.placement == "serial" else ParallelLayer
         return Site(name, layer, width_of(module, name), index)
 
 
-# Of all bottleneck methods.
+# The fields that all bottleneck methods have.
 COMMON_SETTINGS = {field.name for field in fields(BottleneckConfig)} - {field.name for field in fields(PeftConfig)}
 
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The algebra the generators are built from."""
+"""The algebra that generators are built from: hypernetworks, Kronecker sums, and templates scaled up to a layer."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from .bottleneck import BottleneckWeights
 
 
-# Of Hyperformer and Polyhistor: the sizes from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
+# Sizes in Hyperformer and Polyhistor, from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
 RAW_EMBEDDING = 512  # length of a learned embedding (E)
 HIDDEN = 128  # hidden width of the projector (H)
-INIT_STD = 0.01  # of the hypernetworks' weights, as in Hyperformer
+INIT_STD = 0.01  # standard deviation of the hypernetworks' weights, as in Hyperformer
 
 
 class Projector(nn.Sequential):
@@ -89,3 +90,48 @@ def kronecker_sum_of_vectors(templates: Tensor, kernels: Tensor) -> Tensor:
     `(..., length * kernel length)`.
     """
     return torch.einsum("...ia,...ic->...ac", templates, kernels).flatten(-2)
+
+
+class ScalingKernels(nn.Module):
+    """The learned kernels that scale the templates of one site, shared by all tasks; s^3 + 2 s^2 parameters.
+
+    A site of scale 1 has none: its template is its weight.
+    """
+
+    def __init__(self, scale: int):
+        super().__init__()
+        if scale > 1:
+            self.weight = nn.Parameter(torch.randn(scale, scale, scale))
+            self.bias = nn.Parameter(torch.randn(scale, scale))
+            self.norm = nn.Parameter(torch.randn(scale, scale))
+        self.scale = scale
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Kernels of the matrices `(scale, scale, scale)`, of the biases and of the norm, both `(scale, scale)`."""
+        return self.weight, self.bias, self.norm
+
+
+def scale_up(templates: BottleneckWeights, kernels: list[ScalingKernels]) -> Iterator[BottleneckWeights]:
+    """Weights of sites of one scale, each `(tasks, ...)`, in one product for all.
+
+    Args:
+        templates: `(tasks, sites * scale, ...)`, site by site.
+        kernels: One per site.
+    """
+    # (sites, tasks, scale, ...)
+    t = BottleneckWeights(*(template.unflatten(1, (len(kernels), -1)).transpose(0, 1) for template in templates))
+    if kernels[0].scale == 1:
+        weights = BottleneckWeights(*(template.squeeze(2) for template in t))
+    else:
+        weight, bias, norm = (torch.stack(parts)[:, None] for parts in zip(*(k() for k in kernels), strict=True))
+        biases = kronecker_sum_of_vectors(torch.cat([t.down_bias, t.up_bias], dim=-1), bias)
+        norms = kronecker_sum_of_vectors(torch.cat([t.norm_weight, t.norm_bias], dim=-1), norm)
+        down, up = kronecker_sum(t.down, weight), kronecker_sum(t.up, weight)
+        down_bias, up_bias = biases.split([down.shape[-2], up.shape[-2]], dim=-1)
+        weights = BottleneckWeights(down, down_bias, up, up_bias, *norms.chunk(2, dim=-1))
+    return map(BottleneckWeights._make, zip(*around_one(weights), strict=True))
+
+
+def group_equal(values: list[int]) -> list[list[int]]:
+    """Indices of equal values together."""
+    return [[i for i, other in enumerate(values) if other == value] for value in dict.fromkeys(values)]

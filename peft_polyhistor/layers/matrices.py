@@ -48,7 +48,7 @@ class KroneckerMatrix(nn.Module):
 
     Args:
         tasks: Number of tasks.
-        rows, cols: Of the matrix; multiples of `order`.
+        rows, cols: Size of the matrix; multiples of `order`.
         order: Number of summands, and side of a rule.
         own_rule: Learn rules for this matrix; otherwise they are given with every call.
         rank: Rank of the kernels (Compacter, arXiv:2106.04647, Eq. 8); `None` for dense ones.
@@ -87,11 +87,11 @@ class TaskWeights(nn.Module):
 
     Args:
         tasks: Number of tasks.
-        width, bottleneck: Of the adapter, in channels.
+        width, bottleneck: Channels of the adapter, outside and inside.
         make_matrix: `(tasks, rows, cols)` to a module of matrices, as above.
         identity: Start with an adapter output of exactly zero.
 
-    Parameters, per task: those of down and up, + bottleneck + 3 width.
+    Parameters, per task: those of the matrices down and up, + bottleneck + 3 width.
     """
 
     def __init__(self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., Matrix], identity: bool):
@@ -107,7 +107,7 @@ class TaskWeights(nn.Module):
 
     @torch.no_grad()
     def assign(self, weights: BottleneckWeights) -> None:
-        """Makes these, of as many tasks, the weights; of dense matrices only."""
+        """Copies in the weights of as many tasks; only for dense matrices."""
         for name, values in weights._asdict().items():
             self.get_parameter(f"{name}.weight" if name in ("down", "up") else name).copy_(values)
 
@@ -123,7 +123,7 @@ class TaskWeights(nn.Module):
         )
 
 
-class Sites(nn.ModuleList):
+class SiteGenerators(nn.ModuleList):
     """A generator of independent sites: one module per site, `(tasks,)` indices to its `BottleneckWeights`."""
 
     def forward(self, tasks: Tensor, *shared: Tensor) -> list[BottleneckWeights]:

@@ -1,9 +1,10 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the encoder itself that train, per task or once for all: how a module runs with its own of each."""
+"""Parameters of the encoder itself that train, per task or once for all: sites, layer and generator."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -12,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ..models.blocks import Block, encoder_modules
-from ..tuner.batches import Arguments, first_tensor
-from ..tuner.site import AdapterSite, Site, base_of
+from ..models.onload import onloaded
+from ..tuner.batches import Arguments, cut, first_tensor, join
+from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.site import Site
+
+
+TURNS = threading.RLock()  # threads take turns: they would see each other's parameters in the module
 
 
 @dataclass(frozen=True)
-class ParameterPlace(Site):
-    """The place of a `ParameterSite`.
+class ParameterSite(Site):
+    """The site of a `ParameterLayer`.
 
     Args:
         shapes: Shape of each parameter of the module that trains, by name in the module.
@@ -27,7 +33,7 @@ class ParameterPlace(Site):
     shapes: dict[str, tuple[int, ...]]
 
 
-class ParameterSite(AdapterSite):
+class ParameterLayer(AdapterLayer):
     """Runs the module once per task, with what the active adapters add to some of its parameters.
 
     Weights of a site are a dictionary of additions `(tasks, *shape)` by parameter. Kept apart from the frozen
@@ -35,24 +41,26 @@ class ParameterSite(AdapterSite):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        additions = [] if self.disable_adapters else [weights for weights, _ in self.active_weights()]
+        additions = [weights for weights, _ in self.active_weights()]
         if not additions:
             return self.base_layer(*args, **kwargs)
         tasks = len(next(iter(additions[0].values())))
         outputs = []
-        for task, (args_of_task, kwargs_of_task) in enumerate(split_call(args, kwargs, tasks)):
-            with replaced(self.base_layer, self._parameters_of(additions, task)):
-                outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
-        return join_outputs(outputs)
+        with nullcontext() if torch.compiler.is_compiling() else TURNS:
+            for task, (args_of_task, kwargs_of_task) in enumerate(split_call((args, kwargs), tasks)):
+                with replaced(self.base_layer, self._parameters_of(additions, task)):
+                    outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
+        return join(outputs)
 
     def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
         return self._parameters_of([additions for additions, _ in weights], 0)
 
     def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
-        parameters = {name: attrgetter(name)(self.base_layer) for addition in additions for name in addition}
-        for addition in additions:
-            for name, values in addition.items():
-                parameters[name] = parameters[name] + values[task].to(parameters[name].dtype)
+        with onloaded(self.base_layer):
+            parameters = {name: attrgetter(name)(self.base_layer) for addition in additions for name in addition}
+            for addition in additions:
+                for name, values in addition.items():
+                    parameters[name] = parameters[name] + values[task].to(parameters[name])
         return parameters
 
 
@@ -75,35 +83,17 @@ def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
             attributes.update(earlier)
 
 
-def split_call(args: tuple[Any, ...], kwargs: dict[str, Any], parts: int) -> Iterator[Arguments]:
+def split_call(arguments: Arguments, parts: int) -> list[Arguments]:
     """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
-    first = first_tensor((args, kwargs))
-    if first is None and parts > 1:
+    first = first_tensor(arguments)
+    if parts == 1:
+        return [arguments]
+    if first is None:
         raise ValueError(
             "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
             "task. Name a module around it in `target_modules`."
         )
-    size = 0 if first is None else first.shape[0]
-
-    def part_of(value: Any, index: int) -> Any:
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == size:
-            return value.chunk(parts)[index]
-        return value
-
-    for index in range(parts):
-        yield (
-            tuple(part_of(value, index) for value in args),
-            {name: part_of(value, index) for name, value in kwargs.items()},
-        )
-
-
-def join_outputs(outputs: list[Any]) -> Any:
-    """Outputs of each task, tensors or tuples of them, as one batch; anything else is the same for all."""
-    if len(outputs) == 1 or not isinstance(outputs[0], Tensor | tuple):
-        return outputs[0]
-    if isinstance(outputs[0], tuple):
-        return tuple(join_outputs(list(items)) for items in zip(*outputs, strict=True))
-    return torch.cat(outputs)
+    return cut(arguments, [1] * parts, len(first))
 
 
 class ParameterAdditions(nn.ModuleList):
@@ -111,45 +101,46 @@ class ParameterAdditions(nn.ModuleList):
 
     Args:
         sets: Number of sets of additions: one per task, or one for all.
-        places: Where they go.
-        std: Of the start, for tests.
+        sites: The sites of the parameters.
+        std: Standard deviation of the start, for tests.
 
-    Parameters: sets * sum of the sizes of the places' parameters.
+    Parameters: sets * sum of the sizes of the sites' parameters.
     """
 
-    def __init__(self, sets: int, places: list[ParameterPlace], std: float = 0.0):
+    def __init__(self, sets: int, sites: list[ParameterSite], std: float = 0.0):
         super().__init__(
-            nn.ParameterList(nn.Parameter(std * torch.randn(sets, *shape)) for shape in place.shapes.values())
-            for place in places
+            nn.ParameterList(nn.Parameter(std * torch.randn(sets, *shape)) for shape in site.shapes.values())
+            for site in sites
         )
-        self.names = [list(place.shapes) for place in places]
+        self.names = [list(site.shapes) for site in sites]
 
     def forward(self, tasks: Tensor) -> list[dict[str, Tensor]]:
         """Indices `(tasks,)` to the additions of every site by parameter, each `(tasks, *shape)`."""
-        return [
-            {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
-            for names, parameters in zip(self.names, self, strict=True)
-        ]
+        with onloaded(self):
+            return [
+                {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
+                for names, parameters in zip(self.names, self, strict=True)
+            ]
 
 
-def parameter_places(
+def parameter_sites(
     model: nn.Module, blocks: list[Block], trains: Callable[[str, nn.Module], bool]
-) -> list[ParameterPlace]:
-    """The places of an encoder that have parameters which train, in the order of the model.
+) -> list[ParameterSite]:
+    """The modules of an encoder that have parameters which train, in the order of the model.
 
-    Attention is one place with all that is in it, since a position table is called without a batch; everywhere else a
-    place is the module that owns the parameters.
+    Attention is one site with all that is in it, since a position table is called without a batch; everywhere else the
+    site is the module that owns the parameters.
 
     Args:
         model: The model.
-        blocks: Of its encoder.
+        blocks: The blocks of its encoder.
         trains: Whether a parameter trains, by its own name and its owner.
     """
     attentions = [block.self_attention for block in blocks]
     modules = encoder_modules(model, blocks)
-    wrapped = [name for name, module in modules if isinstance(module, AdapterSite)]
+    wrapped = [name for name, module in modules if isinstance(module, AdapterLayer)]
     inside = tuple(f"{name}." for name in (*attentions, *wrapped))
-    places = []
+    sites = []
     for name, module in modules:
         if name.startswith(inside):
             continue
@@ -160,8 +151,8 @@ def parameter_places(
                 "other. Adapters of one model share their modules: name the same ones."
             )
         if shapes:
-            places.append(ParameterPlace(name, ParameterSite, last_axis(shapes), block_of(name, blocks), shapes))
-    return places
+            sites.append(ParameterSite(name, ParameterLayer, last_axis(shapes), block_of(name, blocks), shapes))
+    return sites
 
 
 def parameter_shapes(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..checks import check_positive
 from ..config import BottleneckConfig, LowRankConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
-from ..layers.matrices import DenseMatrix, LowRankMatrix, Sites, TaskWeights
-from ..layers.parameters import ParameterAdditions, ParameterPlace, parameter_places
+from ..layers.matrices import DenseMatrix, LowRankMatrix, SiteGenerators, TaskWeights
+from ..layers.parameters import ParameterAdditions, ParameterSite, parameter_sites
 from ..models.blocks import Block
 from ..registry import register
 from ..tuner.site import Site
@@ -49,7 +49,7 @@ class AdapterConfig(BottleneckConfig):
     def make_generator(self, sites: list[Site]) -> nn.Module:
         return self.make_weights(len(self.tasks), sites)
 
-    def make_weights(self, sets: int, sites: list[Site]) -> Sites:
+    def make_weights(self, sets: int, sites: list[Site]) -> SiteGenerators:
         """Weights of every site, as many sets of them.
 
         Raises:
@@ -60,7 +60,7 @@ class AdapterConfig(BottleneckConfig):
             raise ValueError(
                 f"`bottlenecks` must have one entry for each of the {len(sites)} sites, got {len(bottlenecks)}."
             )
-        return Sites(
+        return SiteGenerators(
             TaskWeights(sets, site.width, bottleneck, DenseMatrix, self.init_weights)
             for site, bottleneck in zip(sites, bottlenecks, strict=True)
         )
@@ -80,8 +80,8 @@ class SharedAdapterConfig(AdapterConfig):
     shares_pass: ClassVar[bool] = True
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        norms = [site for site in sites if isinstance(site, ParameterPlace)]
-        adapted = [site for site in sites if not isinstance(site, ParameterPlace)]
+        norms = [site for site in sites if isinstance(site, ParameterSite)]
+        adapted = [site for site in sites if not isinstance(site, ParameterSite)]
         return SharedAdapter(
             self.make_weights(1, adapted), ParameterAdditions(1, norms), [site in norms for site in sites]
         )
@@ -96,7 +96,7 @@ class SharedAdapter(nn.Module):
         is_norm: Of each site, in order, which of the two it takes.
     """
 
-    def __init__(self, adapters: Sites, norms: ParameterAdditions, is_norm: list[bool]):
+    def __init__(self, adapters: SiteGenerators, norms: ParameterAdditions, is_norm: list[bool]):
         super().__init__()
         self.adapters = adapters
         self.norms = norms
@@ -119,7 +119,7 @@ class LowRankAdapterConfig(LowRankConfig):
     method: ClassVar[str] = "MTL_LOW_RANK_ADAPTER"
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        return Sites(self._weights_of(site) for site in sites)
+        return SiteGenerators(self._weights_of(site) for site in sites)
 
     def _weights_of(self, site: Site) -> TaskWeights:
         make_matrix = partial(LowRankMatrix, rank=self.rank_of(site.width))
@@ -141,7 +141,7 @@ class SharedAdapterModel(BottleneckTuner):
         adapted = super().known_sites(model, blocks, config)
         if not blocks or config.target_modules is not None:
             return adapted
-        norms = parameter_places(model, blocks, lambda name, owner: isinstance(owner, nn.LayerNorm))
+        norms = parameter_sites(model, blocks, lambda name, owner: isinstance(owner, nn.LayerNorm))
         taken = {site.name for site in adapted} & {site.name for site in norms}
         if taken:
             raise ValueError(

@@ -13,11 +13,11 @@ from torch import nn
 from ..config import MultiTaskConfig
 from ..layers.parameters import (
     ParameterAdditions,
-    ParameterPlace,
+    ParameterLayer,
     ParameterSite,
     last_axis,
-    parameter_places,
     parameter_shapes,
+    parameter_sites,
 )
 from ..models.blocks import Block
 from ..registry import register
@@ -39,7 +39,7 @@ class ParameterConfig(MultiTaskConfig):
 
     trains: ClassVar[tuple[str, ...]]  # endings of the parameters' own names
 
-    def make_generator(self, sites: list[ParameterPlace]) -> nn.Module:
+    def make_generator(self, sites: list[ParameterSite]) -> nn.Module:
         return ParameterAdditions(len(self.tasks), sites, 0.0 if self.init_weights else RANDOM_STD)
 
 
@@ -68,10 +68,10 @@ class RelativeBiasConfig(ParameterConfig):
 class ParameterTuner(AdapterTuner[ParameterConfig]):
     """PEFT tuner of BitFit and relative bias."""
 
-    def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[ParameterPlace]:
+    def known_sites(self, model: nn.Module, blocks: list[Block], config: ParameterConfig) -> list[ParameterSite]:
         if not blocks:
             return []
-        sites = parameter_places(model, blocks, lambda name, owner: name.endswith(config.trains))
+        sites = parameter_sites(model, blocks, lambda name, owner: name.endswith(config.trains))
         if not sites and config.target_modules is None:
             raise ValueError(
                 f"{type(model).__name__} has no parameter called {' or '.join(config.trains)}, which is what "
@@ -86,7 +86,7 @@ class ParameterTuner(AdapterTuner[ParameterConfig]):
                 f"'{name}' ({type(module).__name__}) has no parameter called {' or '.join(config.trains)}, which is "
                 f"what {config.method} trains. Name modules that have one."
             )
-        return ParameterPlace(name, ParameterSite, last_axis(shapes), index, shapes)
+        return ParameterSite(name, ParameterLayer, last_axis(shapes), index, shapes)
 
 
 class BitFitModel(ParameterTuner):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checks import check_positive
 from ..config import SUBLAYERS, BottleneckConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
-from ..layers.matrices import KroneckerMatrix, Sites, TaskWeights, new_rule
+from ..layers.matrices import KroneckerMatrix, SiteGenerators, TaskWeights, new_rule
 from ..registry import register
 from ..tuner.site import Site
 
@@ -64,7 +64,7 @@ class PhmConfig(KroneckerConfig):
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
         make_matrix = partial(KroneckerMatrix, order=self.order)
-        return Sites(
+        return SiteGenerators(
             TaskWeights(len(self.tasks), site.width, self.bottleneck_of(site.width), make_matrix, self.init_weights)
             for site in sites
         )
@@ -89,7 +89,7 @@ class CompacterPlusPlusConfig(KroneckerConfig):
             TaskWeights(len(self.tasks), site.width, self.bottleneck_of(site.width), make_matrix, self.init_weights)
             for site in sites
         )
-        return Compacter(len(self.tasks), self.order, Sites(weights))
+        return Compacter(len(self.tasks), self.order, SiteGenerators(weights))
 
 
 @dataclass
@@ -106,7 +106,7 @@ class CompacterConfig(CompacterPlusPlusConfig):
 class Compacter(nn.Module):
     """The rules of every task, and the sites whose weights they are part of."""
 
-    def __init__(self, tasks: int, order: int, sites: Sites):
+    def __init__(self, tasks: int, order: int, sites: SiteGenerators):
         super().__init__()
         self.rule = new_rule(tasks, order)
         self.sites = sites

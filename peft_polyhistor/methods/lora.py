@@ -18,13 +18,14 @@ from ..checks import check_number, check_positive
 from ..config import MultiTaskConfig
 from ..models.blocks import Block
 from ..registry import register
-from ..tuner.site import AdapterSite, Site, base_of, is_linear
+from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
 
 
 @dataclass(frozen=True)
-class ProjectionPlace(Site):
-    """The place of a `LowRankSite`.
+class ProjectionSite(Site):
+    """The site of a `LowRankLayer`.
 
     Args:
         outputs: Channels of the projection's output.
@@ -54,7 +55,7 @@ class MultiTaskLoraConfig(MultiTaskConfig):
         check_positive("rank", self.rank)
         check_number("scale", self.scale)
 
-    def make_generator(self, sites: list[ProjectionPlace]) -> nn.Module:
+    def make_generator(self, sites: list[ProjectionSite]) -> nn.Module:
         groups = [list(group) for _, group in groupby(sites, key=lambda site: site.block)]
         return MultiTaskLora(len(self.tasks), groups, self.rank, self.scale, self.init_weights)
 
@@ -75,7 +76,7 @@ class LowRankUpdate(nn.Module):
         tasks: Number of tasks.
         width: Channels of the input.
         outputs: Channels of each projection.
-        rank, scale: Of the update.
+        rank, scale: Width and factor of the update.
         identity: Start with an update of zero.
     """
 
@@ -106,7 +107,7 @@ class MultiTaskLora(nn.ModuleList):
         The others are those of `LowRankUpdate`.
     """
 
-    def __init__(self, tasks: int, groups: list[list[ProjectionPlace]], rank: int, scale: float, identity: bool):
+    def __init__(self, tasks: int, groups: list[list[ProjectionSite]], rank: int, scale: float, identity: bool):
         super().__init__(
             LowRankUpdate(tasks, group[0].width, [site.outputs for site in group], rank, scale, identity)
             for group in groups
@@ -117,14 +118,12 @@ class MultiTaskLora(nn.ModuleList):
         return [weights for update in self for weights in update(tasks)]
 
 
-class LowRankSite(AdapterSite):
+class LowRankLayer(AdapterLayer):
     """Adds the low-rank update of a linear layer's input to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
-        if self.disable_adapters:
-            return output
-        for w, _ in self.active_weights():
+        for w, _ in self.active_weights(x):
             output = output + apply_low_rank(x, w).view_as(output).to(output.dtype)
         return output
 
@@ -162,7 +161,7 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
                 f"'{name}' ({type(module).__name__}) is no linear layer, which is what LoRA updates. Name linear "
                 "layers in `target_modules`."
             )
-        return ProjectionPlace(name, LowRankSite, module.in_features, index, module.out_features)
+        return ProjectionSite(name, LowRankLayer, module.in_features, index, module.out_features)
 
 
 register(MultiTaskLoraConfig.method, MultiTaskLoraConfig, MultiTaskLoraModel)

@@ -9,27 +9,30 @@ load_per_task(another_model, "folder")
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..config import MultiTaskConfig
 from ..hub.weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, shapes_of, without_memory
 from ..models.blocks import find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from ..models.stages import StageEncoder
-from ..tuner.checkpointing import bind_checkpoints, refuse_reentrant
+from ..tuner.checkpoint import bind_checkpoints
 
 
 DECODERS = "decoders.safetensors"
+TURNS = threading.RLock()  # PEFT activates an adapter on the modules themselves: threads take turns
 
 
 class PerTaskEncoder(StageEncoder):
@@ -37,7 +40,6 @@ class PerTaskEncoder(StageEncoder):
 
     Attributes:
         adapted: The encoder as a `PeftModel`, whose adapters have the names of the tasks.
-        route: The task of the present pass, which layers that are recomputed follow.
     """
 
     def __init__(self, encoder: StageEncoder, adapted: PeftModel):
@@ -47,7 +49,6 @@ class PerTaskEncoder(StageEncoder):
         self.strides = encoder.strides
         self.needs_norm = encoder.needs_norm
         self.adapted = adapted
-        self.route: str | None = None
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Sequence[Tensor]]:
         """The four maps by task.
@@ -58,34 +59,62 @@ class PerTaskEncoder(StageEncoder):
         known = list(self.adapted.peft_config)
         if not tasks or not set(tasks) <= set(known):
             raise ValueError(f"`tasks` must be a list of some of {known}, which have adapters, got {tasks}.")
-        refuse_reentrant(self.adapted)
-        bind_checkpoints(self.adapted, self)
+        bind_checkpoints(self.adapted, self._follow_again)
         maps = {}
         for task in tasks:
             with self.following(task):
                 maps[task] = self.adapted(pixel_values)
         return maps
 
-    @contextmanager
-    def following(self, task: str | None) -> Iterator[None]:
-        """Runs a block of code with the adapter of `task`: a pass, or a layer of it that is recomputed."""
-        before = self.route
-        self._activate(task)
-        try:
-            yield
-        finally:
-            self._activate(before)
+    def _follow_again(self) -> Callable[[], AbstractContextManager[None]]:
+        [task] = self.adapted.active_adapters
+        return partial(self.following, task)
 
-    def _activate(self, task: str | None) -> None:
-        self.route = task
-        if task is None or self.adapted.active_adapters == [task]:
-            return
+    @contextmanager
+    def following(self, task: str) -> Iterator[None]:
+        """Runs a block of code with the adapter of `task`: a pass, or a layer of it that is recomputed."""
+        with TURNS:
+            if self.adapted.active_adapters != [task]:
+                self._activate(task)
+            yield
+
+    def _activate(self, task: str) -> None:
         flags = [(parameter, parameter.requires_grad) for parameter in self.adapted.parameters()]
         self.adapted.set_adapter(task)
         # PEFT freezes the adapters it switches off and frees the one it switches on. Here all of them train together,
         # or none: autograd looks at a parameter again in the backward pass, when another task's turn is over.
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+class PerTaskDenseModel(MultiTaskDenseModel):
+    """The class that `adapt_per_task` and `load_per_task` give a dense model, so that `Trainer` saves its adapters."""
+
+    def save_pretrained(  # type: ignore[override]  # takes all arguments of transformers, and uses few
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Saves the files of `save_per_task`, which `load_per_task` reads, and `model.safetensors` for `Trainer`.
+
+        `Trainer` reads `model.safetensors` when it resumes, and at the end of a training with
+        `load_best_model_at_end`. The file holds adapters and decoders under the keys of the whole model.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: `False` saves nothing.
+            **kwargs: Further arguments of transformers, without effect.
+
+        Raises:
+            ValueError: `push_to_hub` was asked for.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("An adapter per task cannot be pushed from here. Save it, and upload the folder.")
+        if not is_main_process:
+            return
+        save_per_task(self, save_directory)
+        trained = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        tensors = (*trained, *self.decoders.named_buffers(prefix="decoders"))
+        weights = {name: tensor.detach().contiguous() for name, tensor in tensors}
+        save_file(weights, str(Path(save_directory) / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
 
 def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskDenseModel:
@@ -175,7 +204,7 @@ def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -
             wrong = difference(read_shapes(file), own)
             if wrong:
                 break
-    except (SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(f"{file} is damaged ({error!r}). Save the model again.") from error
     if wrong:
         raise ValueError(f"{file} does not fit the model: {wrong}. Give a model like the one that was saved.")
@@ -236,12 +265,5 @@ def _install(
         parameter.requires_grad_(True)
     model.decoders.requires_grad_(is_trainable)
     model.encoder = PerTaskEncoder(encoder, adapted)
-    model.save_pretrained = _refuse_to_save  # type: ignore[method-assign]
+    model.__class__ = PerTaskDenseModel
     return model
-
-
-def _refuse_to_save(*args: Any, **kwargs: Any) -> None:
-    raise ValueError(
-        "A dense model with an adapter per task could not be loaded from what `save_pretrained` writes. Use "
-        "`save_per_task` and `load_per_task`."
-    )

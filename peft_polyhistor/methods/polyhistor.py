@@ -28,9 +28,11 @@ from ..layers.factors import (
     RAW_EMBEDDING,
     Hypernetworks,
     Projector,
+    ScalingKernels,
     around_one,
+    group_equal,
+    scale_up,
 )
-from ..layers.scaling import ScalingKernels, group_equal, scale_up
 from ..registry import register
 from ..tuner.site import Site
 

@@ -12,7 +12,7 @@ Note:
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from ..config import BottleneckConfig
 from ..layers.bottleneck import (
     BottleneckTuner,
     BottleneckWeights,
-    ResidualPlace,
+    ResidualLayer,
     ResidualSite,
     from_bottleneck,
     to_bottleneck,
 )
-from ..layers.matrices import DenseMatrix, Sites, TaskWeights
+from ..layers.matrices import DenseMatrix, SiteGenerators, TaskWeights
 from ..models.blocks import Block
 from ..models.stages import StageEncoder
 from ..registry import register
@@ -68,7 +68,7 @@ class VmtAdapterConfig(BottleneckConfig):
             )
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        return Sites(
+        return SiteGenerators(
             KnowledgeExtraction(
                 len(self.tasks), site.width, self.bottleneck_of(site.width), self.sharing, self.init_weights
             )
@@ -98,7 +98,7 @@ class TiedWeights(nn.Module):
     """The adapter weights of one site for all tasks, up being the transpose of down with its rows scaled by a gate.
 
     Args:
-        width, bottleneck: Of the adapter, in channels.
+        width, bottleneck: Channels of the adapter, outside and inside.
         identity: Start with an adapter output of exactly zero, by a gate of zero.
 
     Parameters: width * bottleneck + 2 bottleneck + 3 width.
@@ -125,7 +125,7 @@ class KnowledgeExtraction(nn.Module):
 
     Args:
         tasks: Number of tasks.
-        width, bottleneck: Of the adapter, in channels.
+        width, bottleneck: Channels of the adapter, outside and inside.
         sharing: What down and up share.
         identity: Start with outputs of exactly zero.
     """
@@ -145,8 +145,8 @@ class KnowledgeExtraction(nn.Module):
 
 
 @dataclass(frozen=True)
-class KnowledgePlace(ResidualPlace):
-    """The place of a `KnowledgeSite`.
+class KnowledgeSite(ResidualSite):
+    """The site of a `KnowledgeLayer`.
 
     Args:
         stage: Index of its stage.
@@ -155,14 +155,14 @@ class KnowledgePlace(ResidualPlace):
     stage: int
 
 
-class KnowledgeSite(ResidualSite):
+class KnowledgeLayer(ResidualLayer):
     """Adds the adapter to the sublayer's output, and leaves the features of every task for the maps of its stage."""
 
-    site: KnowledgePlace
+    site: KnowledgeSite
 
-    def adapt(self, x: Tensor, output: Tensor) -> Tensor:
+    def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
         """`output` plus the adapter of `x`, both `(batch, tokens, width)`."""
-        for w, dropout in self.active_weights():
+        for w, dropout in weights:
             hidden = to_bottleneck(x, w.adapter, dropout)  # (1, tokens of the batch, bottleneck)
             output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
             of_tasks = hidden * w.scale[:, None] + w.shift[:, None]
@@ -172,8 +172,7 @@ class KnowledgeSite(ResidualSite):
 
     def leave_features(self, features: Tensor) -> None:
         """Adds `(tasks, batch, tokens, width)` to what other blocks of the stage left."""
-        [adapters] = self._adapters
-        stages = adapters.present_route().features
+        stages = self.router.present_route().features
         stages[self.site.stage] = stages[self.site.stage] + features if self.site.stage in stages else features
 
 
@@ -181,7 +180,7 @@ class VmtAdapterModel(BottleneckTuner):
     """PEFT tuner of VMT-Adapter."""
 
     prefix = "vmt_adapter_"
-    residual_layer = KnowledgeSite
+    residual_layer = KnowledgeLayer
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
         encoder = routed_module(model)
@@ -197,7 +196,7 @@ class VmtAdapterModel(BottleneckTuner):
                 f"stages' are {list(encoder.widths)}. Choose an encoder whose stages differ in width."
             )
         return [
-            KnowledgePlace(**vars(site), stage=widths.index(site.width))
+            KnowledgeSite(**vars(site), stage=widths.index(site.width))
             for site in super().known_sites(model, blocks, config)
         ]
 

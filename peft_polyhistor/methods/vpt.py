@@ -19,8 +19,11 @@ from torch.nn import functional as F
 from ..checks import check_positive
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, family_of
+from ..models.onload import onloaded
 from ..registry import register
-from ..tuner.site import AdapterSite, Site, base_of
+from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.router import Router
+from ..tuner.site import Site
 from ..tuner.tuner import AdapterTuner
 
 
@@ -72,7 +75,7 @@ class Prompts(nn.Module):
 
     Args:
         tasks: Number of tasks.
-        prompts: Per task and layer.
+        prompts: Number of prompts, per task and layer.
         widths: Channels of each layer.
     """
 
@@ -85,43 +88,61 @@ class Prompts(nn.Module):
 
     def forward(self, tasks: Tensor) -> list[Tensor]:
         """Indices `(tasks,)` to the prompts of every layer, `(tasks, prompts, width)`."""
-        return [prompts[tasks] for prompts in self.layers]
+        with onloaded(self):
+            return [prompts[tasks] for prompts in self.layers]
 
 
-class PromptSite(AdapterSite):
+class PromptLayer(AdapterLayer):
     """Runs windowed attention with further tokens in every window."""
 
+    def __init__(self, base_layer: nn.Module, site: Site, router: Router):
+        super().__init__(base_layer, site, router)
+        self._attend: Any = family_of(base_layer, ATTENTION_FAMILIES)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        prompts = [] if self.disable_adapters else [prompts for prompts, _ in self.active_weights()]
+        prompts = [prompts for prompts, _ in self.active_weights(x)]
         if not prompts:
             return self.base_layer(x, *args, **kwargs)
-        # Both families call it as (x, mask); transformers' further keywords are about outputs not made here.
+        # Both families call it as (x, mask); transformers' further keywords choose outputs of other modules.
         mask = args[0] if args else kwargs.get("attention_mask", kwargs.get("mask"))
-        attend = ATTENTION_FAMILIES[family_of(self.base_layer)]
-        return attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
+        with onloaded(self.base_layer):
+            return self._attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
 
 
 def attend_in_windows(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None, prompts: int, dropout: float
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    needs_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Attention of windows whose last keys are prompts.
 
     Args:
         query: `(windows, heads, tokens, channels)`.
         key, value: `(windows, heads, tokens + prompts, channels)`.
-        bias: Of positions, `(1, heads, tokens, tokens)`.
-        mask: Of shifted windows, added to the bias, `(windows of a picture, tokens, tokens)`.
-        prompts: Number of prompts.
+        bias: Bias of relative positions, `(1, heads, tokens, tokens)`.
+        mask: Mask of shifted windows, added to the bias, `(windows of an image, tokens, tokens)`.
         dropout: Probability of zeroing a weight of attention.
+        needs_weights: Return the weights of attention too.
 
     Returns:
-        `(windows, tokens, heads * channels)`.
+        Outputs `(windows, tokens, heads * channels)`, and weights `(windows, heads, tokens, tokens + prompts)` or
+        `None`.
     """
     if mask is not None:
         bias = bias + mask.repeat(query.shape[0] // mask.shape[0], 1, 1)[:, None]
-    bias = F.pad(bias, (0, prompts)).to(query.dtype)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    return output.transpose(1, 2).flatten(2)
+    bias = F.pad(bias, (0, key.shape[-2] - query.shape[-2])).to(query.dtype)
+    weights = None
+    if needs_weights:
+        scores = query @ key.mT / math.sqrt(query.shape[-1]) + bias
+        weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
+        output = weights @ value
+    else:
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return output.transpose(1, 2).flatten(2), weights
 
 
 def with_prompts(x: Tensor, prompts: Tensor) -> Tensor:
@@ -142,8 +163,8 @@ def to_heads(x: Tensor, heads: int) -> Tensor:
 
 def attend_transformers(
     attention: "SwinAttention", x: Tensor, prompts: Tensor, mask: Tensor | None
-) -> tuple[Tensor, None]:
-    """`SwinAttention` of transformers; weights of attention are not returned."""
+) -> tuple[Tensor, Tensor | None]:
+    """`SwinAttention` of transformers, whose eager form alone returns the weights of attention."""
     heads = attention.num_attention_heads
     key, value = (
         to_heads(with_prompts(project(x), project(prompts)), heads) for project in (attention.k_proj, attention.v_proj)
@@ -151,7 +172,9 @@ def attend_transformers(
     dropout = attention.attention_dropout if attention.training else 0.0
     bias = attention.relative_position_bias()
     query = to_heads(attention.q_proj(x), heads)
-    return attention.o_proj(attend_in_windows(query, key, value, bias, mask, prompts.shape[1], dropout)), None
+    is_eager = attention.config._attn_implementation == "eager"
+    output, weights = attend_in_windows(query, key, value, bias, mask, dropout, needs_weights=is_eager)
+    return attention.o_proj(output), weights
 
 
 def attend_timm(attention: "WindowAttention", x: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
@@ -162,7 +185,7 @@ def attend_timm(attention: "WindowAttention", x: Tensor, prompts: Tensor, mask: 
     key, value = (to_heads(with_prompts(*pair), heads) for pair in ((key, prompt_key), (value, prompt_value)))
     dropout = attention.attn_drop.p if attention.training else 0.0
     bias = attention._get_rel_pos_bias()
-    output = attend_in_windows(to_heads(query, heads), key, value, bias, mask, prompts.shape[1], dropout)
+    output, _ = attend_in_windows(to_heads(query, heads), key, value, bias, mask, dropout)
     return attention.proj_drop(attention.proj(output))
 
 
@@ -191,12 +214,12 @@ class VptDeepModel(AdapterTuner[VptConfig]):
         )
 
     def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
-        if family_of(module) not in ATTENTION_FAMILIES:
+        if family_of(module, ATTENTION_FAMILIES) is None:
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
                 "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."
             )
-        return Site(name, PromptSite, width, index)
+        return Site(name, PromptLayer, width, index)
 
 
 class VptShallowModel(VptDeepModel):

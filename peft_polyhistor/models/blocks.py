@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer blocks of the known encoder families, by the roles of their parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
+
+
+FamilyT = TypeVar("FamilyT")
 
 
 class Sublayer(NamedTuple):
@@ -99,16 +103,29 @@ BLOCK_FAMILIES = {
 }
 
 
-def family_of(module: nn.Module) -> tuple[str, str]:
-    """Python module and name of its class."""
-    return type(module).__module__, type(module).__name__
+# Python modules of encoders whose outputs have a row per image, or per window of an image, or are a loss.
+ENCODER_MODULES = {module for module, _ in BLOCK_FAMILIES} | {
+    "transformers.models.timm_backbone.modeling_timm_backbone",
+    "transformers.models.timm_wrapper.modeling_timm_wrapper",
+}
+
+
+def has_image_rows(model: nn.Module) -> bool:
+    """Whether it is known that all outputs of `model` can be told apart by image."""
+    return type(model).__module__ in ENCODER_MODULES
+
+
+def family_of(module: nn.Module, families: Mapping[tuple[str, str], FamilyT]) -> FamilyT | None:
+    """The entry of its class, or of one that it derives from, in a table by Python module and class name."""
+    names = ((cls.__module__, cls.__name__) for cls in type(module).__mro__)
+    return next((families[name] for name in names if name in families), None)
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
     """The transformer blocks of known families in `model`, in order; empty if there is none."""
     blocks = []
     for name, module in model.named_modules():
-        family = BLOCK_FAMILIES.get(family_of(module))
+        family = family_of(module, BLOCK_FAMILIES)
         if family is not None:
             # The norm may carry an adapter by now, whose parameters start with those of the norm.
             weight = next(module.get_submodule(family.norm).parameters())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .onload import onloaded
+
 
 class DenseDecoder(nn.Module):
     """Turns the four stage maps into the logits of one task, at the resolution of the first map.
@@ -41,17 +43,23 @@ class DenseDecoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps `(batch, C_i, h_i, w_i)` to logits `(batch, channels, h_1, w_1)`."""
-        fuse = self.fuse.weight.flatten(1)
-        parts = fuse.chunk(len(self.projections), dim=1)
-        weights = [part @ projection.weight for part, projection in zip(parts, self.projections, strict=True)]
-        # Biases pass unchanged through all that is linear: their sum goes with the first map.
-        bias = fuse @ torch.cat([projection.bias for projection in self.projections])
+        with onloaded(self):
+            weights, bias = self._compose()
         tokens = [norm(stage_map.movedim(1, -1)) for norm, stage_map in zip(self.norms, maps, strict=True)]
         fused = F.linear(tokens[0], weights[0], bias).movedim(-1, 1)
         for coarser, weight in zip(tokens[1:], weights[1:], strict=True):
             projected = F.linear(coarser, weight).movedim(-1, 1)
             fused = fused + F.interpolate(projected, size=fused.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
+
+    def _compose(self) -> tuple[list[Tensor], Tensor]:
+        """Each projection times its slice of the fusing convolution, and the sum of their biases."""
+        fuse = self.fuse.weight.flatten(1)
+        parts = fuse.chunk(len(self.projections), dim=1)
+        weights = [part @ projection.weight for part, projection in zip(parts, self.projections, strict=True)]
+        # Biases pass unchanged through all that is linear: their sum goes with the first map.
+        bias = fuse @ torch.cat([projection.bias for projection in self.projections])
+        return weights, bias
 
 
 class Decoders(nn.Module):

@@ -5,7 +5,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class MultiTaskDenseModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
+    ) -> "MultiTaskDenseModel":
         """As in transformers, but from safetensors alone, and only if all weights are there and no others.
 
         Raises:
@@ -120,6 +120,11 @@ class MultiTaskDenseModel(PreTrainedModel):
             )
         return loaded if kwargs.get("output_loading_info") else model
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether a layer recomputes its activations; PEFT 0.21 asks by this name, deprecated in transformers 5.23."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
         """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""
         super().train(mode)
@@ -132,7 +137,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         """Adds a decoder for one more task.
 
         Args:
-            name: Of the task, a row of `TASKS`.
+            name: Name of the task, a row of `TASKS`.
             from_: The task whose decoder it starts as a copy of, but for a classifier of another number of channels;
                 `None` for fresh weights.
 
@@ -174,6 +179,9 @@ class MultiTaskDenseModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # which transformers and PEFT understand
         """`None`: there is no table of embeddings that could train or be shared."""
+
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: layers are recomputed in the non-reentrant form, which needs no gradient at its input."""
 
     def _all_decoders(self) -> list[Decoders]:
         # Its own, and the copies that PEFT keeps for each adapter.

@@ -3,7 +3,6 @@
 """transformers' Swin and Swin V2 as encoders of four stages."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +10,36 @@ from transformers import SwinModel, Swinv2Backbone
 from transformers.models.swin.modeling_swin import SwinLayer
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer
 
+from .shift import FittedShift
 from .stages import BackboneStages, StageEncoder
+
+
+class ShiftedSwinLayer(FittedShift, SwinLayer):  # type: ignore[override]  # there `shift_size` is an attribute
+    """A block of Swin that shifts its windows by half of their size."""
+
+    def set_shift_and_window_size(self, input_resolution: tuple[int, int]) -> None:
+        self.fit_shift(*input_resolution)  # the block calls it at its start; windows keep their size
+
+    def shift_for(self, side: int) -> int:
+        return 0 if side <= self.window_size else self.window_size // 2
+
+
+class UnshiftedSwinLayer(ShiftedSwinLayer):
+    """A block of Swin that does not shift its windows."""
+
+    def shift_for(self, side: int) -> int:
+        return 0
+
+
+class ShiftedSwinv2Layer(FittedShift, Swinv2Layer):
+    """A block of Swin V2 that shifts its windows by half of their size."""
+
+    def forward(self, hidden_states: Tensor, input_dimensions: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
+        self.fit_shift(*input_dimensions)
+        return super().forward(hidden_states, input_dimensions, *args, **kwargs)
+
+    def shift_for(self, side: int) -> int:
+        return 0 if side <= self.window_size else self.window_size // 2
 
 
 class SwinStages(StageEncoder):
@@ -46,8 +74,7 @@ class SwinStages(StageEncoder):
             layers = [module for module in stage.modules() if isinstance(module, SwinLayer)]
             for i, layer in enumerate(layers):
                 layer.window_size = self.config.window_size
-                shift = 0 if i % 2 == 0 else self.config.window_size // 2
-                layer.set_shift_and_window_size = partial(_fit_shift, layer, shift)  # type: ignore[method-assign]
+                layer.__class__ = ShiftedSwinLayer if i % 2 else UnshiftedSwinLayer
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         # Stage by stage: the encoder's own way of giving out its maps keeps more than those, and does not compile.
@@ -75,14 +102,5 @@ class Swinv2Stages(BackboneStages):
         for stage in backbone.encoder.layers:
             layers = [module for module in stage.modules() if isinstance(module, Swinv2Layer)]
             for layer in layers[1::2]:
-                layer.register_forward_pre_hook(_fit_shift_v2)
+                layer.__class__ = ShiftedSwinv2Layer
         super().__init__(backbone)
-
-
-def _fit_shift(layer: SwinLayer | Swinv2Layer, shift: int, grid: tuple[int, int]) -> None:
-    layer.shift_size = 0 if min(grid) <= layer.window_size else shift
-
-
-def _fit_shift_v2(layer: Swinv2Layer, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a block that shifts; its second argument is the grid `(height, width)`."""
-    _fit_shift(layer, layer.window_size // 2, args[1])

@@ -8,14 +8,42 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from timm.layers import PatchEmbed
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from transformers import TimmBackbone, TimmWrapperConfig, TimmWrapperModel, TimmWrapperPreTrainedModel
-from transformers.initialization import meta_device_safe_creation_ops
 
+from ..extras import needs_extra
+from .shift import FittedShift
 from .stages import StageEncoder
+
+
+with needs_extra("timm"):
+    from timm.layers import PatchEmbed
+    from timm.models.swin_transformer import SwinTransformerBlock
+    from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+
+
+class FittedBlock(FittedShift):
+    """What the blocks of timm's Swin and Swin V2 share; their maps are `(batch, height, width, channels)`."""
+
+    target_shift_size: tuple[int, int]
+    window_size: tuple[int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fit_shift(*x.shape[1:3])
+        return super().forward(x)  # type: ignore[misc]  # of the block
+
+    def shift_for(self, side: int) -> tuple[int, int]:
+        height, width = self.window_size
+        shifts = any(self.target_shift_size) and side > min(height, width)
+        return (height // 2, width // 2) if shifts else (0, 0)
+
+
+class FittedSwinBlock(FittedBlock, SwinTransformerBlock):  # type: ignore[override]  # there `shift_size` is set
+    """A block of Swin."""
+
+
+class FittedSwinV2Block(FittedBlock, SwinTransformerV2Block):  # type: ignore[override]  # there `shift_size` is set
+    """A block of Swin V2."""
 
 
 class TimmStages(StageEncoder):
@@ -40,7 +68,8 @@ class TimmStages(StageEncoder):
             if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
                 self.needs_norm = True
                 module.dynamic_mask, module.attn_mask = True, None  # type: ignore[assignment]  # a buffer
-                module.register_forward_pre_hook(_fit_shift)
+                is_v2 = isinstance(module, SwinTransformerV2Block)
+                module.__class__ = FittedSwinV2Block if is_v2 else FittedSwinBlock
             elif isinstance(module, PatchEmbed):
                 module.strict_img_size, module.dynamic_img_pad = False, True
 
@@ -67,14 +96,6 @@ class TimmFeatureStages(TimmStages):
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         maps = self.net(pixel_values)
         return maps if self.net.output_fmt == "NCHW" else [stage_map.movedim(-1, 1) for stage_map in maps]
-
-
-def _fit_shift(block: SwinTransformerBlock | SwinTransformerV2Block, args: tuple[Tensor, ...]) -> None:
-    """Forward pre-hook of a Swin block, whose first argument is its map `(batch, height, width, channels)`."""
-    covered = min(args[0].shape[1:3]) <= min(block.window_size)
-    shifts = any(block.target_shift_size) and not covered
-    height, width = block.window_size
-    block.shift_size = (height // 2, width // 2) if shifts else (0, 0)
 
 
 def view_timm(model: nn.Module) -> TimmStages:
@@ -116,7 +137,7 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
     else:
         args = {"features_only": True, "out_indices": list(trial.feature_info.out_indices)}
     if architecture:
-        with torch.device("meta"), meta_device_safe_creation_ops():
+        with torch.device("meta"):
             wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
     if not architecture or _structure(wrapper.timm_model) != _structure(trial):
         raise ValueError(

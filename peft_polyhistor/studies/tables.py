@@ -6,16 +6,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..evaluation import headline
+from ..evaluation import NOT_MEASURED, format_scores, headline
 from ..tasks import TASKS, relative_change
 from .paper import PaperRow
+from .rates import edge_note
+from .results import Grid
 
 
 # Results of the runs by method, one per seed; the seeds have the same order for all methods.
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 # Methods that changes are measured against, and their names in a sentence. The first that was trained counts.
 REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
-NOT_MEASURED = "not measured"
 NOTE = """\
 encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
 rate: learning rate of what is not a decoder. change: mean relative change of the scores, percent,
@@ -63,9 +64,9 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         scores = [headline(run["scores"]) for run in runs]
         rate = "-" if method == "decoders" else f"{runs[0]['settings']['learning_rate']:g}"
         sizes = [f"{runs[0]['parameters'][part]:,}" for part in ("encoder", "all")]
-        cells = [_mean_and_range([score[task] for score in scores]) for task in tasks]
+        cells = [format_scores([score[task] for score in scores]) for task in tasks]
         changes = change_of(results, method)
-        rows.append([method, rate, *sizes, *cells, _mean_and_range(changes, "+") if changes else "-"])
+        rows.append([method, rate, *sizes, *cells, format_scores(changes, "+") if changes else "-"])
         row = (papers or {}).get(method)
         if row:
             rows.append(_paper_cells(row, tasks))
@@ -76,13 +77,6 @@ def _paper_cells(row: PaperRow, tasks: Sequence[str]) -> list[str]:
     sizes = [f"{size} M" if size else "-" for size in row.parameters.values()]
     scores = [row.scores.get(task, "-") for task in tasks]
     return [f"  the paper, Table {row.table}", "-", *sizes, *scores, f"{float(row.change):+.2f}"]
-
-
-def _mean_and_range(values: Sequence[float], sign: str = "") -> str:
-    if not all(map(math.isfinite, values)):
-        return NOT_MEASURED
-    mean = f"{sum(values) / len(values):{sign}.2f}"
-    return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})" if len(values) > 1 else mean
 
 
 def split_range(cell: str) -> tuple[str, str]:
@@ -99,22 +93,47 @@ def find_best(title: str, cells: Sequence[str]) -> list[str]:
     direction = "up" if title == "change" else title.rpartition(" ")[2]
     if direction not in ("up", "down") or len(cells) == 1:
         return []
-    means = {cell: float(split_range(cell)[0]) for cell in cells if cell not in ("-", NOT_MEASURED)}
-    best = (max if direction == "up" else min)(means.values(), default=None)
+    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-" and NOT_MEASURED not in cell}
+    best = (max if direction == "up" else min)(filter(math.isfinite, means.values()), default=None)
     return [cell for cell, mean in means.items() if mean == best]
 
 
-def make_note(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> str:
-    """Returns the text below the table, which explains its columns."""
+def make_note(
+    results: Results,
+    papers: Mapping[str, PaperRow | None] | None = None,
+    grids: Mapping[str, Grid] | None = None,
+) -> str:
+    """Returns the text below the table, which explains its columns.
+
+    Args:
+        results: Results of the runs by method.
+        papers: The paper's figures by method.
+        grids: Scores by method and learning rate, where rates were chosen from a grid.
+    """
     reference = REFERENCES.get(reference_of(results) or "")
     reference = f"{reference} with the same seed" if reference else "nothing: no reference was trained"
     scores = [score for runs in results.values() for run in runs for score in headline(run["scores"]).values()]
     parts = [
         NOTE.format(reference=reference),
         PAPER_NOTE if any((papers or {}).values()) else "",
+        _compare_orders(results, papers or {}),
+        edge_note(grids or {}),
         "" if all(map(math.isfinite, scores)) else NOT_MEASURED_NOTE,
     ]
     return "\n".join(filter(None, parts))
+
+
+def _compare_orders(results: Results, papers: Mapping[str, PaperRow | None]) -> str:
+    """Tells how far the order of the methods by mean change is the paper's; empty where fewer than 3 differ."""
+    from scipy.stats import spearmanr  # takes a second to import
+
+    rows = {method: row for method, row in papers.items() if row and method in results}
+    changes = {method: sum(values) / len(values) for method in rows if (values := change_of(results, method))}
+    pairs = [(change, float(rows[method].change)) for method, change in changes.items() if math.isfinite(change)]
+    if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
+        return ""
+    correlation = spearmanr(*zip(*pairs, strict=True)).statistic
+    return f"Rank correlation (Spearman) of change with the paper's: {correlation:.2f} over {len(pairs)} methods."
 
 
 def align(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:

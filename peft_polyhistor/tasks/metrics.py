@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the dense tasks, as `evaluate.Metric` classes that keep sums instead of predictions.
+"""Metrics of the dense tasks, which keep sums instead of predictions.
 
 A metric first turns each picture into one row of whole numbers (`statistics`), then adds up rows (`update`). Fractions
 and angles enter the rows in fixed point, so sums are exact: for the same logits, order, batch size and number of
@@ -9,7 +9,8 @@ processes cannot change a score by a bit. With several processes, gather the row
     rows = metric.statistics(predictions, references)
     metric.update(accelerator.gather_for_metrics(rows))
 
-Nothing is read from the Hub or written to disk. `height` and `width` are those of the label, in pixels.
+`height` and `width` are those of the label, in pixels. `evaluate_metric.EvaluateMetric` wraps a metric for code that
+expects an `evaluate.Metric`.
 
 Note: On a CPU, PyTorch resizes large maps by another kernel if it has one thread only, and rounds differently there.
 """
@@ -36,8 +37,8 @@ class MeanIoU(RunningMetric):
 
     Intersections and unions are summed over all pictures, and the quotients averaged over all classes, background
     included. A class that is neither labeled nor predicted anywhere counts 0; in `picture_scores`, where most classes
-    are nowhere, it does not count. `class_scores` are the quotients, in percent. Predictions are logits
-    `(batch, num_classes, h, w)`, references are class ids `(batch, height, width)`.
+    are nowhere, it does not count. NaN if no pixel of any picture is labeled. `class_scores` are the quotients, in
+    percent. Predictions are logits `(batch, num_classes, h, w)`, references are class ids `(batch, height, width)`.
 
     Args:
         num_classes: Number of classes.
@@ -72,11 +73,15 @@ class MeanIoU(RunningMetric):
         return torch.cat([intersections, unions], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
-        return {"mIoU": 100 * sum(iou or 0 for iou in self._ious(totals)) / self.num_classes}
+        present = self._present(totals)
+        return {"mIoU": 100 * sum(present) / self.num_classes if present else math.nan}
 
     def _picture_scores(self, counts: list[int]) -> dict[str, float]:
-        present = [iou for iou in self._ious(counts) if iou is not None]
+        present = self._present(counts)
         return {"mIoU": 100 * sum(present) / len(present) if present else math.nan}
+
+    def _present(self, totals: list[int]) -> list[float]:
+        return [iou for iou in self._ious(totals) if iou is not None]
 
     def _class_scores(self, totals: list[int]) -> list[float]:
         return [math.nan if iou is None else 100 * iou for iou in self._ious(totals)]
@@ -151,11 +156,12 @@ class MeanAngularError(RunningMetric):
         check_normal_labels("MeanAngularError", shape, references, check_values=True)
 
     def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
-        references = references.float()
         valid = (references != 0).any(dim=1)
-        angles = torch.where(valid, _angles(logits, references), 0.0)
-        fixed = (angles * ONE).round().long()
-        return torch.stack([fixed.flatten(1).sum(dim=1), valid.flatten(1).sum(dim=1)], dim=1)
+        # The CPU has float64 on every machine; Apple's GPUs do not.
+        device = "cpu" if logits.device.type == "mps" else logits.device
+        angles = _angles(logits.to(device), references.to(device))
+        fixed = (angles * ONE).round().long().to(logits.device)
+        return torch.stack([(fixed * valid).flatten(1).sum(dim=1), valid.flatten(1).sum(dim=1)], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
         angles, valid = totals
@@ -165,29 +171,20 @@ class MeanAngularError(RunningMetric):
 def _angles(vectors: Tensor, units: Tensor) -> Tensor:
     """Angles between vectors `(batch, 3, height, width)`, `(batch, height, width)` in radians; 90 degrees for zero.
 
-    atan2(|a x b|, a . b), to 5e-7 of the angle; the arc cosine of a . b is 0.03 degrees off near 0 and 180.
+    atan2(|a x b|, a . b) in float64, so that the square of any float32 is finite and above 0.
 
-    Note: Only operations with one correct rounding (IEEE 754) are used. On a CPU `torch.atan2` rounds differently in
-    vector and in scalar code, thus by a pixel's place in the batch, and scores would depend on the batch size.
+    Note: A score must not depend on a pixel's place in its batch. Products and sums are written out, as each of these
+    operations has one correct rounding (IEEE 754). `torch.atan2` on a CPU has vector code, which rounds otherwise than
+    the scalar code for the rest of a row; arrays with gaps, as every second number of one, take the scalar code alone.
     """
-    # Dividing by the largest component keeps very long and very short vectors within float32.
-    largest = vectors.abs().amax(dim=1, keepdim=True)
-    ax, ay, az = (vectors / torch.where(largest > 0, largest, 1.0)).unbind(dim=1)
-    bx, by, bz = units.unbind(dim=1)
-    cosine = ax * bx + ay * by + az * bz  # times the length of a, as is the sine
+    ax, ay, az = vectors.double().unbind(dim=1)
+    bx, by, bz = units.double().unbind(dim=1)
     x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-    squared_sine = x * x + y * y + z * z
-    # The tangent of half the angle to the nearer of b and -b, at most 1, is halved twice more: at most tan(pi / 16).
-    tangent = squared_sine.sqrt() / ((squared_sine + cosine * cosine).sqrt() + cosine.abs())
-    for _ in range(2):
-        tangent = tangent / (1 + (1 + tangent * tangent).sqrt())
-    square = tangent * tangent
-    series: Tensor | float = 1 / 9
-    for denominator in (7, 5, 3, 1):  # arc tangent, to 2e-9
-        series = 1 / denominator - square * series
-    nearer = 8 * tangent * series
-    angles = torch.where(cosine < 0, math.pi - nearer, nearer)
-    return torch.where(largest[:, 0] > 0, angles, math.pi / 2)
+    cosine = ax * bx + ay * by + az * bz  # times the length of a, as is the sine
+    sine = (x * x + y * y + z * z).sqrt()
+    with_gaps = torch.stack([sine, cosine], dim=-1)
+    angles = torch.atan2(with_gaps[..., 0], with_gaps[..., 1])
+    return torch.where((vectors == 0).all(dim=1), math.pi / 2, angles)
 
 
 def _histogram(bins: Tensor, count: int) -> Tensor:

@@ -1,19 +1,17 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A metric that keeps sums of whole numbers instead of predictions; `metrics.py` has the metrics themselves."""
+"""The base of metrics that keep sums of whole numbers instead of predictions; `metrics.py` has the metrics."""
 
 import math
 import warnings
 
-import datasets
-import evaluate
 import torch
 from torch import Tensor
 
 from .losses import resize_to_label
 
 
-class RunningMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
+class RunningMetric:
     """A metric over pictures whose state is one total per column of `statistics`.
 
     `len(metric)` is the number of pictures added since the last `compute` or `reset`.
@@ -22,21 +20,11 @@ class RunningMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no t
         columns: Length of a row of `_counts`.
     """
 
-    _totals: list[int]
-    _pictures: int
-
     def __init__(self, columns: int):
         self._columns = columns + 1  # the last one counts predictions that are not finite
-        super().__init__()
+        self._totals: list[int] = []
+        self._pictures = 0
         self.reset()
-
-    def _info(self) -> evaluate.EvaluationModuleInfo:
-        # `evaluate` asks for the names of the inputs; their types serve its files, which are never written.
-        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float32")))
-        return evaluate.EvaluationModuleInfo(description=type(self).__doc__, citation="", features=features)
-
-    def _build_data_dir(self) -> str:
-        return ""  # the stock class creates a cache folder here
 
     def __len__(self) -> int:
         return self._pictures
@@ -128,21 +116,15 @@ class RunningMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no t
         """Adds a batch of pictures; see `statistics` for shapes and errors."""
         self.update(self.statistics(predictions, references))
 
-    def add(self, *, prediction: Tensor | None = None, reference: Tensor | None = None, **batch_names: Tensor) -> None:
-        """Adds one picture, given without its batch axis; see `statistics` for shapes and errors.
-
-        `evaluate.combine` calls the arguments `predictions` and `references`; both names are taken.
-        """
-        prediction = batch_names.pop("predictions", prediction)
-        reference = batch_names.pop("references", reference)
-        if batch_names or prediction is None or reference is None:
-            raise ValueError(f"{type(self).__name__}.add takes `prediction` and `reference`, and needs both.")
+    def add(self, *, prediction: Tensor, reference: Tensor) -> None:
+        """Adds one picture, given without its batch axis; see `statistics` for shapes and errors."""
         self.add_batch(predictions=torch.as_tensor(prediction)[None], references=torch.as_tensor(reference)[None])
 
     def compute(self, *, predictions: Tensor | None = None, references: Tensor | None = None) -> dict[str, float]:
         """Scores of everything added, after which the state is empty again.
 
-        All scores are NaN, with a warning, if any prediction was NaN or infinite.
+        A score is NaN if no pixel of any picture has a label for it, and all scores are NaN, with a warning, if any
+        prediction was NaN or infinite.
 
         Args:
             predictions: Optional last batch, as in `add_batch`.

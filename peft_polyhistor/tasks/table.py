@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense tasks, one row each: output channels, loss, label check, prediction, metric, weight, colours."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -22,11 +22,9 @@ from .losses import (
     cross_entropy,
     normal_loss,
 )
+from .metrics import MeanAngularError, MeanIoU, SaliencyScores
 from .predictions import class_ids, probability, unit_vectors
-
-
-if TYPE_CHECKING:
-    from .running_metric import RunningMetric
+from .running_metric import RunningMetric
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,19 @@ class Task:
         check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
             fit. Must not look at values on a GPU.
         predict: Turns logits into predictions of the form that labels have, batch first.
-        metric: Makes an empty metric. Imports it then and not before, as `evaluate` takes seconds to import.
+        metric: Makes an empty metric.
         score: Key of `metric().compute()` that stands for the task.
         higher_is_better: Direction of that score.
         loss_weight: Weight of the task in the summed loss, as in the PASCAL-Context protocol.
         unit: Unit of the score.
         class_names: Names of the classes, if the task has classes.
-        palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray, and three as
-            127.5 * (value + 1), which is how the label files of normals are stored.
+        palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray and three as
+            red, green and blue.
         count: The pixels of a target, a whole number, that the loss divides or weighs by; `None` for other losses.
+        value_range: Without a palette, the values that are painted black and white, such as `(0, 10)` of a depth in
+            metres; values beyond are painted like the nearer one. `None` takes (0, 1) for one channel, as of a
+            probability, and (-1, 1) for three, as of a unit vector; a map that leaves these is painted from its own
+            lowest to its own highest value.
 
     Raises:
         ValueError: For a name, number or palette that cannot be used.
@@ -59,7 +61,7 @@ class Task:
     loss: Callable[..., Tensor]
     check: Callable[[str, Sequence[int], Tensor], None]
     predict: Callable[[Tensor], Tensor]
-    metric: Callable[[], "RunningMetric"]
+    metric: Callable[[], RunningMetric]
     score: str
     higher_is_better: bool
     loss_weight: float
@@ -67,6 +69,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     count: Callable[[Tensor], Tensor] | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -82,12 +85,14 @@ class Task:
                 f"Task '{self.name}' has {len(self.class_names)} class names and {len(self.palette)} colours. Give "
                 "one colour per class name, or neither."
             )
-
-
-def _make_metric(name: str, *args: int) -> "RunningMetric":
-    from . import metrics
-
-    return getattr(metrics, name)(*args)
+        if self.value_range is not None:
+            low, high = self.value_range
+            check_number("value_range", low)
+            check_number("value_range", high)
+            if not low < high:
+                raise ValueError(
+                    f"`value_range` of task '{self.name}' must be a lower and a higher value, got {self.value_range}."
+                )
 
 
 TASKS: dict[str, Task] = {
@@ -97,7 +102,7 @@ TASKS: dict[str, Task] = {
         loss=cross_entropy,
         check=check_class_labels,
         predict=class_ids,
-        metric=partial(_make_metric, "MeanIoU", len(VOC_CLASSES)),
+        metric=partial(MeanIoU, len(VOC_CLASSES)),
         score="mIoU",
         higher_is_better=True,
         loss_weight=1,
@@ -112,7 +117,7 @@ TASKS: dict[str, Task] = {
         loss=cross_entropy,
         check=check_class_labels,
         predict=class_ids,
-        metric=partial(_make_metric, "MeanIoU", len(HUMAN_PARTS)),
+        metric=partial(MeanIoU, len(HUMAN_PARTS)),
         score="mIoU",
         higher_is_better=True,
         loss_weight=2,
@@ -127,7 +132,7 @@ TASKS: dict[str, Task] = {
         loss=balanced_binary_cross_entropy,
         check=check_binary_labels,
         predict=probability,
-        metric=partial(_make_metric, "SaliencyScores"),
+        metric=SaliencyScores,
         score="mIoU",
         higher_is_better=True,
         loss_weight=5,
@@ -140,7 +145,7 @@ TASKS: dict[str, Task] = {
         loss=normal_loss,
         check=check_normal_labels,
         predict=unit_vectors,
-        metric=partial(_make_metric, "MeanAngularError"),
+        metric=MeanAngularError,
         score="mErr",
         higher_is_better=False,
         loss_weight=10,
@@ -221,9 +226,15 @@ def relative_change(scores: Mapping[str, float], reference: Mapping[str, float])
     100 / T * sum over the T tasks of (+/-)(M - S) / S,    minus where lower is better
     (Polyhistor, arXiv:2210.03265)
 
+    A task whose score and reference are both NaN was not measured, as the data has no label for it, and is left out.
+
     Args:
         scores: Headline score M of each task.
         reference: Score S of each task, in the paper those of single-task full fine-tuning.
+
+    Returns:
+        NaN where no task was measured, or where only one of a task's two scores is NaN, such as that of a model that
+        diverged.
 
     Raises:
         ValueError: The tasks differ, there are none or unknown ones, or a reference score is 0.
@@ -236,8 +247,9 @@ def relative_change(scores: Mapping[str, float], reference: Mapping[str, float])
     zeros = [task.name for task in tasks if reference[task.name] == 0]
     if zeros:
         raise ValueError(f"The reference score of {zeros} is 0, so no change relative to it exists. Leave them out.")
+    measured = [task for task in tasks if not (math.isnan(scores[task.name]) and math.isnan(reference[task.name]))]
     changes = [
         (1 if task.higher_is_better else -1) * (scores[task.name] - reference[task.name]) / reference[task.name]
-        for task in tasks
+        for task in measured
     ]
-    return 100 * sum(changes) / len(changes)
+    return 100 * sum(changes) / len(changes) if changes else math.nan

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches laid out task by task: the whole batch of the first task, then that of the second, and so on."""
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call: by position, and by keyword
@@ -15,61 +15,62 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call: by position, an
 
 def first_tensor(value: Any) -> Tensor | None:
     """The first tensor with a first axis in nested containers; `None` where there is none."""
-    if isinstance(value, Tensor):
-        return value if value.ndim else None
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return None
-    return next((tensor for item in value if (tensor := first_tensor(item)) is not None), None)
+    return next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), None)
 
 
-def repeat_batch(value: Any, times: int) -> Any:
-    """Repeats the batch in `value` once per task: every tensor with as many entries on its first axis as the first."""
-    first = first_tensor(value)
-    return value if times == 1 or first is None else _repeat(value, times, first.shape[0])
+def repeat_batch(arguments: Arguments, times: int) -> Arguments:
+    """Repeats the batch once per task: every tensor with as many entries on its first axis as the first tensor."""
+    first = first_tensor(arguments)
+    if times == 1 or first is None:
+        return arguments
+
+    def repeat(leaf: Any) -> Any:
+        is_batch = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(first)
+        return leaf.repeat(times, *[1] * (leaf.ndim - 1)) if is_batch else leaf
+
+    return tree_map(repeat, arguments)
 
 
-def _repeat(value: Any, times: int, size: int) -> Any:
-    if isinstance(value, Tensor):
-        is_batch = value.ndim and value.shape[0] == size
-        return value.repeat(times, *[1] * (value.ndim - 1)) if is_batch else value
-    if isinstance(value, Mapping):
-        return _like(value, {key: _repeat(item, times, size) for key, item in value.items()})
-    if isinstance(value, tuple | list):
-        return _rebuild(value, [_repeat(item, times, size) for item in value])
-    return value
+def split_batch(output: Any, tasks: int, images: int) -> list[Any]:
+    """Cuts every tensor in `output` along its first axis into one part per task; containers keep their type.
 
-
-def split_batch(value: Any, parts: int) -> list[Any]:
-    """Cuts every tensor in `value` along its first axis into equal parts; containers keep their type.
+    Args:
+        output: Tensors with one row per image, or one row per window of an image.
+        tasks: Number of tasks of the batch.
+        images: Number of images of each task.
 
     Raises:
-        ValueError: A tensor has no such axis, as a loss has none.
+        ValueError: A tensor has other rows, or none, as a loss.
     """
-    if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] % parts:
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) % (tasks * images)):
             raise ValueError(
-                f"The model returned a tensor of shape {tuple(value.shape)}, which cannot be split into {parts} tasks."
-                " Call it with task= for one task at a time (a loss over labels is such an output)."
+                f"The model returned a tensor of shape {tuple(leaf.shape)}, which cannot be split into {tasks} tasks "
+                f"of {images} images. Call it with task= for one task at a time, as for a loss over labels."
             )
-        return list(value.unflatten(0, (parts, -1)).unbind())
-    if isinstance(value, Mapping):
-        items = {key: split_batch(item, parts) for key, item in value.items()}
-        make = partial(_like, value)
-        return [make({key: item[i] for key, item in items.items()}) for i in range(parts)]
-    if isinstance(value, tuple | list):
-        columns = [split_batch(item, parts) for item in value]
-        return [_rebuild(value, [column[i] for column in columns]) for i in range(parts)]
-    return [value] * parts
+    return cut(output, [1] * tasks)
 
 
-def _rebuild(value: tuple[Any, ...] | list[Any], items: list[Any]) -> tuple[Any, ...] | list[Any]:
-    """A sequence of the same type; named tuples take their items one by one."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+def cut(tree: Any, shares: Sequence[int], rows: int | None = None) -> list[Any]:
+    """Cuts the tensors in `tree` along their first axis into parts, whose sizes are as `shares`.
+
+    Args:
+        tree: Nested containers.
+        shares: Relative sizes of the parts.
+        rows: Length of the first axis of the tensors to cut; all other leaves are in every part. `None` cuts all.
+    """
+    leaves, structure = tree_flatten(tree)
+    parts: list[Sequence[Any]] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.ndim and rows in (None, len(leaf)):
+            parts.append(leaf.split([share * (len(leaf) // sum(shares)) for share in shares]))
+        else:
+            parts.append([leaf] * len(shares))
+    return [tree_unflatten([part[i] for part in parts], structure) for i in range(len(shares))]
 
 
-def _like(value: Mapping[str, Any], items: dict[str, Any]) -> Mapping[str, Any]:
-    if is_dataclass(value):  # transformers' ModelOutput, which is a mapping of its fields that are not None
-        return type(value)(**{field.name: items.get(field.name) for field in fields(value)})
-    return items
+def join(trees: Sequence[Any]) -> Any:
+    """The reverse of `cut`: tensors one behind the other; any other leaf is the same in all."""
+    if len(trees) == 1:
+        return trees[0]
+    return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *trees)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What an adapter records of the model it was made for, so that it is found again and no other is taken for it."""
+"""The record of the encoder that an adapter was trained on. Loading finds it by this, and refuses any other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from ..models.stages import StageEncoder
 from .site import Site
 
 
-# Of an encoder, by which others are told apart; two of one architecture are not.
+# The keys that tell architectures apart. Two encoders of one architecture look the same.
 ARCHITECTURE = ("model_type", "blocks", "widths")
 
 
@@ -43,7 +43,7 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
     """Raises ValueError where a saved adapter was made for another architecture, or for other norms of its maps."""
-    made_for = base if config.made_for is None or not config.is_of_checkpoint else config.made_for
+    made_for = config.made_for or base
     if any(made_for[key] != base[key] for key in ARCHITECTURE):
         theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
         raise ValueError(

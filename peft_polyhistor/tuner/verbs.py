@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What can be done with the tasks of a trained adapter, for which PEFT has no word."""
+"""Methods of a tuner that change or use the tasks of a trained adapter, and that PEFT does not have."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,17 +12,22 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.multitask import MultiTaskDenseModel
-from .routing import SHARED
-from .site import AdapterSite
+from .layer import AdapterLayer
+from .router import Router, router_of
 
 
-class TaskSet(BaseTuner):
-    """Verbs of a tuner, and so of its `PeftModel`, for one task among those of an adapter.
+class TaskVerbs(BaseTuner):
+    """Methods of a tuner, and so of its `PeftModel`, for the tasks of an adapter.
 
     They change the parameters of the adapter: make the optimiser afterwards.
     """
 
     peft_config: dict[str, MultiTaskConfig]  # type: ignore[assignment]  # PEFT gives a tuner its own configs alone
+
+    @property
+    def router(self) -> Router | None:
+        """The module that holds and makes the weights of all adapters; `None` where no module carries one."""
+        return router_of(self.model)
 
     def add_task(self, name: str, from_: str | None = None, adapter_name: str | None = None) -> None:
         """Gives a trained adapter one more task. What the tasks share stays as it is, and so do the other tasks.
@@ -30,7 +35,7 @@ class TaskSet(BaseTuner):
         A dense model gets a decoder for it, a copy too where `from_` has as many output channels.
 
         Args:
-            name: Of the new task; on a dense model one of `TASKS`.
+            name: Name of the new task; on a dense model one of `TASKS`.
             from_: The task that it starts as a copy of; `None` for the mean of all.
             adapter_name: The adapter; `None` for the active one.
 
@@ -85,14 +90,14 @@ class TaskSet(BaseTuner):
         Their parameters must not change within it. If the block fails, they get no gradient.
 
         Raises:
-            RuntimeError: Of a backward pass that comes after the block.
+            RuntimeError: By a backward pass that comes after the block.
 
         Note:
             Where one pass of the encoder serves all tasks, every call generates as always. Under DDP call the model
-            that it wraps, and average the gradients afterwards, as recipes/gradients.py does. Not for FSDP, which
+            that it wraps, and average the gradients afterwards, as `training.add_gradients` does. Not for FSDP, which
             shows a module its whole parameters in its own forward pass alone.
         """
-        with getattr(self.model, SHARED).generate_once() if hasattr(self.model, SHARED) else nullcontext():
+        with self.router.generate_once() if self.router else nullcontext():
             yield
 
     def merge_and_unload(
@@ -105,7 +110,7 @@ class TaskSet(BaseTuner):
         """As in PEFT, for one task: the base model whose parameters are those of the task.
 
         Args:
-            progressbar: Of no use: there is nothing to wait for.
+            progressbar: Without effect: there is nothing to wait for.
             safe_merge: Check first that the result is finite.
             adapter_names: The adapters to merge; `None` for the active ones.
             task: The task; may be left out where there is one.
@@ -115,17 +120,22 @@ class TaskSet(BaseTuner):
         """
         for name in adapter_names or self.active_adapters:
             _require_known(task, self.peft_config[name].tasks)
-        if hasattr(self.model, SHARED):
-            weights = getattr(self.model, SHARED).weights_of(adapter_names or self.active_adapters, task=task)
-            sites = [module for module in self.model.modules() if isinstance(module, AdapterSite)]
-            merged = [site.merged_parameters(weights.get(site.site.name, [])) for site in sites]
-            if safe_merge and not all(value.isfinite().all() for site in merged for value in site.values()):
+        if self.router:
+            weights = self.router.weights_of(adapter_names or self.active_adapters, task=task)
+            layers = [module for module in self.model.modules() if isinstance(module, AdapterLayer)]
+            merged = [layer.merged_parameters(weights.get(layer.site.name, [])) for layer in layers]
+            if safe_merge and not all(value.isfinite().all() for values in merged for value in values.values()):
                 raise ValueError(
                     f"The task {task!r} would merge into parameters that are not finite. Check the adapter."
                 )
-            for site, parameters in zip(sites, merged, strict=True):
+            if any(parameter.is_meta for layer in layers for parameter in layer.base_layer.parameters()):
+                raise ValueError(
+                    "Parameters of the model are offloaded, so nothing can be merged into them. Take the hooks off "
+                    "with accelerate's `remove_hook_from_submodules` first."
+                )
+            for layer, parameters in zip(layers, merged, strict=True):
                 for name, value in parameters.items():
-                    site.base_layer.get_parameter(name).data.copy_(value)
+                    layer.base_layer.get_parameter(name).data.copy_(value)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
             model.keep_tasks([task])  # the decoders of the others have no encoder any more
@@ -142,15 +152,14 @@ class TaskSet(BaseTuner):
         return self.model
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
-        adapters = getattr(self.model, SHARED, None)
         changed = replace(self.peft_config[adapter_name], tasks=tasks)  # which checks the names
-        if adapters is not None:
-            old = adapters.generators[adapter_name]
-            new = changed.make_generator(adapters.info[adapter_name].sites)
+        if self.router:
+            old, record = self.router.generators[adapter_name], self.router.records[adapter_name]
+            new = changed.make_generator(record.sites)
             reference = next(old.parameters())
             copy_tasks(old, new.to(reference.device, reference.dtype), rows)
-            adapters.generators[adapter_name] = new.train(old.training)
-            adapters.info[adapter_name].config = changed
+            self.router.generators[adapter_name] = new.train(old.training)
+            record.config = changed
         self.peft_config[adapter_name] = changed
 
     def _one_adapter(self, adapter_name: str | None) -> str:

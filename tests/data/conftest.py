@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from unit_colors import random_unit_colors
 
 
 # (width, height) by id: uneven, so that a swapped axis fails.
@@ -75,8 +76,9 @@ def _write_picture(root, image_id, width, height):
         semseg.save(root / f"semseg/VOC12/{image_id}.png")
     gray = random.integers(0, 256, (height, width), np.uint8)
     Image.fromarray(gray).save(root / f"sal_distill/{image_id}.png")
-    normals = random.integers(1, 256, (height, width, 3), np.uint8)
-    Image.fromarray(normals).save(root / f"normals_distill/{image_id}.png")
+    Image.fromarray(random_unit_colors(height, width, seed=int(image_id[-1]))).save(
+        root / f"normals_distill/{image_id}.png"
+    )
     context = np.full((height, width), 2, np.uint16)
     context[:, :5] = 3
     savemat(root / f"pascal-context/trainval/{image_id}.mat", {"LabelMap": context})

@@ -1,9 +1,15 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-import pytest
+import multiprocessing
+import os
+import sys
 
-from peft_polyhistor.data import find_faults
-from peft_polyhistor.data.__main__ import main
+import numpy as np
+import pytest
+from PIL import Image
+
+from peft_polyhistor.__main__ import main
+from peft_polyhistor.data import check_archive, decode, find_faults, load_pascal_context
 
 
 def damage(archive):
@@ -32,22 +38,69 @@ def test_all_faults_are_found_in_one_go(workers, archive):
 
 
 def test_command_sums_up_a_whole_archive(archive, capsys):
-    assert main(["check", str(archive)]) == 0
+    assert main(["data", "check", str(archive)]) == 0
     assert capsys.readouterr().out == (
         f"No faults in {archive}: pictures 3 train, 1 val; tasks semseg, human_parts, saliency, normals.\n"
     )
 
 
+def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
+    for image_id in ("2008_000001", "2008_000002"):
+        path = archive / f"sal_distill/{image_id}.png"
+        Image.fromarray(np.asarray(Image.open(path)) // 128).save(path)
+    path = archive / "normals_distill/2008_000004.png"
+    colors = np.array(Image.open(path))
+    colors[3:5, 1] = 128
+    Image.fromarray(colors).save(path)
+    report = check_archive(archive)
+    assert report.faults == []
+    assert report.notes == [
+        "Labels of normals with colors far from a unit vector, which are ignored: 1, such as 2008_000004.",
+        "Labels of saliency of 0 and 1 alone, which are read as masks of 0 and 1: 2, such as 2008_000001.",
+    ]
+    assert main(["data", "check", str(archive), "--tasks", "saliency"]) == 0
+    assert capsys.readouterr().out.startswith("Labels of saliency of 0 and 1 alone")
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a worker must inherit what is patched")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_ends_its_process_is_a_fault_among_others(workers, archive, monkeypatch):
+    damage(archive)
+    expected = find_faults(archive)
+    read = decode.READERS["normals"]
+
+    def die(path, *arguments):
+        return os._exit(1) if "000002" in path.name else read(path, *arguments)
+
+    monkeypatch.setitem(decode.READERS, "normals", die)
+    faults = find_faults(archive, workers=workers)
+    [crash] = [fault for fault in faults if fault not in expected]
+    assert [fault for fault in faults if fault != crash] == expected
+    assert "normals_distill/2008_000002.png or " in crash and crash.endswith(
+        "ends the process which reads it. Restore it."
+    )
+
+
+def test_archives_say_what_to_install_where_scipy_is_missing(archive, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    for tasks in (["human_parts"], ["semseg", "normals"]):
+        with pytest.raises(ImportError, match=r"'scipy' is not installed, .*peft-polyhistor\[train\]"):
+            load_pascal_context(archive, tasks)
+    assert main(["data", "check", str(archive)]) == 1
+    assert "'scipy' is not installed" in capsys.readouterr().err
+    assert find_faults(archive, ["semseg", "saliency"]) == []
+
+
 def test_command_lists_faults_and_fails(archive, capsys):
     damage(archive)
-    assert main(["check", str(archive), "--tasks", "saliency", "--splits", "val"]) == 1
+    assert main(["data", "check", str(archive), "--tasks", "saliency", "--splits", "val"]) == 1
     output = capsys.readouterr()
     assert [line.split(": ")[1][:9] for line in output.out.splitlines()] == ["found ids", "no such f"]
     assert output.err.endswith(f"2 faults in {archive}.\n")
 
 
 def test_command_names_a_wrong_folder(tmp_path, capsys):
-    assert main(["check", str(tmp_path)]) == 1
+    assert main(["data", "check", str(tmp_path)]) == 1
     assert "no folder ImageSets/Context" in capsys.readouterr().out
 
 

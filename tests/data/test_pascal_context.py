@@ -11,7 +11,15 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from scipy.io import loadmat, savemat
 
-from peft_polyhistor.data import DENSE_TASKS, decode, find_faults, load_dense_dataset, load_pascal_context
+from peft_polyhistor.data import (
+    DENSE_TASKS,
+    JointTransform,
+    collate,
+    decode,
+    find_faults,
+    load_dense_dataset,
+    load_pascal_context,
+)
 from peft_polyhistor.data import pascal_context as module
 from peft_polyhistor.data.decode import NORMALS_VALID_IDS
 
@@ -202,6 +210,26 @@ FAULTS = {
         lambda a: savemat(a / "pascal-context/trainval/2008_000001.mat", {"labels": np.zeros((14, 20))}),
         "found no variable 'LabelMap'",
     ),
+    "mask of 1 and 255": (
+        lambda a: rewrite(a / "sal_distill/2008_000001.png", np.tile(np.array([0, 1, 1, 255], np.uint8), (14, 5))),
+        "sal_distill/2008_000001.png: found the values 0, 1, 255, of which 1 or 255 can be the foreground",
+    ),
+    "a number for a name": (
+        lambda a: savemat(
+            a / "human_parts/2008_000001.mat",
+            {
+                "anno": {
+                    "imname": "x",
+                    "objects": {"a": "person", "b": 15.0, "c": np.ones((14, 20)), "d": {"n": 3.0, "m": np.eye(3)}},
+                }
+            },
+        ),
+        r"found another structure under 'anno' than the archive's \(no text\)",
+    ),
+    "complex": (
+        lambda a: savemat(a / "pascal-context/trainval/2008_000001.mat", {"LabelMap": np.full((14, 20), 1j)}),
+        r"found another structure under 'LabelMap' .*no matrix of numbers",
+    ),
     "no structs": (
         lambda a: savemat(a / "human_parts/2008_000001.mat", {"anno": np.zeros((3, 3))}),
         "found another structure under 'anno'",
@@ -344,9 +372,19 @@ def test_any_source_is_cut_to_the_columns_asked_for(archive, cache, monkeypatch)
     assert calls == [(("someone/scenes",), {"split": "val", "revision": "x"})]
     with pytest.raises(ValueError, match=r"someone/scenes: found no normals .* the dataset has .*'semseg': Image"):
         load_dense_dataset("someone/scenes", ["semseg", "normals"], "val")
-    opened = Dataset.from_dict({"image_id": [1], "image": ["a.jpg"], "semseg": [[0]]})
+    opened = Dataset.from_dict({"image_id": [1.5], "image": ["a.jpg"], "semseg": [[0]]})
     with pytest.raises(ValueError, match="found no image_id, image, semseg of the right kind"):
         load_dense_dataset("someone/scenes", ["semseg"], "val")
+
+
+def test_ids_of_a_dataset_may_be_integers(archive, cache, tmp_path):
+    dataset = load_pascal_context(archive, ["semseg"], cache_dir=cache)
+    dataset = dataset.remove_columns("image_id").add_column("image_id", np.arange(3))
+    dataset.to_parquet(tmp_path / "train.parquet")
+    opened = load_dense_dataset(tmp_path, ["semseg"], cache_dir=cache)
+    assert opened["image_id"][:] == [0, 1, 2]
+    batch = collate([opened.with_transform(JointTransform(8, train=True))[i] for i in range(3)])
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
 
 
 def test_the_written_parts_have_matlabs_layout(archive):

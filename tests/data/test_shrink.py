@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import (
     DENSE_TASKS,
     JointTransform,
@@ -12,7 +13,6 @@ from peft_polyhistor.data import (
     shrink,
     write_shrunk,
 )
-from peft_polyhistor.data.__main__ import main
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_small_pictures_stay_bit_for_bit(dataset):
 
 def test_the_command_writes_what_training_reads(archive, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    arguments = ["shrink", str(archive), str(tmp_path / "small"), "--longest", "10"]
+    arguments = ["data", "shrink", str(archive), str(tmp_path / "small"), "--longest", "10"]
     assert main(arguments) == 0
     assert sorted(file.name for file in (tmp_path / "small").iterdir()) == ["train.parquet", "val.parquet"]
     assert "train.parquet and" in capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_the_command_writes_what_training_reads(archive, tmp_path, monkeypatch, 
     (["--longest", "10", "--splits", "val", "--tasks", "semseg"], None),
 ])  # fmt: skip
 def test_bad_sizes_write_nothing(archive, tmp_path, capsys, arguments, message):
-    assert main(["shrink", str(archive), str(tmp_path / "small"), *arguments]) == (message is not None)
+    assert main(["data", "shrink", str(archive), str(tmp_path / "small"), *arguments]) == (message is not None)
     assert (message or "") in capsys.readouterr().err
     assert (tmp_path / "small").exists() == (message is None)
 

@@ -3,13 +3,13 @@
 import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Features, Image, Value
 
-from peft_polyhistor.data import DENSE_TASKS, synthetic
+from peft_polyhistor.data import DENSE_TASKS
+from peft_polyhistor.data import scenes as renderer
 from peft_polyhistor.data.scenes import CLASSES, render_scene
 from peft_polyhistor.data.scenes.solids import BALL, BOX, CAPSULE, FRUSTUM, RING, DepthBuffer, Solid, rotation
 from peft_polyhistor.data.synthetic import synthetic_scenes
@@ -38,13 +38,10 @@ def test_scenes_depend_on_seed_and_index_alone(scenes):
 
 def test_another_process_renders_the_same(scenes):
     code = (
-        "from hashlib import sha256; from scenes import render_scene; "
+        "from hashlib import sha256; from peft_polyhistor.data.scenes import render_scene; "
         "print(sha256(b''.join(a.tobytes() for a in render_scene(3, 2, 64).values())).hexdigest())"
     )
-    folder = Path(synthetic.__file__).parent  # imports the renderer alone, which takes no time
-    output = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, check=True, text=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert output.strip() == sha256(b"".join(array.tobytes() for array in scenes[2].values())).hexdigest()
 
 
@@ -182,10 +179,10 @@ def test_splits_share_no_scene_and_grow_without_change(tmp_path):
 def test_prepared_scenes_are_opened_from_the_cache(tmp_path, monkeypatch):
     options = {"split": "val", "count": 2, "image_size": 16, "cache_dir": str(tmp_path)}
     first = synthetic_scenes(**options)
-    monkeypatch.setattr(synthetic, "render_scene", None)
+    monkeypatch.setattr(renderer, "render_scene", None)
     again = synthetic_scenes(**options)
     assert first.cache_files == again.cache_files
-    monkeypatch.setattr(synthetic, "RENDERER_VERSION", -1)
+    monkeypatch.setattr(renderer, "RENDERER_VERSION", -1)
     with pytest.raises(Exception, match="generating the dataset"):
         synthetic_scenes(**options)
 

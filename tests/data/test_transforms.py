@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from unit_colors import random_unit_colors
 
 from peft_polyhistor.data import (
     IMAGENET_MEAN,
@@ -56,14 +57,14 @@ def scene(height=HEIGHT, width=WIDTH):
         "semseg": mask,
         "human_parts": mask,
         "saliency": Image.fromarray(inside * np.uint8(255)),
-        "normals": Image.fromarray(noise(height, width, 3, low=1) * inside[..., None]),
+        "normals": Image.fromarray(random_unit_colors(height, width) * inside[..., None]),
     }
 
 
 def test_evaluation_keeps_stored_values_at_the_pictures_own_size():
     image, semseg = noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, high=21)
     gray = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)
-    normals = noise(HEIGHT, WIDTH, 3, low=1)
+    normals = random_unit_colors(HEIGHT, WIDTH)
     normals[5:9, 3:30] = 0
     batch = {"image": image, "semseg": semseg, "human_parts": semseg % 7, "saliency": gray, "normals": normals}
     result = transform({name: Image.fromarray(values) for name, values in batch.items()})

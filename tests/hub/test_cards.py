@@ -67,7 +67,10 @@ def test_shows_what_was_recorded():
     text = card_of(make_model(make_dense()), training=RECORD).text
     told = ("`python train.py`", "Seed: 3", "steps: 40", "torch 2.15.0, peft 0.21.2", "12,345 bytes", "The data: CC0")
     assert all(part in text for part in told)
-    assert "| semseg | mIoU, percent | up | 31.42 |" in text and "| normals | mErr, degrees | down | nan |" in text
+    assert (
+        "| semseg | mIoU, percent | up | 31.42 |" in text
+        and "| normals | mErr, degrees | down | not measured |" in text
+    )
     assert "range" not in text and PREVIEW not in text
     assert "Versions: not recorded" in card_of(make_model(make_dense()), training=replace(RECORD, versions={})).text
     with_picture = replace(RECORD, files={PREVIEW: Path(PREVIEW)}, preview="Six pictures.")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from methods_table import check_equal
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
@@ -90,6 +90,23 @@ def test_a_file_that_lacks_weights_is_refused(saved):
     save_file(weights, file)
     with pytest.raises(ValueError, match=r"1 weights differ, such as .*: None in it, \(\d+"):
         load(folder)
+
+
+@torch.no_grad()
+def test_what_a_newer_version_recorded_is_told_and_has_no_effect(saved, pixels):
+    model, folder = saved
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    settings["made_for"] |= {"stages": 4}
+    settings["made_for"]["decoders"] |= {"activation": "gelu"}
+    file.write_text(json.dumps(settings))
+    told = r"`made_for` holds \['activation', 'stages'\].*saved by a newer version"
+    with pytest.warns(UserWarning, match=told):
+        loaded = load(folder)
+    check_equal(loaded(pixels), model(pixels))
+    assert PeftConfig.from_pretrained(folder).made_for == settings["made_for"]
+    with pytest.warns(UserWarning, match=told):
+        PeftModel.from_pretrained(load_encoder("swin-micro"), folder)
 
 
 def test_damaged_files_are_named(saved):

@@ -4,6 +4,7 @@
 
 import io
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,7 +20,13 @@ from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, Vm
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import JointTransform, collate, synthetic_scenes
 from peft_polyhistor.evaluation import evaluate_tasks
-from peft_polyhistor.inference import MultiTaskPredictor
+from peft_polyhistor.inference import MultiTaskPredictor, strips
+from peft_polyhistor.inference import predictor as predictor_module
+from peft_polyhistor.inference.page import PredictionPage
+from peft_polyhistor.inference.paint import UNLABELED, paint_label, paint_row
+from peft_polyhistor.inference.predictor import Prediction
+from peft_polyhistor.inference.strips import resize_rows
+from peft_polyhistor.tasks.losses import resize_to_label
 
 
 NAMES = ["semseg", "human_parts", "saliency", "normals"]
@@ -245,3 +252,79 @@ def test_the_command_says_what_is_wrong(checkpoint, picture, tmp_path, capsys):
         assert main(["predict", arguments[0], *picture_and_out, *arguments[1:]]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+# Strips read the logits at places and with weights that are rounded otherwise than in one piece.
+STRIP_TOLERANCE = {"rtol": 0, "atol": 2e-5}
+
+
+@pytest.mark.parametrize("size", [(45, 71), (1, 200), (300, 2), (7, 9), (16, 16)])
+@pytest.mark.parametrize("rows", [1, 3, 44])
+def test_strips_are_rows_of_the_whole(size, rows):
+    logits = torch.randn(1, 5, 16, 16)
+    whole = resize_to_label(logits, torch.empty(size, device="meta"))
+    slices = [slice(start, min(start + rows, size[0])) for start in range(0, size[0], rows)]
+    strips = [resize_rows(logits, size, part) for part in slices]
+    torch.testing.assert_close(torch.cat(strips, dim=2), whole, **STRIP_TOLERANCE)
+    assert torch.equal(resize_rows(logits, size, slice(0, size[0])), whole)
+
+
+def test_maps_of_large_pictures_are_made_in_strips(model, picture, monkeypatch):
+    expected = MultiTaskPredictor(model)(picture)
+    seen, resize = [], resize_rows
+    monkeypatch.setattr(predictor_module, "resize_rows", lambda *args: seen.append(args[2]) or resize(*args))
+    monkeypatch.setattr(strips, "STRIP", 21 * 71 * 4)  # 4 rows of semseg, the largest
+    found = MultiTaskPredictor(model)(picture)
+    assert sum(rows.start == 0 for rows in seen) == len(NAMES) and slice(40, 44) in seen and slice(44, 45) in seen
+    for task in ("semseg", "human_parts"):
+        assert found.maps[task].dtype == expected.maps[task].dtype
+        assert (found.maps[task] != expected.maps[task]).mean() <= 1 / found.maps[task].size  # a tie of two classes
+    for task in ("saliency", "normals"):
+        np.testing.assert_allclose(found.maps[task], expected.maps[task], **STRIP_TOLERANCE)
+    for task in NAMES:  # painting goes by strips too
+        monkeypatch.setattr(strips, "STRIP", 71 * 3 * 4)
+        parts = found.paint(task), found.overlay(task)
+        monkeypatch.undo()
+        assert all(map(np.array_equal, parts, (found.paint(task), found.overlay(task)))), task
+
+
+@pytest.fixture
+def depth():
+    TASKS["depth"] = replace(TASKS["saliency"], name="depth", unit="metres", predict=torch.relu)
+    yield TASKS["depth"]
+    del TASKS["depth"]
+
+
+def test_a_map_in_metres_is_painted_from_its_own_range_or_that_of_its_row(depth, picture):
+    metres = np.linspace(2, 7, 45 * 71, dtype=np.float32).reshape(45, 71)
+    metres[3, 4] = np.nan
+    prediction = Prediction(picture, {"depth": metres})
+    painted = np.asarray(prediction.paint("depth")).astype(int)
+    assert painted[0, 0] == 0 and painted[-1, -1] == 255 and len(np.unique(painted)) == 256
+    assert painted[3, 4] == np.asarray(Image.new("RGB", (1, 1), UNLABELED).convert("L"))[0, 0]
+    TASKS["depth"] = replace(depth, value_range=(2, 12))
+    fixed = np.asarray(prediction.paint("depth")).astype(int)
+    assert fixed[0, 0] == 0 and fixed[-1, -1] == 128
+    TASKS["depth"] = replace(depth, value_range=(3, 4))
+    clipped = np.asarray(prediction.paint("depth"))
+    assert clipped[0, 0] == 0 and clipped[-1, -1] == 255
+
+
+@pytest.mark.parametrize("value", [0.25, 7.0, -3.0])
+def test_a_map_of_one_value_is_painted_in_one_shade(depth, value):
+    shade = 64 if value == 0.25 else 0
+    assert (paint_label("depth", torch.full((1, 4, 5), value)) == shade).all()
+
+
+def test_label_and_prediction_of_one_picture_share_a_range(depth):
+    label = torch.linspace(0, 10, 20).view(1, 4, 5)
+    row = paint_row(torch.zeros(3, 4, 5), {"depth": label}, {"depth": label / 2})
+    assert row[..., 5:10, 0].max() == 255 and row[..., 10:, 0].max() == 128
+
+
+def test_the_page_names_the_values_of_black_and_white(depth, picture, tmp_path):
+    maps = {"depth": np.linspace(2, 7.25, 45 * 71, dtype=np.float32).reshape(45, 71), "saliency": np.zeros((45, 71))}
+    with PredictionPage(tmp_path, "Depth") as page:
+        page.add("picture.jpg", Prediction(picture, maps))
+    text = (tmp_path / "index.html").read_text()
+    assert "rgb(0, 0, 0)" in text and ">2 <" in text and ">7.25 <" in text and text.count("<li>") == 2

@@ -16,10 +16,9 @@ from peft_polyhistor import (
     PolyhistorConfig,
     PolyhistorLiteConfig,
 )
-from peft_polyhistor.layers.bottleneck import BottleneckWeights, ParallelSite, apply_bottleneck
-from peft_polyhistor.layers.factors import Hypernetworks, kronecker_sum, kronecker_sum_of_vectors
+from peft_polyhistor.layers.bottleneck import BottleneckWeights, ParallelLayer, apply_bottleneck
+from peft_polyhistor.layers.factors import Hypernetworks, group_equal, kronecker_sum, kronecker_sum_of_vectors
 from peft_polyhistor.layers.matrices import KroneckerMatrix, LowRankMatrix
-from peft_polyhistor.layers.scaling import group_equal
 from peft_polyhistor.tuner.site import Site
 
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("double")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # everything here is computed in float64
 TASKS = ["a", "b", "c"]
 SITES = [
-    Site(name, ParallelSite, width, block) for block, (name, width) in enumerate([("x", 24), ("y", 12), ("z", 36)])
+    Site(name, ParallelLayer, width, block) for block, (name, width) in enumerate([("x", 24), ("y", 12), ("z", 36)])
 ]
 CONFIGS = [
     AdapterConfig(tasks=TASKS, reduction_factor=4),

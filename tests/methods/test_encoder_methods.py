@@ -29,7 +29,7 @@ from peft_polyhistor import (
     VptShallowConfig,
     view_encoder,
 )
-from peft_polyhistor.methods.vpt import PromptSite
+from peft_polyhistor.methods.vpt import PromptLayer
 from peft_polyhistor.tuner.site import Site
 
 
@@ -99,7 +99,7 @@ def test_shared_adapter_trains_the_norms_and_adds_one_adapter(adapt, make_swin, 
     plain, swin = make_swin().double(), model.base_model.model
     norms = iter(generator.norms)
     for name, site in sites_of(model).items():
-        if type(site).__name__ == "ParameterSite":
+        if type(site).__name__ == "ParameterLayer":
             for parameter, addition in zip(plain.get_submodule(name).parameters(), next(norms), strict=True):
                 parameter += addition[0]
     calls = watch(swin.encoder.layers[3].blocks[1])
@@ -148,8 +148,8 @@ def test_prompts_are_tokens_of_timms_windows_too():
     attention = WindowAttention(dim=8, num_heads=2, window_size=3).double().eval()
     attention.relative_position_bias_table.normal_()
     x, prompts, mask = (torch.randn(*size).double() for size in ((6, 9, 8), (2, 5, 8), (3, 9, 9)))
-    site = PromptSite(attention, Site("attention", PromptSite, 8, 0), adapters=None)
-    site.active_weights = lambda: [(prompts, 0.0)]
+    site = PromptLayer(attention, Site("attention", PromptLayer, 8, 0), router=None)
+    site.active_weights = lambda x: [(prompts, 0.0)]
     bias = F.pad(attention._get_rel_pos_bias() + mask[:, None], (0, 5))  # (windows of a picture, heads, tokens, keys)
     got = site(x, mask=mask)
     for i in range(6):

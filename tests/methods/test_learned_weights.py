@@ -17,12 +17,12 @@ from peft_polyhistor import (
     PolyhistorConfig,
     PolyhistorLiteConfig,
 )
-from peft_polyhistor.layers.bottleneck import ParallelSite
+from peft_polyhistor.layers.bottleneck import ParallelLayer
 from peft_polyhistor.tuner.site import Site
 
 
 TASKS = ["a", "b", "c"]
-SITES = [Site("x", ParallelSite, 12, 0), Site("y", ParallelSite, 12, 0), Site("z", ParallelSite, 24, 1)]
+SITES = [Site("x", ParallelLayer, 12, 0), Site("y", ParallelLayer, 12, 0), Site("z", ParallelLayer, 24, 1)]
 CHOSEN = torch.tensor([2, 0])
 BOTH = ["attention", "feed_forward"]
 

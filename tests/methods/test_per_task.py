@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PEFT's own methods in the dense model, one adapter per task."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from peft import (
@@ -19,8 +22,10 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from tiny_models import recompute_layers
 from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_polyhistor import PolyhistorConfig
+from peft_polyhistor.data import collate
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.methods.per_task import adapt_per_task, load_per_task, save_per_task
 
@@ -162,9 +167,66 @@ def test_reentrant_checkpointing_is_refused(make_dense, pixels):
             model(pixels)
 
 
+class Losses(TrainerCallback):
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.values += [logs["loss"]] if "loss" in logs else []
+
+
+def train(model, samples, folder, resume=None):
+    """Losses of three steps of Trainer, each of which saves a checkpoint."""
+    arguments = TrainingArguments(
+        str(folder), max_steps=3, save_steps=1, logging_steps=1, per_device_train_batch_size=1, learning_rate=0.01,
+        remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True, eval_strategy="steps",
+        eval_steps=1, load_best_model_at_end=True, label_names=["labels"], prediction_loss_only=True,
+    )  # fmt: skip
+    losses = Losses()
+    trainer = Trainer(
+        model, arguments, train_dataset=samples, eval_dataset=samples, data_collator=collate, callbacks=[losses]
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return losses.values
+
+
+def test_trainer_saves_resumes_and_takes_the_best(make_dense, make_labels, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return adapt_per_task(make_dense(["semseg", "normals"], decoder_dropout=0.0), LoraConfig(r=2))
+
+    samples = [
+        {"pixel_values": torch.randn(3, 64, 64)}
+        | {task: label[0] for task, label in make_labels(["semseg", "normals"], 1, 64, 64).items()}
+        for _ in range(3)
+    ]
+    model = make()
+    expected = train(model, samples, tmp_path)
+    resumed = make()
+    assert train(resumed, samples, tmp_path, str(tmp_path / "checkpoint-2")) == expected[2:]
+    assert_same_state(resumed, model)
+    assert_same_state(load_per_task(make_dense(["semseg", "normals"]), tmp_path / "checkpoint-3"), model)
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} <= weights.keys()
+    assert not any("patch_embeddings" in name for name in weights)
+
+
+def assert_same_state(model, other):
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), **EXACT)
+
+
+def test_a_copy_saves_its_own_weights(make_dense, perturb, tmp_path):
+    model = adapt_per_task(make_dense(), LoraConfig(r=2))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        perturb(twin).save_pretrained(tmp_path)
+        assert_same_state(load_per_task(make_dense(), tmp_path), twin)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other").exists()
+
+
 def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
     model = adapt_per_task(make_dense(), LoraConfig(r=2))
-    with pytest.raises(ValueError, match=r"got a MultiTaskDenseModel with adapters\. Build a fresh one"):
+    with pytest.raises(ValueError, match=r"got a PerTaskDenseModel with adapters\. Build a fresh one"):
         adapt_per_task(model, LoraConfig(r=2))
     with pytest.raises(ValueError, match=r"got a Linear\. Build a fresh one"):
         adapt_per_task(nn.Linear(2, 2), LoraConfig(r=2))
@@ -178,8 +240,8 @@ def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
         model.encoder(pixels)
     with pytest.raises(ValueError, match=r"without an adapter per task\. Use `adapt_per_task` first"):
         save_per_task(make_dense(), tmp_path)
-    with pytest.raises(ValueError, match="Use `save_per_task` and `load_per_task`"):
-        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be pushed from here\. Save it, and upload the folder"):
+        model.save_pretrained(tmp_path, push_to_hub=True)
     save_per_task(model, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"saliency.*not found\. Give a folder of `save_per_task`"):
         load_per_task(make_dense(["semseg", "saliency"]), tmp_path)

@@ -11,7 +11,7 @@ from tiny_models import randomise
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
-from peft_polyhistor.layers.bottleneck import BottleneckWeights, ParallelSite, apply_bottleneck
+from peft_polyhistor.layers.bottleneck import BottleneckWeights, ParallelLayer, apply_bottleneck
 from peft_polyhistor.layers.factors import Hypernetworks, kronecker_sum, kronecker_sum_of_vectors
 from peft_polyhistor.tuner.site import Site
 
@@ -75,7 +75,7 @@ def starting_at_one(weights):
 
 
 def sites_of(*widths):
-    return [Site(f"site{i}", ParallelSite, width, i) for i, width in enumerate(widths)]
+    return [Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate(widths)]
 
 
 # The adapter

@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One method of each kind on every encoder family: it trains, or says why it cannot."""
 
+import threading
+
 import pytest
+import timm
 import torch
+from accelerate import cpu_offload
 from peft import get_peft_model
 
 from peft_polyhistor import (
@@ -60,3 +64,36 @@ def test_every_kind_of_method_works_on_every_family(family, kind, make_model, pe
     assert torch.equal(together["a"][3], together["b"][3]) == (kind == "shared_adapter")
     sum(stage_map.square().sum() for maps in together.values() for stage_map in maps).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+
+
+@torch.no_grad()
+def test_threads_with_images_of_their_own_sizes(make_model, family):
+    """The shift of Swin's windows follows from the size of the map."""
+    encoder = view_encoder(make_model()).double()
+    images = [torch.randn(1, 3, side, side).double() for side in (32, 96, 160)]
+    expected = [encoder(pixels) for pixels in images]
+    found = [[] for _ in images]
+
+    def run(pixels, results):
+        with torch.no_grad():
+            results += [encoder(pixels) for _ in range(20)]
+
+    threads = [threading.Thread(target=run, args=pair) for pair in zip(images, found, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, maps in zip(found, expected, strict=True):
+        assert len(results) == 20
+        for got in results:
+            torch.testing.assert_close(list(got), list(maps), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["bitfit", "vpt"])
+@torch.no_grad()
+def test_offloaded_encoders_of_timm_predict_the_same(kind, perturb):
+    """timm's attention reads a table of its own, which it is not called for."""
+    net = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, num_heads=(1, 2, 2, 4), depths=(1, 1, 1, 1))
+    model, pixels = perturb(get_peft_model(net, KINDS[kind])).eval(), torch.randn(1, 3, 224, 224)
+    expected = model(pixels, task="b")
+    torch.testing.assert_close(cpu_offload(model, torch.device("cpu"))(pixels, task="b"), expected, rtol=0, atol=0)

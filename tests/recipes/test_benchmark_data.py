@@ -3,7 +3,6 @@
 """The benchmark of the data, and that both of its paths do the same."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -13,22 +12,22 @@ from peft_polyhistor.data.geometry import Draw
 
 @pytest.fixture
 def recipe(load_recipe):
-    return load_recipe("benchmark_data")
+    return load_recipe("data")
 
 
 def test_measures_both_paths_and_writes_what_it_prints(recipe, parquet_scenes, tmp_path, capsys):
-    options = recipe.Options(str(parquet_scenes), 64, pictures=6, batch_size=2, rounds=2, output_dir=str(tmp_path))
-    results = recipe.main(options)
+    arguments = f"--data {parquet_scenes} --image_size 64 --images 6 --batch_size 2 --rounds 2 --output_dir {tmp_path}"
+    results = recipe.main(arguments.split())
     assert json.loads((tmp_path / "results.json").read_text()) == results
     for name in ("library", "float PIL"):
-        speed = results["pictures_per_second_and_core"][name]
+        speed = results["images_per_second_and_core"][name]
         assert 0 < speed["lowest"] <= speed["median"] <= speed["highest"]
-        assert results["milliseconds_per_picture"][name].keys() == set(recipe.PARTS)
-        # float32 pictures, normals and saliency, and two maps of int64, by pixel
-        assert results["bytes_per_picture"][name] == 64 * 64 * (4 * 7 + 8 * 2)
+        assert results["milliseconds_per_image"][name].keys() == set(recipe.PARTS)
+        # float32 images, normals and saliency, and two maps of int64, by pixel
+        assert results["bytes_per_image"][name] == 64 * 64 * (4 * 7 + 8 * 2)
     assert f"library / float PIL: {results['library_over_float_pil']['median']}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="has 10 pictures to train on; give --pictures of at most that"):
-        recipe.load(replace(options, pictures=11))
+    with pytest.raises(ValueError, match="has 10 images to train on; give --images of at most that"):
+        recipe.load(str(parquet_scenes), 11)
 
 
 # Scales above 1: below, float PIL lacks the corners that its turn cut off.
@@ -50,12 +49,13 @@ def test_both_paths_do_the_same(recipe, draw, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("arguments", "message"),
     [
-        ({"rounds": 0}, "`rounds` must be at least 1, got 0"),
-        ({"pictures": 5, "batch_size": 3}, "must fill two batches of 3"),
+        (["--rounds", "0"], "--rounds: invalid positive value: '0'"),
+        (["--images", "5", "--batch_size", "3"], "must fill two batches of 3"),
     ],
 )
-def test_bad_options(recipe, values, message):
-    with pytest.raises(ValueError, match=message):
-        recipe.Options(**values)
+def test_bad_options(recipe, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        recipe.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,18 +1,29 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The pretraining recipe, for one epoch on a few pictures of noise."""
+"""The two pretraining recipes, on a few pictures of noise and with tiny teachers."""
 
 import json
 
 import numpy as np
 import pytest
+import timm
 import torch
+from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from peft_polyhistor import load_encoder
 
 
-SIZES = ["--image-size", "64", "--embed-dim", "8", "--window", "2", "--batch-size", "2", "--workers", "0"]
+CROPS = "--shards 3 --shard-size 4 --teacher-size 96 --image-size 64 --batch-size 2"
+STUDENT = "--embed-dim 8 --depths 1 1 1 1 --heads 1 2 2 2 --window 2 --batch-size 2 --warmup-steps 2 --decay-steps 2"
+
+
+@pytest.fixture
+def answers_recipe(load_recipe):
+    return load_recipe("teacher_answers")
 
 
 @pytest.fixture
@@ -20,46 +31,204 @@ def recipe(load_recipe):
     return load_recipe("pretrain_encoder")
 
 
-def write_pictures(folder, classes):
-    noise = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
-        for label in classes:
-            (folder / split / label).mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 256, (40, 36, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir()
+        for number in range(3):
+            pixels = noise.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
     return folder
 
 
-def test_pretrained_encoder_can_be_loaded(recipe, tmp_path):
-    data, output = write_pictures(tmp_path / "data", ["cat", "dog"]), tmp_path / "encoder"
-    results = recipe.main(
-        recipe.parse_arguments(["--data", str(data), "--output-dir", str(output), "--epochs", "1", *SIZES])
+@pytest.fixture(scope="module")
+def timm_teacher(tmp_path_factory):
+    """`--teacher` for an untrained LCNet, written as timm writes it for the Hub."""
+    folder, model = tmp_path_factory.mktemp("teacher"), timm.create_model("lcnet_035", num_classes=5)
+    timm.models.save_for_hf(
+        model, folder, model_config={"mean": [0.5] * 3, "std": [0.25] * 3}, safe_serialization=True
     )
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def transformers_teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resnet")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_labels=5)
+    ResNetForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def answer(answers_recipe, pictures, tmp_path):
+    """`answer(*more)`: the folder of three shards, made with these further arguments."""
+
+    def run(*more, name="answers"):
+        arguments = ["--data", str(pictures), "--output-dir", str(tmp_path / name), *CROPS.split(), *more]
+        answers_recipe.main(answers_recipe.parse_arguments(arguments))
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def train(recipe):
+    def run(answers, output, *more):
+        arguments = ["--answers", str(answers), "--output-dir", str(output), *STUDENT.split(), *more]
+        return recipe.main(recipe.parse_arguments(arguments))
+
+    return run
+
+
+def test_student_can_be_loaded(answer, train, timm_teacher, tmp_path):
+    progress = train(answer("--teacher", timm_teacher), tmp_path / "run", "--steps", "3")
+    output = tmp_path / "run" / "encoder"
     assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "training.json"}
     training = json.loads((output / "training.json").read_text())
-    assert training["accuracy_percent"] == round(results["accuracy"], 2) and training["epochs_done"] == 1
-    assert training["data"] == "data"
+    assert training["step"] == progress["step"] == 3 and training["best"] == progress["best"]
+    assert set(training["losses"]) == {"map8", "map16", "map32", "logits"}
+    assert {
+        weight.dtype for weight in load_file(output / "model.safetensors").values() if weight.is_floating_point()
+    } == {torch.float16}
     encoder = load_encoder(str(output))
     assert list(encoder.widths) == [8, 16, 32, 64]
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
     assert all(torch.isfinite(parameter).all() for parameter in encoder.parameters())
 
 
-def test_bad_data(recipe, tmp_path):
+def test_answers_are_the_teachers(answer, timm_teacher):
+    shards = [load_file(file) for file in sorted(answer("--teacher", timm_teacher, "--teacher-size", "64").iterdir())]
+    model = timm.create_model(timm_teacher, pretrained=True).eval()
+    pixels = (shards[1]["images"] / 255 - 0.5) / 0.25  # the student's crops here, as both sizes are 64
+    with torch.inference_mode():
+        torch.testing.assert_close(shards[1]["logits"].float(), model(pixels), atol=2e-3, rtol=2e-3)
+        last = model.forward_intermediates(pixels, intermediates_only=True)[-1]
+    torch.testing.assert_close(shards[1]["map32"].float(), last, atol=2e-3, rtol=2e-3)
+    assert [shards[1][f"map{stride}"].shape[-1] for stride in (8, 16, 32)] == [8, 4, 2]
+
+
+def test_teacher_of_transformers(answer, transformers_teacher):
+    shard = load_file(answer("--teacher", transformers_teacher) / "00000.safetensors")
+    assert shard["logits"].shape == (4, 5) and shard["images"].shape == (4, 3, 64, 64)
+    assert [tuple(shard[f"map{stride}"].shape[1:]) for stride in (8, 16, 32)] == [(8, 12, 12), (16, 6, 6), (16, 3, 3)]
+
+
+def test_answers_beyond_float16_are_refused(answers_recipe, timm_teacher):
+    teacher = answers_recipe.Teacher(timm_teacher, torch.device("cpu"))
+    teacher.model.classifier.bias.data.fill_(1e6)
+    with pytest.raises(ValueError, match=r"The teacher's \['logits'\] hold numbers that are no finite float16"):
+        teacher(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_missing_shard_is_made_again_and_the_same(answer):
+    folder = answer()
+    before = load_file(folder / "00001.safetensors")
+    (folder / "00001.safetensors").unlink()
+    (folder / "00002.safetensors").write_bytes(b"kept")
+    answer()
+    after = load_file(folder / "00001.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in ("images", "labels"))
+    assert (folder / "00002.safetensors").read_bytes() == b"kept"
+
+
+def test_resumed_run_equals_an_uninterrupted_one(answer, train, recipe, timm_teacher, tmp_path, monkeypatch):
+    answers = answer("--teacher", timm_teacher)
+    train(answers, tmp_path / "whole", "--steps", "5")
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", stop_after(3, backward))
+    with pytest.raises(KeyboardInterrupt):
+        train(answers, tmp_path / "broken", "--steps", "5", "--save-minutes", "0")
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    train(answers, tmp_path / "broken", "--steps", "5")
+    whole, broken = (torch.load(tmp_path / name / "state.pt") for name in ("whole", "broken"))
+    assert whole["progress"]["step"] == broken["progress"]["step"] == 5
+    assert all(torch.equal(value, broken["lesson"][name]) for name, value in whole["lesson"].items())
+
+
+def stop_after(count, backward):
+    calls = []
+
+    def stopping(*arguments, **keywords):
+        calls.append(None)
+        if len(calls) > count:
+            raise KeyboardInterrupt
+        return backward(*arguments, **keywords)
+
+    return stopping
+
+
+def test_branch_leaves_its_origin_alone(answer, train, tmp_path):
+    answers, stable, branch = answer(), tmp_path / "stable", tmp_path / "branch"
+    train(answers, stable, "--steps", "3", "--decay-steps", "0")
+    before = (stable / "state.pt").read_bytes()
+    assert train(answers, branch, "--steps", "5", "--start-from", str(stable))["step"] == 5
+    assert (stable / "state.pt").read_bytes() == before and (branch / "encoder" / "config.json").exists()
+
+
+def test_best_student_stays(answer, train, recipe, tmp_path, monkeypatch):
+    scores = iter([{"labels": 1.0}, {"labels": 2.0}])
+    monkeypatch.setattr(recipe, "validate", lambda *arguments: next(scores))
+    assert train(answer(), tmp_path, "--steps", "2", "--save-minutes", "0")["best"] == 1.0
+    assert json.loads((tmp_path / "encoder" / "training.json").read_text())["step"] == 1
+
+
+def test_rate_rises_stays_and_falls(recipe):
+    words = ["--answers", "x", "--output-dir", "y", "--learning-rate", "1", "--steps", "10", "--warmup-steps", "2"]
+    rates = [recipe.rate_at(step, recipe.parse_arguments([*words, "--decay-steps", "4"])) for step in range(10)]
+    assert rates == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert recipe.rate_at(9, recipe.parse_arguments([*words, "--decay-steps", "0"])) == 1
+
+
+def test_flipped_crop_has_flipped_answers(answer, recipe, timm_teacher, tmp_path):
+    shard = load_file(answer("--teacher", timm_teacher) / "00000.safetensors")
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", *STUDENT.split()])
+    lesson = recipe.Lesson(arguments, shard, 5)
+    mirrored = {name: value.flip(-1) if value.ndim == 4 else value for name, value in shard.items()}
+    some = torch.tensor([True, False, True, True])
+    mixed = {
+        name: torch.where(some.view(-1, 1, 1, 1), mirrored[name], value) if value.ndim == 4 else value
+        for name, value in shard.items()
+    }
+    given, wanted = lesson(shard, some), lesson(mixed, torch.zeros(4).bool())
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+
+
+def test_heads_look_to_their_own_places_at_first(recipe):
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--window", "4"])
+    bias = recipe.make_student(arguments, 128, 5).swin.encoder.layers[1].blocks[0].attention
+    table = next(value for name, value in bias.named_parameters() if name.endswith("relative_position_bias_table"))
+    assert len({int(column.argmax()) for column in table.T}) == table.shape[1] == 4
+    assert F.softmax(table, 0).amax(0).min() > 0.2
+
+
+def test_bad_data(answers_recipe, answer, recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        recipe.load_photographs(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"has the labels \[0\] in split 'train'; at least two are needed"):
-        recipe.load_photographs(str(write_pictures(tmp_path / "one", ["cat"])))
+        answers_recipe.load_photographs(str(tmp_path / "nowhere"), ["image"])
+    with pytest.raises(ValueError, match=r"data=none: 'none' is no share\. Give a number above 0, e\.g\. data=2"):
+        answers_recipe.split_shares(["data=none"])
+    with pytest.raises(FileNotFoundError, match=r"0 shards\. Make two or more"):
+        recipe.load_shards(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"The crops have 64 pixels; one window needs 32 \* --window = 96"):
+        recipe.load_shards(answer(), 3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--window", "3", "--image-size", "64"], "--image-size must be at least 32 * --window = 96, got 64"),
-    ],
-)
-def test_bad_arguments(recipe, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        recipe.parse_arguments(["--data", "x", "--output-dir", "y", *arguments])
-    assert message in capsys.readouterr().err
+def test_columns_are_needed(answers_recipe, tmp_path):
+    Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"lacks the columns \['image'\]; it has \['picture'\]"):
+        answers_recipe.load_photographs(str(tmp_path), ["image"])
+
+
+def test_shares(answers_recipe):
+    assert answers_recipe.split_shares(["a=3", "b"]) == {"a": 0.75, "b": 0.25}
+
+
+def test_bad_arguments(recipe, answers_recipe, capsys):
+    for module, words, message in (
+        (recipe, ["--answers", "x", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (answers_recipe, ["--data", "x", "--shards", "0"], "--shards must be at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            module.parse_arguments([*words, "--output-dir", "y"])
+        assert message in capsys.readouterr().err

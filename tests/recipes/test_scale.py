@@ -20,7 +20,7 @@ from peft_polyhistor.tuner.passes import choose_tasks_per_pass
 
 @pytest.fixture
 def contestants(load_recipe):
-    return load_recipe("contestants")
+    return load_recipe("problem")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def train_step(model, pixels, labels):
 def test_64_tasks_train_and_predict(contestants, make_problem, make_swin, make_dense):
     with contestants.registered(64) as tasks:
         problem = make_problem("", tasks, 96)
-        pixels, labels = problem.pictures(), problem.labels()
+        pixels, labels = problem.images(), problem.labels()
         assert choose_tasks_per_pass(pixels, len(tasks)) == 32
         dense = make_dense(tasks, make_swin(depths=[1, 1, 1, 1]), decoder_width=4)
         model = get_peft_model(dense, PolyhistorLiteConfig(tasks=tasks)).train()
@@ -68,7 +68,7 @@ def test_parameters_and_work_grow_with_the_tasks_and_no_faster(contestants, make
     for count in (4, 16, 28, 64):
         with contestants.registered(count) as tasks:
             problem = make_problem("swin-micro", tasks, 128)
-            pixels, labels = problem.pictures(), problem.labels()
+            pixels, labels = problem.images(), problem.labels()
             model = contestants.make_adapted(problem, "polyhistor_lite").train()
             parameters[count] = count_trainable(model)["all"]
             train_step(model, pixels, labels)
@@ -139,5 +139,5 @@ def test_swin_l_trains(contestants, make_problem, resident_peak, method, per_lay
     model = contestants.make_adapted(problem, method).train()
     parameters = count_trainable(model)
     assert parameters["encoder"] == shared + sum(per_layer(*layer) for layer in SWIN_L)
-    seconds, _ = train_step(model, problem.pictures(), problem.labels())
+    seconds, _ = train_step(model, problem.images(), problem.labels())
     print(f"{method}: {parameters} trainable, {seconds:.1f} s, {resident_peak() / 1e9:.2f} GB at the most")

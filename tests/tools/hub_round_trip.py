@@ -72,6 +72,11 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
     check_equal(predict(load(REPO)), predict(model))
 
 
+def test_takes_the_arguments_of_transformers(hub, model):
+    model.push_to_hub(REPO, commit_message="First", max_shard_size="1GB", tags=None, private=None, token=None)
+    assert files_of(hub).keys() == FILES
+
+
 @torch.no_grad()
 def test_loads_onto_the_bare_encoder(model):
     model.push_to_hub(REPO)

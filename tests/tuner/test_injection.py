@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands in a model once adapters are in it, and where they compute."""
 
+import warnings
+
 import pytest
+import tiny_models
 import torch
 from methods_table import TASKS, check_equal, rows, trainable
 from peft import get_peft_model
 from torch.utils._pytree import tree_flatten
 
-from peft_polyhistor import AdapterConfig, DecodersConfig, SharedAdapterConfig
+from peft_polyhistor import AdapterConfig, DecodersConfig, PolyhistorLiteConfig, SharedAdapterConfig
 
 
 @rows(lambda row: row.config_class is not DecodersConfig)
@@ -64,3 +67,12 @@ def test_as_many_tasks_share_a_pass_as_asked_for(make_swin, pixels, asked, passe
     embeddings.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
     model(pixels, tasks=TASKS)
     assert batches == passes
+
+
+def test_adapting_a_dense_model_calls_nothing_deprecated(make_dense):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = get_peft_model(make_dense(), PolyhistorLiteConfig(tasks=TASKS))
+    assert not model.base_model.model.is_gradient_checkpointing
+    tiny_models.recompute_layers(model)
+    assert model.base_model.model.is_gradient_checkpointing

@@ -7,7 +7,17 @@ import sys
 
 import pytest
 import torch
-from methods_table import TASKS, check_equal, differ, few_by_default, predict, predict_frozen, rows, trainable
+from methods_table import (
+    PLACED_BY_FILE,
+    TASKS,
+    check_equal,
+    differ,
+    few_by_default,
+    predict,
+    predict_frozen,
+    rows,
+    trainable,
+)
 from peft import (
     AutoPeftModel,
     LoraConfig,
@@ -18,6 +28,8 @@ from peft import (
     inject_adapter_in_model,
 )
 from transformers import AutoModel, SwinModel, Trainer, TrainingArguments
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import check_peft_version
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.data import collate
@@ -87,7 +99,7 @@ def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, pertu
     model.save_pretrained(tmp_path / "adapter")
     for auto, kwargs in ((AutoModel, {}), (AutoPeftModel, {"import_allowlist": ["peft_polyhistor", "transformers"]})):
         loaded = auto.from_pretrained(tmp_path / "adapter", **kwargs).eval()
-        check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"))
+        check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
 
 
 @few_by_default
@@ -121,8 +133,18 @@ def test_injected_without_a_peft_model_it_does_the_same(adapt, make_config, make
         check_equal(injected(pixels, tasks=[task]), encoder(pixels, tasks=[task]))
 
 
+@pytest.fixture
+def accepted_by_transformers():
+    """Skips where transformers refuses the installed PEFT in its own methods, whatever the adapter."""
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        pytest.skip(f"transformers: {error}")
+
+
 @few_by_default
 @rows(lambda row: SwinModel in row.bases)
+@pytest.mark.usefixtures("accepted_by_transformers")
 @torch.no_grad()
 def test_adapters_of_transformers_do_the_same(adapt, make_config, make_swin, pixels, perturb, tmp_path):
     model = perturb(adapt(make_swin()))

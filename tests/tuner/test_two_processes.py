@@ -68,7 +68,7 @@ def test_scores_are_the_same_in_every_layout(tmp_path):
     for processes in (1, 2, 3):
         for line in run(*on_processes(processes), script, tmp_path / "cache").strip().splitlines():
             model, *layout, scores = json.loads(line)
-            found.setdefault(model, {})[processes, *layout] = scores
+            found.setdefault(model, {})[(processes, *layout)] = scores
     assert {model: len(layouts) for model, layouts in found.items()} == {"MultiTaskDenseModel": 3, "PerPixel": 24}
     for layouts in found.values():
         first, *others = layouts.values()

@@ -3,10 +3,14 @@
 """How light falls on a procedural scene, and what a camera makes of it."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
+from ...extras import needs_extra
 from .materials import Material
 from .setting import Setting
+
+
+with needs_extra("train"):
+    from scipy.ndimage import gaussian_filter
 
 
 def light_up(

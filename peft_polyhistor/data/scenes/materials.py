@@ -7,7 +7,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+
+from ...extras import needs_extra
+
+
+with needs_extra("train"):
+    from scipy.ndimage import gaussian_filter
 
 
 PLAIN, CLOUDS, STRIPES, CHECKS, PATCHES, GRAIN, BRICKS, RINGS = range(8)

@@ -1,0 +1,53 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rate of each method of a comparison, chosen from one grid by scores on held-out training images."""
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+from ..tasks import relative_change
+from .results import Grid
+
+
+def choose_rate(grid: Grid) -> float:
+    """Returns the rate with the highest mean relative change against the median score of each task over the grid.
+
+    So tasks count alike, whatever the unit of their score. A median below 1 (percent or degrees) counts as 1: parts
+    of a score near zero must not outweigh a task that works. A rate with a score that is not finite, such as that of
+    a diverged model, cannot win. A task without a finite score at any rate is left out: no held-out image has a label.
+
+    Args:
+        grid: Headline scores by learning rate and task.
+
+    Raises:
+        ValueError: No rate is left, or no task.
+    """
+    tasks = [
+        task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
+    ]
+    finite = {rate: scores for rate, scores in grid.items() if all(math.isfinite(scores[task]) for task in tasks)}
+    medians = {task: max(1.0, median(scores[task] for scores in finite.values())) for task in tasks if finite}
+    if not medians:
+        raise ValueError(
+            f"No learning rate can be chosen: the scores by rate are {dict(grid)}. Give lower --learning_rates, or "
+            "more --steps or --grid_holdout."
+        )
+    changes = {
+        rate: relative_change({task: scores[task] for task in medians}, medians) for rate, scores in finite.items()
+    }
+    return max(changes, key=lambda rate: changes[rate])
+
+
+def edge_note(grids: Mapping[str, Grid]) -> str:
+    """Returns a warning that names the methods whose best rate is at the edge of the grid; empty if there are none.
+
+    Args:
+        grids: Scores by method and learning rate, as for `choose_rate`.
+    """
+    chosen = {method: choose_rate(grid) for method, grid in grids.items() if len(grid) > 1}
+    ends = {method: {min(grids[method]): "lowest", max(grids[method]): "highest"} for method in chosen}
+    at_edge = [f"{method} ({ends[method][rate]})" for method, rate in chosen.items() if rate in ends[method]]
+    if not at_edge:
+        return ""
+    return f"At the edge of the grid of learning rates, so that one beyond may be better: {', '.join(at_edge)}."

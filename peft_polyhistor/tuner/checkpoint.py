@@ -1,0 +1,73 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient checkpointing: recomputed layers see the tasks and weights of their own forward pass."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+
+CHECKPOINT = "_gradient_checkpointing_func"  # of transformers' GradientCheckpointingLayer
+
+# Called within a forward pass; returns a function that makes a context, in which layers run as part of that pass.
+Remember = Callable[[], Callable[[], AbstractContextManager[Any]]]
+
+
+class BoundCheckpoint:
+    """A checkpoint function whose layers are recomputed as part of the pass that they ran in.
+
+    Args:
+        checkpoint: The layer's own checkpoint function, not reentrant.
+        remember: Remembers the pass.
+    """
+
+    def __init__(self, checkpoint: Callable[..., Any], remember: Remember):
+        self.checkpoint = checkpoint
+        self.remember = remember
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.checkpoint(Recomputed(function, self.remember()), *args, **kwargs)
+
+
+class Recomputed:
+    """Layers that run once in the present pass, and every further time in the context of that pass."""
+
+    def __init__(self, function: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]]):
+        self.function = function
+        self.again = again
+        self.has_run = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.has_run:
+            with self.again():
+                return self.function(*args, **kwargs)
+        self.has_run = True
+        return self.function(*args, **kwargs)
+
+
+def bind_checkpoints(model: nn.Module, remember: Remember) -> None:
+    """Binds the checkpoint function of every layer of `model` that has one.
+
+    Raises:
+        ValueError: A layer recomputes in the reentrant form.
+    """
+    for module in model.modules():
+        checkpoint = module.__dict__.get(CHECKPOINT)
+        if checkpoint is None or isinstance(checkpoint, BoundCheckpoint):
+            continue
+        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "Reentrant checkpointing passes no gradient to adapters of a frozen encoder. Enable it with "
+                "{'use_reentrant': False}."
+            )
+        setattr(module, CHECKPOINT, BoundCheckpoint(checkpoint, remember))
+
+
+def unbind_checkpoints(model: nn.Module) -> None:
+    """Gives every layer its own checkpoint function back."""
+    for module in model.modules():
+        checkpoint = module.__dict__.get(CHECKPOINT)
+        if isinstance(checkpoint, BoundCheckpoint):
+            setattr(module, CHECKPOINT, checkpoint.checkpoint)

@@ -1,0 +1,115 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules of a model carry adapters, and whether new adapters go together with those that are there."""
+
+from collections.abc import Sequence
+from copy import copy
+from itertools import pairwise
+
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from ..config import ConfigT, MultiTaskConfig
+from .layer import AdapterLayer
+from .router import Router
+from .site import Site
+
+
+def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Site], blocks: int) -> list[str]:
+    """Names of the modules that `config` asks for, in the order of the model.
+
+    Args:
+        model: The model.
+        config: The settings, of which `target_modules`, `exclude_modules` and `layers_to_transform` count.
+        known: Every site of an encoder of a known family.
+        blocks: Number of its blocks.
+
+    Raises:
+        ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or one match is inside
+            another.
+    """
+    asked = config
+    if config.target_modules is None:
+        check_blocks(model, config, blocks)
+        layers = config.layers_to_transform
+        names = [site.name for site in known if not isinstance(layers, Sequence) or site.block in layers]
+        # By name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
+        config = aimed_at(config, names)
+    names = [
+        name
+        for name, _ in model.named_modules()
+        if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
+    ]
+    for outer, name in pairwise(names):  # in the order of the model, so inner ones follow
+        if name.startswith(f"{outer}."):
+            raise ValueError(f"`target_modules` matches '{name}' inside '{outer}', a match too. Name one of the two.")
+    if not names:
+        raise ValueError(
+            f"No module matches target_modules={asked.target_modules} with exclude_modules={asked.exclude_modules} "
+            f"and layers_to_transform={asked.layers_to_transform}. Known of {type(model).__name__}: "
+            f"{[site.name for site in known] or 'none'}."
+        )
+    return names
+
+
+def aimed_at(config: ConfigT, names: list[str]) -> ConfigT:
+    """A config for PEFT's matching of module names; its own checks do not apply to it."""
+    config = copy(config)
+    config.target_modules, config.layers_to_transform = names, None
+    return config
+
+
+def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: int) -> None:
+    """Raises ValueError where `target_modules=None` or `layers_to_transform` finds no blocks to count."""
+    if not blocks:
+        raise ValueError(
+            f"{type(model).__name__} has no blocks of a known encoder family, so it is not known where adapters go. "
+            "Name the modules in `target_modules`, e.g. the feed-forward modules of its blocks."
+        )
+    layers = config.layers_to_transform
+    if isinstance(layers, Sequence) and max(layers) >= blocks:
+        raise ValueError(
+            f"`layers_to_transform` {layers} reaches beyond the {blocks} blocks of {type(model).__name__}: indices "
+            f"run from 0 to {blocks - 1}."
+        )
+
+
+def check_fit(model: nn.Module, router: Router | None, sites: Sequence[Site], container: str) -> None:
+    """Raises ValueError where the adapters that `model` carries already do not go together with new ones.
+
+    Args:
+        model: The model.
+        router: Its router, if it carries adapters.
+        sites: The sites of the new adapters.
+        container: Name of the dictionary of generators of their method.
+    """
+    if router is not None and container not in router.adapter_layer_names:
+        raise ValueError(
+            "The model carries adapters of another method, and these cannot join them: one model carries adapters of "
+            "one method. Call `unload()` first, or adapt another copy of the model."
+        )
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+    foreign = [name for name, layer in layers.items() if layer.router is not router]
+    if foreign:
+        raise ValueError(
+            f"'{foreign[0]}' carries adapters of another model, which shares this encoder. Call `unload()` on that "
+            "model first, or build this one around another copy of the encoder."
+        )
+    for site in sites:
+        nested = [name for name in layers if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
+        if nested and site.name not in layers:
+            raise ValueError(
+                f"The new adapters ask for '{site.name}', and there are adapters of '{nested[0]}' already, one within "
+                "the other. Adapters of one model share their modules: name the same ones."
+            )
+        if site.name in layers and type(layers[site.name]) is not site.layer:
+            raise ValueError(
+                f"'{site.name}' already carries adapters placed as {type(layers[site.name]).__name__}, and the new "
+                f"ones ask for {site.layer.__name__}. Adapters of one model share a placement."
+            )
+
+
+def _is_inside_adapter(model: nn.Module, name: str) -> bool:
+    parents = name.split(".")[:-1]
+    paths = (".".join(parents[: i + 1]) for i in range(len(parents)))
+    return any(isinstance(model.get_submodule(path), BaseTunerLayer) for path in paths)

@@ -1,0 +1,125 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The models that the benchmarks compare, ours and references on equal encoders, and what they compute."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, SwinConfig, SwinModel
+
+from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, load_encoder, register_task
+from peft_polyhistor.config import PASCAL_TASKS, BottleneckConfig
+from peft_polyhistor.methods.per_task import adapt_per_task
+from peft_polyhistor.models.blocks import find_blocks
+from peft_polyhistor.models.decoder import DenseDecoder
+
+
+Step = Callable[[], Any]
+CAN_BAKE = [name for name, c in METHODS.items() if issubclass(c, BottleneckConfig) and not c.shares_pass]
+
+
+class Contestant(NamedTuple):
+    """A step that takes part, and the model whose parameters do not count as its memory."""
+
+    step: Step
+    model: nn.Module
+
+
+def make_swin(embed_dim: int, depth: int) -> PreTrainedModel:
+    """A Swin with random weights, from the channels of its first stage and the blocks of its third."""
+    heads = [embed_dim // 32 * 2**stage for stage in range(4)]
+    return SwinModel(
+        SwinConfig(embed_dim=embed_dim, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False
+    )
+
+
+ENCODERS = {
+    "swin-micro": partial(load_encoder, "swin-micro"),
+    "Swin-T": partial(make_swin, 96, 6),
+    "Swin-B": partial(make_swin, 128, 18),
+    "Swin-L": partial(make_swin, 192, 18),
+}
+
+
+@dataclass
+class Problem:
+    """Images with labels, and the sizes of the model that computes on them."""
+
+    encoder: str
+    tasks: list[str]
+    image_size: int
+    batch_size: int
+    decoder_width: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def images(self) -> Tensor:
+        size = (self.batch_size, 3, self.image_size, self.image_size)
+        return torch.randn(size, device=self.device, dtype=self.dtype)
+
+    def labels(self) -> dict[str, Tensor]:
+        size = (self.batch_size, self.image_size, self.image_size)
+        labels = {
+            "semseg": torch.randint(0, 21, size, device=self.device),
+            "human_parts": torch.randint(0, 7, size, device=self.device),
+            "saliency": torch.randint(0, 2, size, device=self.device)[:, None].float(),
+            "normals": F.normalize(torch.randn(size[0], 3, *size[1:], device=self.device), dim=1),
+        }
+        return {task: labels[task.partition("__")[0]] for task in self.tasks}
+
+
+@contextmanager
+def registered(count: int) -> Iterator[list[str]]:
+    """Names of as many tasks, rows of `TASKS` within this block: PASCAL-Context's, repeated beyond four."""
+    before, names = dict(TASKS), list(PASCAL_TASKS[:count])
+    for i in range(len(names), count):
+        base = PASCAL_TASKS[i % len(PASCAL_TASKS)]
+        names.append(f"{base}__{i // len(PASCAL_TASKS) + 1}")
+        register_task(replace(TASKS[base], name=names[-1]))
+    try:
+        yield names
+    finally:
+        TASKS.clear()
+        TASKS.update(before)
+
+
+class PaperDecoder(DenseDecoder):
+    """The decoder as papers write it: every map is projected and enlarged, and all together are fused."""
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        enlarged = []
+        for stage_map, norm, projection in zip(maps, self.norms, self.projections, strict=True):
+            projected = projection(norm(stage_map.movedim(1, -1))).movedim(-1, 1)
+            enlarged.append(F.interpolate(projected, maps[0].shape[-2:], mode="bilinear", align_corners=False))
+        fused = self.batch_norm(self.fuse(torch.cat(enlarged, dim=1)))
+        return self.classifier(self.dropout(F.relu(fused)))
+
+
+def make_dense(problem: Problem, papers_decoders: bool = False, **kwargs: Any) -> MultiTaskDenseModel:
+    torch.manual_seed(0)
+    encoder = ENCODERS[problem.encoder]()
+    model = MultiTaskDenseModel.from_encoder(encoder, problem.tasks, decoder_width=problem.decoder_width, **kwargs)
+    if papers_decoders:
+        for head in model.decoders.heads.values():
+            head.__class__ = PaperDecoder  # it has the same parameters
+    return model.to(problem.device, problem.dtype)
+
+
+def make_adapted(problem: Problem, method: str, papers_decoders: bool = False) -> nn.Module:
+    config = METHODS[method]
+    dense = make_dense(problem, papers_decoders, shared_norms=config.shares_pass)
+    return get_peft_model(dense, config(tasks=problem.tasks)).to(problem.device, problem.dtype)
+
+
+def make_lora(problem: Problem, papers_decoders: bool) -> nn.Module:
+    """PEFT's LoRA of rank 4 on queries, keys and values, one adapter per task."""
+    model = make_dense(problem, papers_decoders)
+    names = [name.removeprefix("encoder.") for block in find_blocks(model) for name in block.projections]
+    return adapt_per_task(model, LoraConfig(r=4, target_modules=names)).to(problem.device, problem.dtype)

@@ -1,0 +1,164 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Time, memory and operations of a training step of several tasks, against references in the same run.
+
+    python recipes/benchmarks/training.py                                       # Swin-T, 4 tasks, 224 and 512 px
+    python recipes/benchmarks/training.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
+    python recipes/benchmarks/training.py --device cuda --dtype bfloat16
+
+A step is forward and backward, without an optimiser, on random images and labels. Steps take turns, so that what
+slows the machine down slows them all down; on a CPU the time is that of the process, summed over its threads. What can
+be counted is counted exactly. Prints a table with the goals, and writes benchmark_training.json and its .svg.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from common import Goal, run_benchmark
+from problem import Contestant, Problem, make_adapted, make_dense, make_lora
+from torch import Tensor, nn
+
+from peft_polyhistor.models.blocks import find_blocks
+
+
+BOUND, BOUND_TOGETHER = "frozen encoder, a pass per task", "frozen encoder, all tasks in a batch"
+LORA, LORA_OURS = "PEFT LoRA, the paper's decoders", "PEFT LoRA"
+LORA_PER_TASK = "PEFT LoRA, the paper's decoders, a backward pass per task"
+FULL, FULL_OURS = "full fine-tuning, the paper's decoders", "full fine-tuning"
+PLAIN = "plain plugin"
+VMT, VMT_ENCODER, VMT_ENCODER_ONE = "vmt_adapter", "vmt_adapter, encoder alone", "vmt_adapter, encoder alone, 1 task"
+TOGETHER, IN_TURN, PER_TASK = ", all tasks in a batch", ", one task after the other", ", a backward pass per task"
+GENERATION = ", generation alone"
+
+
+def training_steps(problem: Problem, method: str, names: Sequence[str] | None = None) -> dict[str, Contestant]:
+    """Forward and backward passes of all tasks, without an optimiser, by name; `names` chooses some."""
+    pixels, labels = problem.images(), problem.labels()
+
+    def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
+        model.train()
+
+        def step() -> None:
+            if hasattr(model, "peft_config"):
+                model.peft_config["default"].tasks_per_pass = tasks_per_pass
+            model(pixels, labels, full_resolution=False).loss.backward()
+            model.zero_grad()
+
+        return Contestant(step, model)
+
+    def train_per_task(model: nn.Module) -> Contestant:
+        model.train()
+
+        def step() -> None:
+            with getattr(model, "generate_once", nullcontext)():
+                for task in problem.tasks:
+                    model(pixels, labels, tasks=[task], full_resolution=False).loss.backward()
+            model.zero_grad()
+
+        return Contestant(step, model)
+
+    def train_plainly(model: nn.Module) -> Contestant:
+        model.train()
+
+        def step() -> None:
+            sum(model(pixels, labels, tasks=[task], full_resolution=False).loss for task in problem.tasks).backward()
+            model.zero_grad()
+
+        return Contestant(step, model)
+
+    ours = make_adapted(problem, method)
+    makers = {
+        BOUND: lambda: bound(problem, [pixels] * len(problem.tasks)),
+        BOUND_TOGETHER: lambda: bound(problem, [pixels.repeat(len(problem.tasks), 1, 1, 1)]),
+        method: lambda: train(ours),
+        method + TOGETHER: lambda: train(ours, len(problem.tasks)),
+        method + IN_TURN: lambda: train(ours, 1),
+        method + PER_TASK: lambda: train_per_task(ours),
+        PLAIN: lambda: train_plainly(make_adapted(problem, method, papers_decoders=True)),
+        LORA: lambda: train(make_lora(problem, papers_decoders=True)),
+        LORA_PER_TASK: lambda: train_per_task(make_lora(problem, papers_decoders=True)),
+        LORA_OURS: lambda: train(make_lora(problem, papers_decoders=False)),
+        FULL: lambda: train(make_dense(problem, papers_decoders=True)),
+        FULL_OURS: lambda: train(make_dense(problem)),
+        method + GENERATION: lambda: generate(ours, problem),
+        VMT: lambda: train(make_adapted(problem, VMT)),
+        VMT_ENCODER: lambda: encode(make_adapted(problem, VMT), pixels, problem.tasks),
+        VMT_ENCODER_ONE: lambda: encode(make_adapted(problem, VMT), pixels, problem.tasks[:1]),
+    }
+    return {name: make() for name, make in makers.items() if names is None or name in names}
+
+
+def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
+    """The frozen encoder on each batch, and the gradient from its maps to its first block: no step does without."""
+    encoder = make_dense(problem).encoder.requires_grad_(False).train()
+    first_block = encoder.get_submodule(find_blocks(encoder)[0].name)
+    with torch.no_grad():
+        gradients = [torch.ones_like(stage_map) for stage_map in encoder(batches[0])]
+
+    def start_gradient(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0].requires_grad_()
+
+    first_block.register_forward_pre_hook(start_gradient)
+
+    def step() -> None:
+        for pixels in batches:
+            torch.autograd.backward(encoder(pixels), gradients)
+
+    return Contestant(step, encoder)
+
+
+def generate(model: nn.Module, problem: Problem) -> Contestant:
+    """The weights of all adapters, and the gradient from them to what generates them."""
+    adapters = model.base_model.router
+    gradients = []
+
+    def step() -> None:
+        sites = adapters.weights_of(["default"], tasks=problem.tasks)
+        weights = [tensor for parts in sites.values() for part, _ in parts for tensor in part if tensor.requires_grad]
+        if not gradients:  # of the first step, which does not count
+            gradients.extend(map(torch.ones_like, weights))
+        torch.autograd.backward(weights, gradients)
+        model.zero_grad()
+
+    return Contestant(step, model)
+
+
+def encode(model: nn.Module, pixels: Tensor, tasks: list[str]) -> Contestant:
+    """The adapted encoder alone, forward and backward."""
+    model.train()
+    encoder = model.base_model.model.encoder
+
+    def step() -> None:
+        maps = [stage_map for of_task in encoder(pixels, tasks=tasks).values() for stage_map in of_task]
+        torch.autograd.backward(maps, [torch.ones_like(stage_map) for stage_map in maps])
+        model.zero_grad()
+
+    return Contestant(step, model)
+
+
+def make_goals(method: str) -> list[Goal]:
+    together, in_turn, per_task = method + TOGETHER, method + IN_TURN, method + PER_TASK
+    bounds, styles, lora = (BOUND, BOUND_TOGETHER), (together, in_turn), (LORA_PER_TASK,)
+    return [
+        Goal("operations, all tasks in a batch against in turn", "operations", together, (in_turn,), 0.33),
+        Goal("bytes saved for the backward pass, against the plain plugin", "saved_bytes", method, (PLAIN,), 0.60),
+        Goal("peak memory, a backward pass per task, against PEFT LoRA with one", "peak_bytes", per_task, lora, 0.75),
+        Goal("peak memory, the same against all tasks in a batch", "peak_bytes", per_task, (together,), 0.38),
+        Goal("time against the encoder's passes alone, the faster way", "seconds", method, bounds, 1.08),
+        Goal("time against PEFT LoRA, the paper's decoders", "seconds", method, (LORA,), 0.65),
+        Goal("time against PEFT LoRA with our decoders", "seconds", method, (LORA_OURS,), 0.90),
+        Goal("time, the chosen tasks per pass against the faster of the others", "seconds", method, styles, 1.03),
+        Goal("time of the generation, share of a step (of 512 px)", "seconds", method + GENERATION, (method,), 0.012),
+        Goal("time, VMT-Adapter's encoder, 4 tasks against 1", "seconds", VMT_ENCODER, (VMT_ENCODER_ONE,), 1.10),
+        Goal("time, VMT-Adapter against full fine-tuning with the paper's decoders", "seconds", VMT, (FULL,), 0.80),
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    run_benchmark("benchmark_training", __doc__, training_steps, BOUND, make_goals, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,182 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every method saves what trains, and loads it where it fits."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from methods_table import (
+    BASES,
+    PLACED_BY_FILE,
+    ROUNDING,
+    TASKS,
+    check_equal,
+    differ,
+    few_by_default,
+    for_two_methods,
+    predict,
+    predict_frozen,
+    rows,
+    trainable,
+)
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+
+
+@torch.no_grad()
+def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, adapter_name="other").eval()
+    assert list(loaded.peft_config) == ["other"]
+    for task in TASKS:
+        expected = predict(model, pixels, task)
+        assert differ(expected, predict_frozen(make_base(), pixels, task))
+        check_equal(predict(loaded, pixels, task), expected)
+    loaded.save_pretrained(tmp_path / "again", selected_adapters=["other"])
+    first = load_file(tmp_path / "adapter_model.safetensors")
+    second = load_file(tmp_path / "again" / "other" / "adapter_model.safetensors")
+    check_equal(second, first)
+
+
+def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    buffers = {name: buffer for name, buffer in model.named_buffers() if "decoders.modules_to_save.default" in name}
+    expected = {
+        re.sub(r"(\.modules_to_save)?\.default\.", ".", name): tensor.data
+        for name, tensor in {**trainable(model), **buffers}.items()
+    }
+    check_equal(load_file(tmp_path / "adapter_model.safetensors"), expected)
+
+
+@few_by_default
+@torch.no_grad()
+def test_loads_without_the_usual_memory(adapt, make_base, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_base()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path, low_cpu_mem_usage=True).eval()
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    check_equal(get_peft_model_state_dict(loaded), get_peft_model_state_dict(model))
+    check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
+
+
+@few_by_default
+@torch.no_grad()
+def test_an_adapter_of_a_dense_model_loads_onto_its_bare_encoder(adapt, make_dense, make_swin, perturb, tmp_path):
+    pixels = torch.randn(2, 3, 96, 96)
+    dense = perturb(adapt(make_dense()))
+    dense.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a call of PEFT
+        bare = PeftModel.from_pretrained(make_swin(), tmp_path).eval()
+    for task in TASKS:
+        output = bare(pixels, task=task, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+        expected = dense.base_model.model.encoder(pixels, tasks=[task])[task]
+        check_equal(list(output.reshaped_hidden_states[1:]), list(expected))
+
+
+def test_one_config_adapts_several_encoders(make_config, make_swin):
+    config = make_config()
+    models = [get_peft_model(make_swin(embed_dim=width), config) for width in (8, 16, 8)]
+    sizes = [sum(p.numel() for p in trainable(model).values()) for model in models]
+    assert sizes[0] == sizes[2]
+    models[0].remove_task(TASKS[0])
+    assert models[1].peft_config["default"].tasks == TASKS  # what one does to its adapter is not done to another's
+    written = {name for name, value in vars(config).items() if value != getattr(make_config(), name)}
+    assert written <= {"base_model_name_or_path"}  # by PEFT
+
+
+@few_by_default
+def test_a_config_of_a_dense_model_adapts_its_bare_encoder(make_config, make_dense, make_swin, pixels, tmp_path):
+    config = make_config()
+    get_peft_model(make_dense(), config)
+    bare = get_peft_model(make_swin(), config)
+    assert config.modules_to_save is None and bare.peft_config["default"].modules_to_save is None
+    assert not any("decoders" in name for name in trainable(bare))
+
+
+SAVED_KEYS = json.loads(Path(__file__).with_name("saved_keys.json").read_text())
+"""By method, the names and shapes of the tensors in adapters that the first release saved."""
+
+
+def test_the_names_in_saved_adapters_stay(row, adapt, tmp_path):
+    adapt(BASES[row.bases[0]]()).save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    found = {name.removeprefix("base_model.model."): list(tensor.shape) for name, tensor in saved.items()}
+    assert found == SAVED_KEYS[row.name]
+
+
+@rows(lambda row: not row.config_class.shares_pass)
+def test_rows_do_not_go_to_other_tasks(adapt, make_swin, make_config, tmp_path):
+    """PEFT reads no config where an adapter of the name is there, or one is given."""
+    adapt(make_swin()).save_pretrained(tmp_path)
+    for tasks in (TASKS[::-1], ["x", "y", "z"]):
+        model = adapt(make_swin(), tasks=tasks)
+        with pytest.raises(ValueError, match=r"for the tasks \['semseg', .*'default' is for .*under another name"):
+            model.load_adapter(tmp_path, "default")
+        with pytest.raises(ValueError, match=r"for the tasks \['semseg', .*leave `config` out"):
+            PeftModel.from_pretrained(make_swin(), tmp_path, config=make_config(tasks=tasks))
+        model.load_adapter(tmp_path, "other")
+        assert model.peft_config["other"].tasks == TASKS
+    adapt(make_swin()).load_adapter(tmp_path, "default")
+
+
+def test_an_adapter_of_other_settings_does_not_load(adapt, make_swin, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    with pytest.raises((ValueError, RuntimeError), match=r"was made for an encoder with|size mismatch"):
+        PeftModel.from_pretrained(make_swin(embed_dim=16, window_size=2), tmp_path)
+
+
+@for_two_methods
+@pytest.mark.parametrize("tasks", [TASKS[:2], [*TASKS[:2], "saliency"]], ids=str)
+def test_a_dense_model_needs_an_adapter_for_each_decoder(adapt, make_dense, tasks, tmp_path):
+    message = rf"for the tasks \[.*{tasks[-1]}'\].*no adapter for \['normals'\]"
+    with pytest.raises(ValueError, match=message):
+        adapt(make_dense(), tasks=tasks)
+    adapt(make_dense(tasks), tasks=tasks).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(make_dense(), tmp_path)
+
+
+@few_by_default
+@torch.no_grad()
+def test_an_adapter_with_decoders_loads_onto_a_dense_model_of_fewer(adapt, make_dense, pixels, perturb, tmp_path):
+    model = perturb(adapt(make_dense()))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_dense(["normals", "semseg"]), tmp_path).eval()
+    for task in ("normals", "semseg"):
+        check_equal(predict(loaded, pixels, task), predict(model, pixels, task))
+
+
+@few_by_default
+@torch.no_grad()
+def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
+    adapt, make_dense, make_swin, pixels, perturb, tmp_path
+):
+    perturb(adapt(make_swin())).save_pretrained(tmp_path)
+    plain = make_dense()
+    loaded = PeftModel.from_pretrained(make_dense(), tmp_path).eval()
+    maps = loaded.base_model.model.encoder(pixels, tasks=["normals"])["normals"]
+    assert differ(maps, plain.encoder(pixels))
+    logits = loaded(pixels, tasks=["normals"], full_resolution=False).logits["normals"]
+    check_equal(logits, plain.decoders.heads["normals"](maps))
+
+
+@rows(lambda row: row.starts_frozen)
+@torch.no_grad()
+def test_a_dense_model_may_have_fewer_decoders_than_the_adapter_has_tasks(adapt, make_dense, pixels):
+    model, pixels = adapt(make_dense(TASKS[:2])).double(), pixels.double()
+    check_equal(model(pixels).logits, make_dense(TASKS[:2]).double()(pixels).logits, **ROUNDING)
+    with pytest.raises(ValueError, match=r"No decoder for \['normals'\]"):
+        model(pixels, tasks=["normals"])
