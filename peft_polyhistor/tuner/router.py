@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.blocks import has_image_rows
+from ..models.onload import home_of
 from ..models.stages import StageEncoder
 from .batches import cut, first_tensor, repeat_batch, split_batch
 from .checkpoint import bind_checkpoints, unbind_checkpoints
@@ -71,7 +72,7 @@ class Router(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT calls this after loading onto meta tensors. There is no base layer here: the encoder says the device.
         if adapter_name in self.generators:
-            self.generators[adapter_name].to(device or next(self._encoder[0].parameters()).device)
+            self.generators[adapter_name].to(device or home_of(self._encoder[0])[0])
 
     def forward(self, x: Any) -> Any:
         """Identity: where the adapted model is an `nn.Sequential`, this is its last module."""

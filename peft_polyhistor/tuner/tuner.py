@@ -9,13 +9,13 @@ from copy import copy
 from re import Match
 from typing import Any, ClassVar, Generic
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
+from ..models.onload import home_of
 from .layer import AdapterLayer, base_of
 from .matching import aimed_at, check_fit, match_modules
 from .provenance import check_base, describe_base, routed_module
@@ -121,9 +121,8 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
     def _add_adapter(self, adapter_name: str, config: MultiTaskConfig) -> Router:
         sites = list(self._sites.values())
         generator = config.make_generator(sites)
-        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         if not any(p.is_meta for p in generator.parameters()):
-            generator.to(parameter.device, parameter.dtype)
+            generator.to(*home_of(self.model))
         router = self.router
         if router is None:  # only now: a generator that cannot be leaves the model as it was
             router = Router(self.prefix + GENERATORS, config.shares_pass)

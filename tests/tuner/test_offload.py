@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from methods_table import TASKS, check_equal, few_by_default, predict, rows
+from peft import PeftModel
 
 
 @torch.no_grad()
@@ -24,6 +25,19 @@ def test_models_on_the_disk_predict_the_same(adapt, make_base, perturb, pixels, 
     model = perturb(adapt(make_base()))
     expected = predict(model, pixels, "normals")
     check_equal(predict(disk_offload(model, str(tmp_path), torch.device("cpu")), pixels, "normals"), expected)
+
+
+@few_by_default
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@torch.no_grad()
+def test_an_adapter_loads_onto_a_model_that_is_offloaded(
+    adapt, make_swin, perturb, pixels, tmp_path, low_cpu_mem_usage
+):
+    model = perturb(adapt(make_swin()))
+    model.save_pretrained(tmp_path)
+    base = cpu_offload(make_swin(), torch.device("cpu"))
+    loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+    check_equal(loaded(pixels, task="normals"), model(pixels, task="normals"))
 
 
 @rows(lambda row: row.merges)
