@@ -93,7 +93,7 @@ def split_call(arguments: Arguments, parts: int) -> list[Arguments]:
             "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
             "task. Name a module around it in `target_modules`."
         )
-    return cut(arguments, [1] * parts, len(first))
+    return cut(arguments, [1] * parts, first.shape[0])
 
 
 class ParameterAdditions(nn.ModuleList):

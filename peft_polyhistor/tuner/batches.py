@@ -25,7 +25,7 @@ def repeat_batch(arguments: Arguments, times: int) -> Arguments:
         return arguments
 
     def repeat(leaf: Any) -> Any:
-        is_batch = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(first)
+        is_batch = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == first.shape[0]
         return leaf.repeat(times, *[1] * (leaf.ndim - 1)) if is_batch else leaf
 
     return tree_map(repeat, arguments)
@@ -43,7 +43,7 @@ def split_batch(output: Any, tasks: int, images: int) -> list[Any]:
         ValueError: A tensor has other rows, or none, as a loss.
     """
     for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) % (tasks * images)):
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] % (tasks * images)):
             raise ValueError(
                 f"The model returned a tensor of shape {tuple(leaf.shape)}, which cannot be split into {tasks} tasks "
                 f"of {images} images. Call it with task= for one task at a time, as for a loss over labels."
@@ -62,8 +62,8 @@ def cut(tree: Any, shares: Sequence[int], rows: int | None = None) -> list[Any]:
     leaves, structure = tree_flatten(tree)
     parts: list[Sequence[Any]] = []
     for leaf in leaves:
-        if isinstance(leaf, Tensor) and leaf.ndim and rows in (None, len(leaf)):
-            parts.append(leaf.split([share * (len(leaf) // sum(shares)) for share in shares]))
+        if isinstance(leaf, Tensor) and leaf.ndim and (rows is None or leaf.shape[0] == rows):
+            parts.append(leaf.split([share * (leaf.shape[0] // sum(shares)) for share in shares]))
         else:
             parts.append([leaf] * len(shares))
     return [tree_unflatten([part[i] for part in parts], structure) for i in range(len(shares))]

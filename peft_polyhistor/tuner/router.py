@@ -225,7 +225,7 @@ def run_pass(
     if tasks == 1 or batch is None:
         return [forward(*args, **kwargs)]
     args, kwargs = repeat_batch((args, kwargs), tasks)
-    return split_batch(forward(*args, **kwargs), tasks, len(batch))
+    return split_batch(forward(*args, **kwargs), tasks, batch.shape[0])
 
 
 def add_features(maps: Any, features: Mapping[int, Tensor], task: int) -> Any:
