@@ -53,7 +53,9 @@ def on_processes(count):
 
 
 def run(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    tools = str(Path(__file__).parents[1] / "tools")
+    path = os.pathsep.join(filter(None, [tools, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
