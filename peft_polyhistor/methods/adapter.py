@@ -93,7 +93,7 @@ class SharedAdapter(nn.Module):
     Args:
         adapters: Weights of the bottleneck sites.
         norms: Additions to the LayerNorms.
-        is_norm: Of each site, in order, which of the two it takes.
+        is_norm: Whether a site takes the next of `norms` or of `adapters`, for each site in order.
     """
 
     def __init__(self, adapters: SiteGenerators, norms: ParameterAdditions, is_norm: list[bool]):

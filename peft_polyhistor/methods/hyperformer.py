@@ -67,8 +67,8 @@ class Hyperformer(nn.Module):
 
     Args:
         tasks: Number of tasks.
-        projector_of: Of each site, the index of its block's projector.
-        shapes: Of each site, the shape of every weight by name.
+        projector_of: Index of the projector of each site's block.
+        shapes: Shape of every weight by name, for each site.
         embedding_dim: Length of v.
         identity: Start with an adapter output of exactly zero.
     """

@@ -204,7 +204,7 @@ ZERO_AT_START = ("up_left", "up_bias")
 
 
 def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:
-    """What hypernetworks emit, to weights; leading axes stay as they are."""
+    """Turns the outputs of hypernetworks into weights; leading axes stay as they are."""
     return BottleneckWeights(
         down=outputs["down_left"] @ outputs["down_right"],
         down_bias=outputs["down_bias"],

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a dense model is built from."""
+"""The config of a dense model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the dense model asks of an encoder, and any backbone of transformers that gives it."""
+"""The encoder as the dense model sees it, and any backbone of transformers in this form."""
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy

@@ -23,7 +23,7 @@ with needs_extra("timm"):
 
 
 class FittedBlock(FittedShift):
-    """What the blocks of timm's Swin and Swin V2 share; their maps are `(batch, height, width, channels)`."""
+    """Base of the blocks of timm's Swin and Swin V2, whose maps are `(batch, height, width, channels)`."""
 
     target_shift_size: tuple[int, int]
     window_size: tuple[int, int]
@@ -150,7 +150,7 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
 
 
 def _structure(net: nn.Module) -> dict[str, object]:
-    """What a network is built of by name: its layers as they print, and the shapes of its tensors.
+    """The parts of a network by name: its layers as they print, and the shapes of its tensors.
 
     Left out are the masks of shifted windows, which follow the size of the picture, and what pools and classifies.
     """

@@ -24,7 +24,7 @@ class Route(NamedTuple):
 
 
 class Present(threading.local):
-    """What the running thread is in. (Not a `ContextVar`: torch.compile cannot trace one.)
+    """State of the running thread. (Not a `ContextVar`, which torch.compile cannot trace.)
 
     Attributes:
         route: The pass of the encoder; `None` outside of one.

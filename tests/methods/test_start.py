@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How every method starts, and what trains."""
+"""Every method starts as promised, and trains its own parameters alone."""
 
 import itertools
 import re

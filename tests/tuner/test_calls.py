@@ -113,7 +113,7 @@ def test_an_encoder_with_adapters_of_another_model_is_refused(make_swin, second)
 
 
 def test_a_model_that_is_adapted_again_has_the_new_adapter(make_swin, pixels, perturb):
-    """As LoRA: the notebook cell that adapts a model runs twice."""
+    """The notebook cell that adapts a model runs twice. LoRA starts anew as well."""
     swin = make_swin()
     perturb(get_peft_model(swin, AdapterConfig(tasks=TASKS)))
     model = get_peft_model(swin, AdapterConfig(tasks=["depth"], reduction_factor=4)).eval()

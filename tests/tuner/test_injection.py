@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in a model once adapters are in it, and where they compute."""
+"""The modules of a model with adapters in it, and the passes they compute in."""
 
 import warnings
 
