@@ -15,8 +15,8 @@ ENOUGH_PIXELS = 2**19
 def choose_tasks_per_pass(pixel_values: Tensor | None, tasks: int) -> int:
     """Tasks that go through the encoder together.
 
-    Accelerators take all at once. So do CPUs up to the size that keeps them busy; beyond it, smaller passes are as fast
-    and need less memory.
+    Accelerators take all at once. So do CPUs up to the size that keeps them busy; beyond it, smaller passes are as
+    fast and need less memory.
 
     Args:
         pixel_values: Images `(batch, channels, height, width)`; anything else says nothing.
