@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The two pretraining recipes, on a few pictures of noise and with tiny teachers."""
+"""The pretraining recipe, on a few pictures of noise and with tiny teachers."""
 
 import json
 
@@ -17,13 +17,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 from peft_polyhistor import load_encoder
 
 
-CROPS = "--shards 3 --shard-size 4 --teacher-size 96 --image-size 64 --batch-size 2"
+CROPS = "--shards 3 --shard-size 4 --teacher-size 96 --image-size 64 --teacher-batch-size 2 --steps 0"
 STUDENT = "--embed-dim 8 --depths 1 1 1 1 --heads 1 2 2 2 --window 2 --batch-size 2 --warmup-steps 2 --decay-steps 2"
-
-
-@pytest.fixture
-def answers_recipe(load_recipe):
-    return load_recipe("teacher_answers")
 
 
 @pytest.fixture
@@ -62,12 +57,12 @@ def transformers_teacher(tmp_path_factory):
 
 
 @pytest.fixture
-def answer(answers_recipe, pictures, tmp_path):
+def answer(recipe, pictures, tmp_path):
     """`answer(*more)`: the folder of three shards, made with these further arguments."""
 
     def run(*more, name="answers"):
-        arguments = ["--data", str(pictures), "--output-dir", str(tmp_path / name), *CROPS.split(), *more]
-        answers_recipe.main(answers_recipe.parse_arguments(arguments))
+        folders = ["--answers", str(tmp_path / name), "--output-dir", str(tmp_path / "none")]
+        recipe.main(recipe.parse_arguments(["--data", str(pictures), *folders, *CROPS.split(), *more]))
         return tmp_path / name
 
     return run
@@ -115,8 +110,8 @@ def test_teacher_of_transformers(answer, transformers_teacher):
     assert [tuple(shard[f"map{stride}"].shape[1:]) for stride in (8, 16, 32)] == [(8, 12, 12), (16, 6, 6), (16, 3, 3)]
 
 
-def test_answers_beyond_float16_are_refused(answers_recipe, timm_teacher):
-    teacher = answers_recipe.Teacher(timm_teacher, torch.device("cpu"))
+def test_answers_beyond_float16_are_refused(recipe, timm_teacher):
+    teacher = recipe.Teacher(timm_teacher, torch.device("cpu"))
     teacher.model.classifier.bias.data.fill_(1e6)
     with pytest.raises(ValueError, match=r"The teacher's \['logits'\] hold numbers that are no finite float16"):
         teacher(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
@@ -203,32 +198,28 @@ def test_heads_look_to_their_own_places_at_first(recipe):
     assert F.softmax(table, 0).amax(0).min() > 0.2
 
 
-def test_bad_data(answers_recipe, answer, recipe, tmp_path):
+def test_bad_data(recipe, answer, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        answers_recipe.load_photographs(str(tmp_path / "nowhere"), ["image"])
+        recipe.load_photographs(str(tmp_path / "nowhere"), ["image"])
     with pytest.raises(ValueError, match=r"data=none: 'none' is no share\. Give a number above 0, e\.g\. data=2"):
-        answers_recipe.split_shares(["data=none"])
+        recipe.split_shares(["data=none"])
     with pytest.raises(FileNotFoundError, match=r"0 shards\. Make two or more"):
         recipe.load_shards(tmp_path, 2)
     with pytest.raises(ValueError, match=r"The crops have 64 pixels; one window needs 32 \* --window = 96"):
         recipe.load_shards(answer(), 3)
 
 
-def test_columns_are_needed(answers_recipe, tmp_path):
+def test_columns_are_needed(recipe, tmp_path):
     Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['image'\]; it has \['picture'\]"):
-        answers_recipe.load_photographs(str(tmp_path), ["image"])
+        recipe.load_photographs(str(tmp_path), ["image"])
 
 
-def test_shares(answers_recipe):
-    assert answers_recipe.split_shares(["a=3", "b"]) == {"a": 0.75, "b": 0.25}
+def test_shares(recipe):
+    assert recipe.split_shares(["a=3", "b"]) == {"a": 0.75, "b": 0.25}
 
 
-def test_bad_arguments(recipe, answers_recipe, capsys):
-    for module, words, message in (
-        (recipe, ["--answers", "x", "--steps", "0"], "--steps must be at least 1, got 0"),
-        (answers_recipe, ["--data", "x", "--shards", "0"], "--shards must be at least 1, got 0"),
-    ):
-        with pytest.raises(SystemExit):
-            module.parse_arguments([*words, "--output-dir", "y"])
-        assert message in capsys.readouterr().err
+def test_bad_arguments(recipe, capsys):
+    with pytest.raises(SystemExit):
+        recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--shards", "0"])
+    assert "--shards must be at least 1, got 0" in capsys.readouterr().err
