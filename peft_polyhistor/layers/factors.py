@@ -3,10 +3,12 @@
 """The algebra that generators are built from: hypernetworks, Kronecker sums, and templates scaled up to a layer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .bottleneck import BottleneckWeights
 
@@ -14,7 +16,48 @@ from .bottleneck import BottleneckWeights
 # Sizes in Hyperformer and Polyhistor, from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
 RAW_EMBEDDING = 512  # length of a learned embedding (E)
 HIDDEN = 128  # hidden width of the projector (H)
-INIT_STD = 0.01  # standard deviation of the hypernetworks' weights, as in Hyperformer
+RANDOM_STD = 0.1  # standard deviation of what starts at zero, where `init_weights` is off
+
+
+class PacedLinear(nn.Linear):
+    """A linear layer whose outputs move as fast as a single weight does, however many weights feed them.
+
+        y = gain W x + b,    gain = M^(1/4) / sum_j |x_j|
+
+    A step of Adam with rate eta moves every entry of W by about eta, in the direction of the gradient of all inputs
+    together. Where one input has gradient, or all have the same, W x moves by eta sum_j |x_j|, 51 eta for 64 entries
+    of N(0, 1). Where M inputs have independent gradients, each finds 1 / sqrt(M) of that; M is their number, or that of
+    the entries of x, whichever is less. The gain is half way between the two: W x moves by eta to within a factor of
+    M^(1/4), and b by eta. One learning rate is then right for weights that are learned and for weights that are
+    generated, as in maximal-update parametrisation (arXiv:2203.03466).
+
+    The gain changes neither the number of parameters nor what can be expressed, as W starts larger by its inverse. It
+    is a power of two, exact in every precision, and is saved with the weights; weights that were saved without one
+    were trained with 1.
+
+    Args:
+        in_features, out_features: Entries of x and y.
+        inputs: Number of different x that W is applied to.
+        std: Standard deviation of gain W at the start; b starts at zero.
+        size: Mean of |x_j|: 0.8 for N(0, 1), 0.4 behind a ReLU.
+    """
+
+    gain: Tensor
+
+    def __init__(self, in_features: int, out_features: int, inputs: int, std: float, size: float = 0.8):
+        super().__init__(in_features, out_features)
+        gain = 2.0 ** round(math.log2(min(inputs, in_features) ** 0.25 / (size * in_features)))
+        self.register_buffer("gain", torch.tensor(gain))
+        nn.init.normal_(self.weight, std=std / gain)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.gain * x, self.weight, self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            state_dict.setdefault(f"{prefix}gain", state_dict[f"{prefix}weight"].new_ones(()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Projector(nn.Sequential):
@@ -22,11 +65,17 @@ class Projector(nn.Sequential):
 
         v = W2 relu(W1 z)    (Hyperformer, arXiv:2106.04489, Sec. 2.2; sizes of arXiv:2210.03265)
 
+    The entries of z, W1 z and v have a standard deviation of about 1 at the start.
+
     Parameters: (raw + 1) * hidden + (hidden + 1) * embedding_dim.
     """
 
-    def __init__(self, raw: int, hidden: int, embedding_dim: int):
-        super().__init__(nn.Linear(raw, hidden), nn.ReLU(), nn.Linear(hidden, embedding_dim))
+    def __init__(self, raw: int, hidden: int, embedding_dim: int, inputs: int):
+        super().__init__(
+            PacedLinear(raw, hidden, inputs, std=1 / math.sqrt(raw)),
+            nn.ReLU(),
+            PacedLinear(hidden, embedding_dim, inputs, std=math.sqrt(2 / hidden), size=0.4),
+        )
 
 
 class Hypernetworks(nn.Module):
@@ -35,26 +84,22 @@ class Hypernetworks(nn.Module):
         output_j = reshape(W_j v + b_j)    for every named output j
 
     Args:
-        embedding_dim: Length of the embedding v.
+        embedding_dim: Length of the embedding v, whose entries are about N(0, 1).
         shapes: Shape of each output, by name.
+        inputs: Number of different embeddings.
+        stds: Standard deviation of the entries of each output at the start, by name; others are zero.
 
     Parameters: (embedding_dim + 1) * sum of the sizes of the outputs.
     """
 
-    def __init__(self, embedding_dim: int, shapes: dict[str, tuple[int, ...]]):
+    def __init__(self, embedding_dim: int, shapes: dict[str, tuple[int, ...]], inputs: int, stds: Mapping[str, float]):
         super().__init__()
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes.values()]
-        self.linear = nn.Linear(embedding_dim, sum(self.sizes))
-
-    def reset_parameters(self, std: float, zero: tuple[str, ...] = ()) -> None:
-        """Draws the weights from N(0, std^2), zeroes all biases and every hypernetwork named in `zero`."""
-        nn.init.normal_(self.linear.weight, std=std)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = PacedLinear(embedding_dim, sum(self.sizes), inputs, std=1 / math.sqrt(embedding_dim))
         with torch.no_grad():
-            for name, rows in zip(self.shapes, self.linear.weight.split(self.sizes), strict=True):
-                if name in zero:
-                    rows.zero_()
+            for name, rows in zip(shapes, self.linear.weight.split(self.sizes), strict=True):
+                rows.mul_(stds.get(name, 0.0))
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         """`(..., embedding_dim)` to one tensor `(..., *shape)` per output."""
@@ -95,15 +140,15 @@ def kronecker_sum_of_vectors(templates: Tensor, kernels: Tensor) -> Tensor:
 class ScalingKernels(nn.Module):
     """The learned kernels that scale the templates of one site, shared by all tasks; s^3 + 2 s^2 parameters.
 
-    A site of scale 1 has none: its template is its weight.
+    They are drawn from N(0, 1 / s), so that a sum over s templates has the size of one. A site of scale 1 has none:
+    its template is its weight.
     """
 
     def __init__(self, scale: int):
         super().__init__()
         if scale > 1:
-            self.weight = nn.Parameter(torch.randn(scale, scale, scale))
-            self.bias = nn.Parameter(torch.randn(scale, scale))
-            self.norm = nn.Parameter(torch.randn(scale, scale))
+            for name, axes in (("weight", 3), ("bias", 2), ("norm", 2)):
+                self.register_parameter(name, nn.Parameter(torch.randn([scale] * axes) / math.sqrt(scale)))
         self.scale = scale
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:

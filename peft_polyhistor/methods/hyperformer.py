@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyperformer (arXiv:2106.04489), as Polyhistor (arXiv:2210.03265) measures it on vision transformers."""
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import check_positive
 from ..config import BottleneckConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
-from ..layers.factors import HIDDEN, INIT_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
+from ..layers.factors import HIDDEN, RANDOM_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
 from ..registry import register
 from ..tuner.site import Site
 
@@ -85,12 +86,18 @@ class Hyperformer(nn.Module):
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         self.projector_of = projector_of
         self.projectors = nn.ModuleList(
-            Projector(RAW_EMBEDDING, HIDDEN, embedding_dim) for _ in range(max(projector_of) + 1)
+            Projector(RAW_EMBEDDING, HIDDEN, embedding_dim, tasks) for _ in range(max(projector_of) + 1)
         )
-        of_sites = [Hypernetworks(embedding_dim, shape) for shape in shapes]
-        for hypernetworks in of_sites:
-            hypernetworks.reset_parameters(INIT_STD, zero=("up", "up_bias") if identity else ())
-        self.hypernetworks = nn.ModuleList(of_sites)
+        rest = 0.0 if identity else RANDOM_STD
+        self.hypernetworks = nn.ModuleList(
+            Hypernetworks(
+                embedding_dim,
+                shape,
+                tasks,
+                dict.fromkeys(shape, rest) | {"down": 1 / math.sqrt(3 * shape["down"][1])},
+            )
+            for shape in shapes
+        )
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""

@@ -12,6 +12,7 @@ The paper's letters and our names:
     W-bar, alpha    template kernel, scaling kernel
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -24,7 +25,7 @@ from ..config import LowRankConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.factors import (
     HIDDEN,
-    INIT_STD,
+    RANDOM_STD,
     RAW_EMBEDDING,
     Hypernetworks,
     Projector,
@@ -120,11 +121,10 @@ class Polyhistor(nn.Module):
     def __init__(self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
-        self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim) for _ in shapes)
-        of_sites = [Hypernetworks(embedding_dim, shape) for shape in shapes]
-        for hypernetworks in of_sites:
-            hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
-        self.hypernetworks = nn.ModuleList(of_sites)
+        self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim, tasks) for _ in shapes)
+        self.hypernetworks = nn.ModuleList(
+            Hypernetworks(embedding_dim, shape, tasks, start_of(shape, identity)) for shape in shapes
+        )
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""
@@ -171,9 +171,9 @@ class PolyhistorLite(nn.Module):
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
         # One row per summand of every site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
-        self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim)
-        self.hypernetworks = Hypernetworks(embedding_dim, shapes)
-        self.hypernetworks.reset_parameters(INIT_STD, zero=ZERO_AT_START if identity else ())
+        inputs = tasks * sum(scales)
+        self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim, inputs)
+        self.hypernetworks = Hypernetworks(embedding_dim, shapes, inputs, start_of(shapes, identity))
         scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
         self.scaling: Sequence[ScalingKernels] = scaling  # type: ignore[assignment]  # torch does not say of what
 
@@ -194,13 +194,21 @@ class PolyhistorLite(nn.Module):
         return [weights[site] for site in range(len(self.scales))]
 
 
-def make_projector(raw: int, embedding_dim: int) -> nn.Module:
+def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, float]:
+    """Standard deviations of the outputs at the start, by name.
+
+    down starts like a linear layer, and up at zero in its left factor, which gradient still reaches. A right factor of
+    N(0, 1 / rank) lets the product move as fast as its left factor.
+    """
+    rank, width = shapes["down_right"]
+    right = 1 / math.sqrt(rank)
+    stds = {"down_left": 1 / math.sqrt(3 * width), "down_right": right, "up_right": right}
+    return stds if identity else dict.fromkeys(shapes, RANDOM_STD) | stds
+
+
+def make_projector(raw: int, embedding_dim: int, inputs: int) -> nn.Module:
     """`(..., raw)` to `(..., embedding_dim)`; the counts of Polyhistor have a norm behind Hyperformer's projector."""
-    return nn.Sequential(Projector(raw, HIDDEN, embedding_dim), nn.LayerNorm(embedding_dim))
-
-
-# What makes the adapter's output exactly zero, and still lets gradient reach its left factor.
-ZERO_AT_START = ("up_left", "up_bias")
+    return nn.Sequential(Projector(raw, HIDDEN, embedding_dim, inputs), nn.LayerNorm(embedding_dim))
 
 
 def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:

@@ -193,3 +193,5 @@ def copy_tasks(old: nn.Module, new: nn.Module, rows: Sequence[int | None]) -> No
             of_tasks = source.unflatten(0, (-1, len(parameter) // len(rows)))  # (tasks, rows of a task, ...)
             source = torch.cat([of_tasks.mean(dim=0) if row is None else of_tasks[row] for row in rows])
         parameter.copy_(source)
+    for name, buffer in new.named_buffers():
+        buffer.copy_(old.get_buffer(name))

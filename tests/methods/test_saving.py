@@ -51,7 +51,7 @@ def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path)
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    buffers = {name: buffer for name, buffer in model.named_buffers() if "decoders.modules_to_save.default" in name}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if ".default." in name}
     expected = {
         re.sub(r"(\.modules_to_save)?\.default\.", ".", name): tensor.data
         for name, tensor in {**trainable(model), **buffers}.items()
@@ -114,7 +114,7 @@ def test_the_names_in_saved_adapters_stay(row, adapt, tmp_path):
     adapt(BASES[row.bases[0]]()).save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     found = {name.removeprefix("base_model.model."): list(tensor.shape) for name, tensor in saved.items()}
-    assert found == SAVED_KEYS[row.name]
+    assert {name: shape for name, shape in found.items() if not name.endswith(".gain")} == SAVED_KEYS[row.name]
 
 
 @rows(lambda row: not row.config_class.shares_pass)
