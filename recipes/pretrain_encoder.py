@@ -6,7 +6,7 @@
         --answers runs/answers --output-dir runs/pretraining
 
 First the teacher answers: the crops of a shard, its logits and its last maps of stride 8, 16 and 32 become one file of
-`--answers`. The teacher works once for every crop, whatever learns from it and for how long ("fast knowledge
+`--answers`. A teacher of timm also classifies every place of its last map ("token labelling", arXiv:2104.10858). The teacher works once for every crop, whatever learns from it and for how long ("fast knowledge
 distillation", arXiv:2112.01528). A larger `--shards` adds to those there are, and without `--data` none are made.
 Without `--teacher` the answers are the column `label`.
 
@@ -42,8 +42,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Sw
 
 
 BICUBIC = InterpolationMode.BICUBIC
-LOGITS_WEIGHT = 0.1  # of their divergence, beside 1 for the error on each map
-Shard = dict[str, Tensor]  # images, and labels or logits, map8, map16 and map32: the first axis is the crop
+PLACE_CLASSES = 16  # the most probable ones, which are kept of every place
+LOGITS_WEIGHT = 0.1  # of their divergence, also at every place, beside 1 for the error on each map
+Shard = dict[str, Tensor]  # images, and labels or the teacher's answers: the first axis is the crop
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -137,7 +138,7 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, crops: Tensor) -> dict[str, Tensor]:
-        """The logits and the last map of each stride, in float16.
+        """The logits, the last map of each stride and the classes of the places of the last one, in float16.
 
         Args:
             crops: Integers from 0 to 255, of shape (batch, 3, size, size).
@@ -147,15 +148,25 @@ class Teacher:
         """
         pixels = (crops.to(self.mean.device) / 255 - self.mean) / self.std
         pixels = pixels.contiguous(memory_format=torch.channels_last)
+        places = {}
         if self.is_timm:
             last, maps = self.model.forward_intermediates(pixels)
             logits = self.model.forward_head(last)
+            rows = last.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]  # every place as a map of its own
+            top = self.model.forward_head(rows).softmax(-1).topk(min(PLACE_CLASSES, logits.shape[1]))
+            shape = (len(last), *last.shape[2:], -1)
+            places["probabilities"] = top.values.view(shape).permute(0, 3, 1, 2)
+            places["classes"] = top.indices.view(shape).permute(0, 3, 1, 2).short()
         else:
             output = self.model(pixels, output_hidden_states=True)
             logits, maps = output.logits, output.get("reshaped_hidden_states", output.hidden_states)
         by_stride = {crops.shape[-1] // m.shape[-1]: m for m in maps if m.ndim == 4}  # the last one of each stays
         answers = {f"map{stride}": by_stride[stride] for stride in (8, 16, 32) if stride in by_stride}
-        answers = {name: answer.half().cpu().contiguous() for name, answer in (answers | {"logits": logits}).items()}
+        answers |= {"logits": logits} | places
+        answers = {
+            name: (answer.half() if answer.is_floating_point() else answer).cpu().contiguous()
+            for name, answer in answers.items()
+        }
         if wrong := [name for name, answer in answers.items() if not answer.isfinite().all()]:
             raise ValueError(f"The teacher's {wrong} hold numbers that are no finite float16. Choose another teacher.")
         return answers
@@ -238,7 +249,7 @@ class Lesson(nn.Module):
     """The student, linear heads from its maps to the teacher's, and the losses.
 
     A map of the student learns the teacher's of its stride and, enlarged, of the next one, each channel normalised by
-    its mean and deviation over the first shard.
+    its mean and deviation over the first shard. The maps of stride 16 and 32 also learn the classes of every place.
     """
 
     def __init__(self, arguments: argparse.Namespace, shard: Shard, classes: int):
@@ -254,6 +265,10 @@ class Lesson(nn.Module):
             self.heads[str(stride)] = nn.Conv2d(arguments.embed_dim * stride // 4, channels, kernel_size=1)
             std, mean = torch.std_mean(shard[name].float(), (0, 2, 3), keepdim=True)
             self.register_buffer(f"norm_{name}", torch.stack([std.clamp(min=1e-6), mean]), persistent=False)
+        self.has_places = "classes" in shard
+        if self.has_places:
+            width = 4 * arguments.embed_dim
+            self.classifier16 = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def forward(self, shard: Shard, flip: Tensor) -> dict[str, Tensor]:
         flipped = {k: torch.where(flip.view(-1, 1, 1, 1), v.flip(-1), v) for k, v in shard.items() if v.ndim == 4}
@@ -268,12 +283,27 @@ class Lesson(nn.Module):
                 answer = ((flipped[name].float() - mean) / std).clamp(-6, 6)
                 asked.append(F.interpolate(answer, given.shape[-2:], mode="bilinear", antialias=True))
             losses[f"map{stride}"] = F.smooth_l1_loss(given, torch.cat(asked, 1))
+        losses |= self.classify_places(maps, flipped) if self.has_places else {}
         logits = self.student.classifier(output.pooler_output)
         if "labels" in shard:
             return losses | {"labels": F.cross_entropy(logits, shard["labels"], label_smoothing=0.1)}
         given, asked = (F.log_softmax(v.float() / self.temperature, -1) for v in (logits, shard["logits"]))
         divergence = F.kl_div(given, asked, log_target=True, reduction="batchmean")
         return losses | {"logits": LOGITS_WEIGHT * self.temperature**2 * divergence}
+
+    def classify_places(self, maps: dict[int, Tensor], flipped: Shard) -> dict[str, Tensor]:
+        """Cross-entropy of the classes at every place of the student's maps of stride 16 and 32."""
+        classes, probabilities = flipped["classes"].long(), flipped["probabilities"].float()
+        asked = probabilities.new_zeros(len(classes), self.student.config.num_labels, *classes.shape[2:])
+        asked.scatter_(1, classes, probabilities)
+        classifiers = {16: self.classifier16, 32: nn.Sequential(self.student.swin.layernorm, self.student.classifier)}
+        losses = {}
+        for stride, classifier in classifiers.items():
+            given = F.log_softmax(classifier(maps[stride].movedim(1, -1)), -1).movedim(-1, 1)
+            places = F.interpolate(asked, given.shape[-2:], mode="bilinear", antialias=True)
+            places = places / places.sum(1, keepdim=True)
+            losses[f"places{stride}"] = LOGITS_WEIGHT * -(places * given).sum(1).mean()
+        return losses
 
 
 @torch.inference_mode()

@@ -83,7 +83,7 @@ def test_student_can_be_loaded(answer, train, timm_teacher, tmp_path):
     assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "training.json"}
     training = json.loads((output / "training.json").read_text())
     assert training["step"] == progress["step"] == 3 and training["best"] == progress["best"]
-    assert set(training["losses"]) == {"map8", "map16", "map32", "logits"}
+    assert set(training["losses"]) == {"map8", "map16", "map32", "places16", "places32", "logits"}
     assert {
         weight.dtype for weight in load_file(output / "model.safetensors").values() if weight.is_floating_point()
     } == {torch.float16}
@@ -102,6 +102,20 @@ def test_answers_are_the_teachers(answer, timm_teacher):
         last = model.forward_intermediates(pixels, intermediates_only=True)[-1]
     torch.testing.assert_close(shards[1]["map32"].float(), last, atol=2e-3, rtol=2e-3)
     assert [shards[1][f"map{stride}"].shape[-1] for stride in (8, 16, 32)] == [8, 4, 2]
+
+
+def test_places_are_classified_as_small_pictures_of_their_own(answer, timm_teacher):
+    shard = load_file(answer("--teacher", timm_teacher, "--teacher-size", "64") / "00000.safetensors")
+    model = timm.create_model(timm_teacher, pretrained=True).eval()
+    with torch.inference_mode():
+        last, _ = model.forward_intermediates((shard["images"] / 255 - 0.5) / 0.25)
+        for row in range(2):
+            for column in range(2):
+                place = model.forward_head(last[:, :, row : row + 1, column : column + 1]).softmax(-1)
+                found = torch.zeros_like(place).scatter_(
+                    1, shard["classes"][:, :, row, column].long(), shard["probabilities"][:, :, row, column].float()
+                )
+                torch.testing.assert_close(found, place, atol=2e-3, rtol=2e-3)  # all five classes are kept
 
 
 def test_teacher_of_transformers(answer, transformers_teacher):
