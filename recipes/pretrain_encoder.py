@@ -6,9 +6,10 @@
         --answers runs/answers --output-dir runs/pretraining
 
 First the teacher answers: the crops of a shard, its logits and its last maps of stride 8, 16 and 32 become one file of
-`--answers`. A teacher of timm also classifies every place of its last map ("token labelling", arXiv:2104.10858). The teacher works once for every crop, whatever learns from it and for how long ("fast knowledge
-distillation", arXiv:2112.01528). A larger `--shards` adds to those there are, and without `--data` none are made.
-Without `--teacher` the answers are the column `label`.
+`--answers`. A teacher of timm also classifies every place of its last map ("token labelling", arXiv:2104.10858). The
+teacher works once for every crop, whatever learns from it and for how long ("fast knowledge distillation",
+arXiv:2112.01528). A larger `--shards` adds to those there are, and without `--data` none are made. Without `--teacher`
+the answers are the column `label`.
 
 Then the student learns. `runs/pretraining/encoder` holds the best one so far, in float16, with its settings and losses.
 A run that was interrupted goes on from its last save. With `--decay-steps 0` the learning rate stays up after the

@@ -67,9 +67,8 @@ def old_adapter(tmp_path):
     """The folder of an adapter without gains, and the model that it is."""
     model = get_peft_model(make_dense(), PolyhistorConfig(tasks=["semseg", "normals"], reduction_factor=4)).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
             if name.endswith(".gain"):
                 buffer.fill_(1)
