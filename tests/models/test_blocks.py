@@ -70,7 +70,7 @@ def test_a_block_is_the_stream_and_what_its_sublayers_add(make_model):
 @torch.no_grad()
 def test_an_adapter_reads_the_stream_in_front_of_its_sublayer(make_model, monkeypatch):
     """h + sublayer(h) + Adapter(h), also where the norm stands behind; the adapter here is an eighth of h."""
-    monkeypatch.setattr("peft_polyhistor.layers.bottleneck.apply_bottleneck", lambda h, weights, dropout: h / 8)
+    monkeypatch.setattr("peft_polyhistor.layers.bottleneck.apply_bottleneck", lambda h, *weights: h / 8)
     model = make_model().double()
     names = [name for name, module in model.named_modules() if is_block(module)]
     blocks, calls = find_blocks(model), record(model)  # of the modules that the sites will wrap
