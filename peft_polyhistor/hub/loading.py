@@ -13,16 +13,19 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..checks import DECODERS
 from ..config import MultiTaskConfig
 from ..models.encoder import load_encoder
 from ..models.multitask import MultiTaskDenseModel
+from ..models.multitask_config import MultiTaskDenseConfig
 from ..registry import METHODS
 from .cards import base_of
 from .weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
 
 
+PLAIN = (CONFIG_NAME, SAFE_WEIGHTS_NAME)  # the files of a model without adapters
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only")
 
 
@@ -34,8 +37,10 @@ def load(
     token: str | bool | None = None,
     is_trainable: bool = False,
     **kwargs: Any,
-) -> PeftModel:
+) -> PeftModel | MultiTaskDenseModel:
     """A dense model from its checkpoint alone: the frozen encoder, the decoders and the adapters, ready to predict.
+
+    A checkpoint of a dense model without adapters, such as one they were merged into, becomes such a model.
 
     What was loaded once loads again without a network. Weights are read from safetensors and from nothing else.
 
@@ -57,6 +62,8 @@ def load(
     if unknown:
         raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
     folder = _find(str(name), revision=revision, token=token, **kwargs)
+    if not (folder / CONFIG).is_file():
+        return _load_plain(folder, str(name)).requires_grad_(is_trainable)
     config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
@@ -84,6 +91,22 @@ def load(
     return model
 
 
+def _load_plain(folder: Path, name: str) -> MultiTaskDenseModel:
+    try:
+        model_type = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(_damage(folder / CONFIG_NAME, name, error)) from error
+    if model_type != MultiTaskDenseConfig.model_type:
+        raise ValueError(
+            f"'{name}' is a {model_type} model without decoders and adapters. Load it with `load_encoder`, or with "
+            "transformers."
+        )
+    try:
+        return MultiTaskDenseModel.from_pretrained(folder)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
+
+
 def _find(name: str, **kwargs: Any) -> Path:
     """The folder of a checkpoint, downloaded where it is one of the Hub."""
     if Path(os.path.expanduser(name)).is_dir():
@@ -93,7 +116,7 @@ def _find(name: str, **kwargs: Any) -> Path:
     else:
         folder = _download(name, **kwargs)
     missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
+    if missing and not all((folder / file).is_file() for file in PLAIN):
         raise FileNotFoundError(
             f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}; "
             "weights in any other format are not read."
@@ -104,7 +127,7 @@ def _find(name: str, **kwargs: Any) -> Path:
 def _download(name: str, revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
     _check_revision(revision)
     try:
-        files = [CONFIG, WEIGHTS]
+        files = [CONFIG, WEIGHTS, *PLAIN]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(

@@ -47,14 +47,14 @@ def merge(
         deepcopy(vars(module).get("config"), copies)
     configs = [value for value in copies.values() if isinstance(value, PreTrainedConfig)]
     fit_ratios(configs, model, merged)
-    for copied in configs:
+    for copied in configs:  # an adapter for the result is for no other encoder
+        copied.name_or_path = ""
         vars(copied).pop("embedded_name", None)
     for module in model.modules():
         if id(vars(module).get("config")) in copies:
             module.config = copies[id(module.config)]
-        for named in (module, *configs):  # an adapter for the result is for no other encoder
-            if "name_or_path" in vars(named):
-                named.name_or_path = ""
+        if "name_or_path" in vars(module):  # where PEFT looks
+            vars(module)["name_or_path"] = ""
         _set_parameters(module, merged)
     if configs:
         model.config.merged_from = {  # type: ignore[union-attr]  # it is a config

@@ -55,7 +55,7 @@ def test_merges_without_error_in_double_precision(beside_feed_forward, make_base
 @widens
 @torch.no_grad()
 def test_merges_in_bf16(beside_feed_forward, make_swin, pixels, perturb):
-    """With errors like those of bf16 without merging, and below 2 % of the outputs by their norms."""
+    """With no more than 1.2 times the error, by its norm, that bf16 leaves without merging: here 1 to 5 %."""
     model = perturb(beside_feed_forward(make_swin()))
     exact = predict(model, pixels, "semseg").last_hidden_state
     model, pixels = model.bfloat16(), pixels.bfloat16()
@@ -63,8 +63,7 @@ def test_merges_in_bf16(beside_feed_forward, make_swin, pixels, perturb):
     merged = model.merge_and_unload(task="semseg")
     assert merged.dtype == torch.bfloat16
     errors = [(output - exact).norm() / exact.norm() for output in (apart, merged(pixels).last_hidden_state)]
-    print(errors)
-    assert errors[1] < 1.5 * errors[0] and errors[1] < 0.02
+    assert errors[1] < 1.2 * errors[0] < 0.07
 
 
 @widens
@@ -99,7 +98,9 @@ def test_the_config_says_how_wide_it_is_and_from_what(make_swin, base, perturb):
         "base_model": "someone/swin",
         "embedded_encoder": None,
     }
-    assert merged.name_or_path == merged.config.name_or_path == "", "an adapter for the result would name the encoder of this one"
+    assert merged.name_or_path == merged.config.name_or_path == "", (
+        "an adapter for the result would name the encoder of this one"
+    )
     assert config.mlp_ratio == 4.0, "another model may be built from the config of the base"
     assert all(module.config is merged.config for module in merged.modules() if hasattr(module, "config"))
     layers = [layer for layer in merged.modules() if isinstance(layer, nn.Linear)]
@@ -153,11 +154,26 @@ def nothing(model):
 REFUSALS = {
     "a weight of zero": (set_norm(0.0, 0.1), {}, {}, r"blocks.0.mlp' has weight 0 and bias 0.1 in channel 3.*`bake`"),
     "a weight near zero": (set_norm(1e-3, 0.5), {}, {}, "has weight 0.001 and bias 0.5 in channel 3.*100 times"),
-    "another GELU": (nothing, {"hidden_act": "gelu_new"}, {}, "computes with .*and adapters with the GELU of the error"),
+    "another GELU": (
+        nothing,
+        {"hidden_act": "gelu_new"},
+        {},
+        "computes with .*and adapters with the GELU of the error",
+    ),
     "some blocks": (nothing, {}, {"layers_to_transform": [0, 1]}, "one `mlp_ratio` of all cannot say.*`bake`"),
     "in series": (nothing, {}, {"placement": "serial"}, "cannot be merged.*behind all of its weights"),
-    "beside attention": (nothing, {}, {"sublayers": ["attention", "feed_forward"]}, "cannot be merged.*beside attention"),
-    "named modules": (nothing, {}, {"target_modules": ["fc2"]}, "cannot carry an adapter|cannot be merged"),
+    "beside attention": (
+        nothing,
+        {},
+        {"sublayers": ["attention", "feed_forward"]},
+        "cannot be merged.*beside attention",
+    ),
+    "named modules": (
+        nothing,
+        {},
+        {"target_modules": ["o_proj"]},
+        "cannot be merged.*no feed-forward block of a known",
+    ),
 }
 
 
@@ -168,18 +184,18 @@ def test_what_cannot_be_merged_is_refused_and_stays_as_it_is(
 ):
     swin = make_swin(**config)
     change(swin)
+    model = perturb(get_peft_model(swin, AdapterConfig(tasks=["a"], **settings)).eval())
+    expected = model(pixels)
     with pytest.raises(ValueError, match=message):
-        model = perturb(get_peft_model(swin, AdapterConfig(tasks=["a"], **settings)).eval())
-        expected = model(pixels)
-        try:
-            model.merge_and_unload()
-        finally:
-            check_equal(model(pixels), expected)
-            assert swin.config.mlp_ratio == 4.0 and not hasattr(swin.config, "merged_from")
+        model.merge_and_unload()
+    check_equal(model(pixels), expected)
+    assert swin.config.mlp_ratio == 4.0 and not hasattr(swin.config, "merged_from")
 
 
 @torch.no_grad()
-def test_a_weight_near_zero_is_no_matter_where_the_bias_is_too_or_the_adapter_does_not_look(make_swin, pixels, perturb):
+def test_a_weight_near_zero_is_no_matter_where_the_bias_is_too_or_the_adapter_does_not_look(
+    make_swin, pixels, perturb
+):
     swin = make_swin()
     set_norm(1e-6, 1e-6)(swin)
     swin.encoder.layers[2].blocks[0].layernorm_after.weight[3] = 0
