@@ -5,7 +5,6 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from ..tuner.layer import AdapterLayer, Merged, base_of
 from ..tuner.router import router_of
 from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
-from .widening import read_through, widen
+from .widening import widen
 
 
 EPS = 1e-5  # of a norm in PyTorch
@@ -145,7 +144,7 @@ class ResidualLayer(BottleneckLayer):
     def attach(self, model: nn.Module) -> None:
         stream = model.get_submodule(self.site.stream)
         self._hook = stream.register_forward_pre_hook(self.keep_stream)
-        self._norm = (base_of(stream),)  # in a tuple: a reference, not a submodule
+        self._norm: tuple[Any] = (base_of(stream),)  # in a tuple: a reference, not a submodule
         self.eps = getattr(self._norm[0], "eps", EPS)  # that of the norm beside, where there is one
 
     def detach(self) -> None:
@@ -165,13 +164,8 @@ class ResidualLayer(BottleneckLayer):
     def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
         if self.site.widens is None or not weights:
             return super().merged_parameters(weights, merged)
-        norm: Any = self._norm[0]
-        layers = [attrgetter(path)(self.base_layer) for path in self.site.widens.layers]
-        weight, bias = (merged.get(parameter, parameter) for parameter in (norm.weight, norm.bias))
-        channels = [
-            read_through(weight, bias, BottleneckWeights(*(t[0] for t in w)), self.site.name) for w, _ in weights
-        ]
-        return widen(layers, channels, self.site.width if self.site.widens.is_whole else 1, self.site.name)
+        adapters = [BottleneckWeights(*(tensor[0] for tensor in w)) for w, _ in weights]
+        return widen(self.base_layer, self.site.widens, self._norm[0], adapters, self.site.name, merged)
 
 
 class BottleneckTuner(AdapterTuner[BottleneckConfig]):

@@ -11,13 +11,15 @@ so D joins the first linear layer of the block as rows, and up its last as colum
 depthwise convolution there passes the new channels through; channels of zeros compute zero, as gelu(0) = 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..models.blocks import FeedForward
 from ..tuner.layer import Merged
 
 
@@ -74,37 +76,49 @@ def read_through(gamma: Tensor, beta: Tensor, adapter: "BottleneckWeights", at: 
     return Channels(joined, down_bias + down @ norm_bias - joined @ beta, up, up_bias)
 
 
-def widen(layers: Sequence[Callable[..., Any]], channels: Sequence[Channels], multiple: int, at: str) -> Merged:
-    """The parameters of a feed-forward block with further channels.
+def widen(
+    module: nn.Module,
+    description: FeedForward,
+    norm: Any,
+    adapters: Sequence["BottleneckWeights"],
+    at: str,
+    merged: Mapping[Tensor, Tensor] | None = None,
+) -> Merged:
+    """The parameters of a feed-forward module with adapters in it.
 
     Args:
-        layers: The layers of the block in order: a linear one, what works on each channel by itself, a linear one.
-        channels: The channels, of one adapter or several.
-        multiple: The number of channels is filled up with zeros to a multiple of this.
-        at: Name of the block, for errors.
+        module: The module.
+        description: What its family says of it.
+        norm: The LayerNorm in front of it.
+        adapters: For one task, without an axis of tasks.
+        at: Its name, for errors.
+        merged: Values that are to take the place of parameters of the norm.
 
     Returns:
         By parameter its new value, in float64.
 
     Raises:
-        ValueError: The block computes no GELU, or holds its parameters in a form that nothing can be joined to.
+        ValueError: The module computes no GELU, or holds its parameters in a form that nothing can be joined to; or
+            weights of the norm are too near zero.
     """
-    first: Any = layers[0]
-    last: Any = layers[-1]
-    convolutions: list[Any] = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    for layer in layers[1:-1]:
+    first, *middle, last = [attrgetter(path)(module) for path in description.layers]
+    convolutions: list[Any] = [layer for layer in middle if isinstance(layer, nn.Conv2d)]
+    for layer in middle:
         if not isinstance(layer, nn.Identity | nn.Conv2d):
             _check_gelu(layer, at)
+    gamma, beta = ((merged or {}).get(parameter, parameter) for parameter in (norm.weight, norm.bias))
     tensors = [t for layer in (first, *convolutions, last) for t in (layer.weight, layer.bias)]
     if any(t is None or type(t.data) is not Tensor or not t.is_floating_point() for t in tensors):
         raise ValueError(
             f"The parameters of '{at}' are no plain tensors (quantised, or spread over processes), so no channels can "
             "join them. Merge into the encoder as it was before, and quantise the result."
         )
+    channels = [read_through(gamma, beta, adapter, at) for adapter in adapters]
     down, down_bias, up, up_bias = zip(*channels, strict=True)
     count = sum(map(len, down))
-    count += -(len(first.weight) + count) % multiple
-    merged = {
+    if description.is_whole:
+        count += -(len(first.weight) + count) % len(last.weight)
+    widened = {
         first.weight: _append(first.weight, torch.cat(down), count),
         first.bias: _append(first.bias, torch.cat(down_bias), count),
         last.weight: _append(last.weight.mT, torch.cat(up, dim=1).mT, count).mT,
@@ -113,9 +127,9 @@ def widen(layers: Sequence[Callable[..., Any]], channels: Sequence[Channels], mu
     for convolution in convolutions:
         kernels = torch.zeros(count, *convolution.weight.shape[1:], dtype=torch.float64)
         kernels[..., kernels.shape[-2] // 2, kernels.shape[-1] // 2] = 1
-        merged[convolution.weight] = _append(convolution.weight, kernels, count)
-        merged[convolution.bias] = _append(convolution.bias, kernels.new_zeros(count), count)
-    return merged
+        widened[convolution.weight] = _append(convolution.weight, kernels, count)
+        widened[convolution.bias] = _append(convolution.bias, kernels.new_zeros(count), count)
+    return widened
 
 
 def _check_gelu(activation: Callable[..., Any], at: str) -> None:

@@ -55,7 +55,7 @@ def merge(
             module.config = copies[id(module.config)]
         if "name_or_path" in vars(module):  # where PEFT looks
             vars(module)["name_or_path"] = ""
-        _set_parameters(module, merged)
+        set_parameters(module, merged)
     if configs:
         model.config.merged_from = {  # type: ignore[union-attr]  # it is a config
             "peft_type": config.method,
@@ -119,9 +119,10 @@ def _inner_width(model: nn.Module, block: Block, merged: Mapping[Tensor, Tensor]
     return len(merged.get(weight, weight))
 
 
-def _set_parameters(module: nn.Module, merged: Mapping[Tensor, Tensor]) -> None:
+def set_parameters(module: nn.Module, values: Mapping[Tensor, Tensor]) -> None:
+    """Gives the module's own parameters, not those of its submodules, new values, which may be larger."""
     for name, parameter in list(module.named_parameters(recurse=False)):
-        value = merged.get(parameter)
+        value = values.get(parameter)
         if value is None:
             continue
         if value.shape == parameter.shape:

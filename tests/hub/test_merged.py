@@ -94,7 +94,9 @@ def test_a_merged_dense_model_loads_and_predicts(merged_dense, pixels, tmp_path)
 
 def test_what_is_no_dense_model_is_refused(merged, merged_dense, tmp_path):
     merged.save_pretrained(tmp_path / "swin")
-    with pytest.raises(ValueError, match="is a swin model without decoders and adapters. Load it with `load_encoder`"):
+    with pytest.raises(
+        ValueError, match=r"is a swin model without decoders and adapters. Load it with `load_encoder`"
+    ):
         load(tmp_path / "swin")
     merged_dense.save_pretrained(tmp_path / "dense")
     (tmp_path / "dense" / "config.json").write_text("{")
@@ -109,7 +111,11 @@ def test_the_card_of_a_merged_encoder_says_from_what_it_is(merged):
     card = make_merged_card(merged, origin_of(merged, adapter="ann/lite"), "mit", ["swin"], "ann/merged")
     assert check_metadata(str(card)) == []
     data = card.data
-    assert (data.library_name, data.base_model, data.base_model_relation) == ("transformers", "ann/tiny-swin", "finetune")
+    assert (data.library_name, data.base_model, data.base_model_relation) == (
+        "transformers",
+        "ann/tiny-swin",
+        "finetune",
+    )
     assert {"POLYHISTOR_LITE", "merged", "semantic-segmentation", "swin"} <= set(data.tags)
     for line in (
         "the adapter of the method `POLYHISTOR_LITE` for the task `semseg`",

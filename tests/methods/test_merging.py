@@ -13,6 +13,7 @@ from transformers import SwinBackbone, SwinConfig, SwinForImageClassification, S
 
 from peft_polyhistor import AdapterConfig, MultiTaskDenseModel, PolyhistorLiteConfig, SharedAdapterConfig
 from peft_polyhistor.config import BottleneckConfig
+from peft_polyhistor.layers.baked import BakedLayer
 from peft_polyhistor.tuner.merging import find_ratio
 
 
@@ -203,6 +204,41 @@ def test_a_weight_near_zero_is_no_matter_where_the_bias_is_too_or_the_adapter_do
     model.base_model.router.generators["default"][2].norm_weight[:, 3] = 0
     expected = model(pixels)
     check_equal(model.merge_and_unload()(pixels), expected, **SINGLE)
+
+
+@torch.no_grad()
+def test_a_baked_adapter_predicts_in_one_with_its_block_and_follows_every_change(make_swin, pixels, perturb):
+    baked = perturb(get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).eval()).bake(TASKS[:2])
+    layers = [module for module in baked.modules() if isinstance(module, BakedLayer)]
+    keys = list(baked.state_dict())
+
+    def check(tasks=(TASKS[1], TASKS[0])):
+        together = baked(pixels, tasks=tasks)
+        assert all(set(layer._copies.kept[1]) >= set(tasks) for layer in layers)
+        with torch.enable_grad():  # where the adapter runs beside its block
+            apart = baked(pixels, tasks=tasks)
+        check_equal(
+            {task: tuple(output.values()) for task, output in together.items()},
+            {task: tuple(t.detach() for t in output.values()) for task, output in apart.items()},
+            **SINGLE,
+        )
+
+    check(tasks=[TASKS[0]])
+    check()
+    for parameter in (layers[0].base_layer.fc1.bias, layers[0]._norm[0].weight, *baked.router.generators.parameters()):
+        parameter.add_(0.1)
+        check()
+    baked.double()
+    pixels = pixels.double()
+    check()
+    baked = copy.deepcopy(baked)
+    layers = [module for module in baked.modules() if isinstance(module, BakedLayer)]
+    layers[1].base_layer.fc2.bias.add_(1)
+    check()
+    layers[1]._norm[0].weight[0] = 0
+    baked(pixels, tasks=TASKS[:2])
+    assert layers[1]._copies.kept[1] == dict.fromkeys(TASKS[:2]) and layers[2]._copies.kept[1][TASKS[0]]
+    assert list(baked.state_dict()) == keys
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5, 7, 16])
