@@ -192,8 +192,9 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
         """A copy of the model whose adapters are plain ones (MTL_ADAPTER), with the weights that are generated here.
 
-        At inference nothing is generated any more, and the outputs are equal. With one task the copy is a model of its
-        own, whose calls name no task.
+        At inference nothing is generated any more, and adapters that can be merged run in one with their feed-forward
+        modules, of which a copy per task is held. The outputs are equal but for rounding. With one task the copy is a
+        model of its own, whose calls name no task.
 
         Args:
             tasks: The tasks to keep; `None` for all. A dense model keeps their decoders.

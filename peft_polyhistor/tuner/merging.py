@@ -56,13 +56,15 @@ def merge(
         if "name_or_path" in vars(module):  # where PEFT looks
             vars(module)["name_or_path"] = ""
         set_parameters(module, merged)
-    if configs:
-        model.config.merged_from = {  # type: ignore[union-attr]  # it is a config
-            "peft_type": config.method,
-            "task": task,
-            "base_model": config.base_model_name_or_path or None,
-            "embedded_encoder": (config.made_for or {}).get("encoder"),
-        }
+    for module in model.modules():
+        if isinstance(vars(module).get("config"), PreTrainedConfig):
+            vars(module.config)["merged_from"] = {
+                "peft_type": config.method,
+                "task": task,
+                "base_model": config.base_model_name_or_path or None,
+                "embedded_encoder": (config.made_for or {}).get("encoder"),
+            }
+            break  # the outermost, which is saved
 
 
 def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Mapping[Tensor, Tensor]) -> None:
@@ -87,20 +89,19 @@ def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Ma
         )
     values = [int(ratio) if family.is_whole else ratio for ratio in ratios if ratio]
     value = values if family.per_stage else values[0]
-    fitting = 0
+    kind = type(_config_of(model, blocks[0]))
     for config in configs:
+        if type(config) is not kind:
+            continue
         if hasattr(config, "model_args"):  # of a wrapper around timm
             config.model_args = {**(config.model_args or {}), family.ratio: value}
         elif hasattr(config, family.ratio):
             setattr(config, family.ratio, value)
         else:
-            continue
-        fitting += 1
-    if configs and not fitting:
-        raise ValueError(
-            f"No config of {type(model).__name__} has a field `{family.ratio}`, so it could not be built again. "
-            "Create it as TimmWrapperModel(TimmWrapperConfig(architecture=..., model_args={...})) of transformers."
-        )
+            raise ValueError(
+                f"A {kind.__name__} has no field `{family.ratio}`, so the encoder could not be built again. "
+                "Create it as TimmWrapperModel(TimmWrapperConfig(architecture=..., model_args={...})) of transformers."
+            )
 
 
 def find_ratio(sizes: Iterable[tuple[int, int]]) -> float | None:
@@ -110,6 +111,14 @@ def find_ratio(sizes: Iterable[tuple[int, int]]) -> float | None:
     high = min((inner + 1) / outer for outer, inner in sizes)
     ratios = (low, (low + high) / 2)  # the second where the first is rounded down
     return next((ratio for ratio in ratios if all(int(ratio * outer) == inner for outer, inner in sizes)), None)
+
+
+def _config_of(model: nn.Module, block: Block) -> PreTrainedConfig | None:
+    """The config of the innermost module around a block that has one."""
+    names = block.name.split(".")
+    around = [model, *(model.get_submodule(".".join(names[: i + 1])) for i in range(len(names)))]
+    found = [vars(module).get("config") for module in around]
+    return next((config for config in reversed(found) if isinstance(config, PreTrainedConfig)), None)
 
 
 def _inner_width(model: nn.Module, block: Block, merged: Mapping[Tensor, Tensor]) -> int:

@@ -87,23 +87,23 @@ def test_a_merged_dense_model_loads_and_predicts(merged_dense, pixels, tmp_path)
     assert type(loaded) is MultiTaskDenseModel and loaded.config.encoder.mlp_ratio == 4.5
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     check_equal(loaded(pixels), merged_dense(pixels), **PLACED_BY_FILE)
+    with pytest.raises(ValueError, match=r"an encoder of its own\. Leave `encoder` out"):
+        load(tmp_path, encoder="swin-micro")
     predictor = MultiTaskPredictor.from_pretrained(tmp_path)
     assert predictor.tasks == ["semseg"] and predictor.image_size == (64, 64)
-    assert "an adapter for the result is for no other encoder" and not hasattr(loaded.config.encoder, "embedded_name")
+    assert not hasattr(loaded.config.encoder, "embedded_name"), "an adapter for the result is for no other encoder"
 
 
 def test_what_is_no_dense_model_is_refused(merged, merged_dense, tmp_path):
     merged.save_pretrained(tmp_path / "swin")
-    with pytest.raises(
-        ValueError, match=r"is a swin model without decoders and adapters. Load it with `load_encoder`"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json and no adapter_model.safetensors"):
         load(tmp_path / "swin")
     merged_dense.save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors\..*without adapters config.json and"):
+        load(tmp_path / "dense")
     (tmp_path / "dense" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json of .* is damaged"):
-        load(tmp_path / "dense")
-    (tmp_path / "dense" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json and no adapter_model.safetensors"):
         load(tmp_path / "dense")
 
 
