@@ -8,7 +8,7 @@ from torch import nn
 from transformers import SwinBackbone
 
 from peft_polyhistor import AdapterConfig
-from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, Sublayer, find_blocks
+from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, FeedForward, Sublayer, find_blocks
 
 
 def test_blocks_of_swin_are_found_in_order(make_swin):
@@ -21,6 +21,7 @@ def test_blocks_of_swin_are_found_in_order(make_swin):
         feed_forward=Sublayer(f"{path}.mlp", f"{path}.layernorm_after"),
         self_attention=f"{path}.attention",
         projections=tuple(f"{path}.attention.{part}_proj" for part in "qkv"),
+        widens=FeedForward(("fc1", "activation_fn", "fc2"), "mlp_ratio"),
     )
     assert [block.width for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
 

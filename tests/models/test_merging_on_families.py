@@ -81,7 +81,7 @@ def test_a_relu_in_front_of_the_convolution_lets_no_channel_through():
 
 def test_a_config_that_cannot_say_the_ratio_is_an_error():
     config = TimmBackboneConfig(
-        "swin_tiny_patch4_window7_224", use_pretrained_backbone=False, out_indices=[0, 1, 2, 3]
+        backbone="swin_tiny_patch4_window7_224", use_pretrained_backbone=False, out_indices=[0, 1, 2, 3]
     )
     model = get_peft_model(TimmBackbone(config), AdapterConfig(tasks=["a"]))
     with pytest.raises(ValueError, match=r"TimmBackboneConfig has no field `mlp_ratio`.*TimmWrapperModel"):
