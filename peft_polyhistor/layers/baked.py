@@ -21,7 +21,8 @@ from .widening import widen
 class Copies:
     """Copies of a feed-forward module by task, each with an adapter in it, for as long as no parameter changes.
 
-    They are no part of the model: what copies or saves it leaves them out.
+    They are no part of the model: what copies or saves it leaves them out. A change through `parameter.data`, which
+    PyTorch does not count, is seen only where it moves the parameter to other memory.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,8 @@ class BakedLayer(ResidualLayer):
         for index, task in enumerate(route.tasks):
             if task not in copies:
                 copies[task] = self._with_adapter(BottleneckWeights(*(tensor[index] for tensor in w)))
-        return [module for task in route.tasks if (module := copies[task])]
+        widened = [module for task in route.tasks if (module := copies[task]) is not None]
+        return widened if len(widened) == len(route.tasks) else []
 
     def _with_adapter(self, adapter: BottleneckWeights) -> nn.Module | None:
         """A copy of the feed-forward module with the adapter in it; `None` where it cannot be merged."""

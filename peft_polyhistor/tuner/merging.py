@@ -44,7 +44,8 @@ def merge(
         raise ValueError(f"The task {task!r} would merge into parameters that are not finite. Check the adapter.")
     copies: dict[int, Any] = {}  # by identity, so that what shares a config goes on sharing it
     for module in model.modules():
-        deepcopy(vars(module).get("config"), copies)
+        if isinstance(vars(module).get("config"), PreTrainedConfig):
+            deepcopy(module.config, copies)
     configs = [value for value in copies.values() if isinstance(value, PreTrainedConfig)]
     fit_ratios(configs, model, merged)
     for copied in configs:  # an adapter for the result is for no other encoder
