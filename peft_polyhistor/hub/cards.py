@@ -71,14 +71,22 @@ def config_of(model: PeftModel, adapter_name: str) -> MultiTaskConfig:
 
 
 def base_of(config: MultiTaskConfig) -> Base:
-    """The encoder of a saved adapter.
+    """The encoder of a saved adapter; the errors are those of `find_base`."""
+    return find_base(config.base_model_name_or_path, (config.made_for or {}).get("encoder"))
+
+
+def find_base(name: str | None, embedded: str | None) -> Base:
+    """The encoder that an adapter was trained on.
+
+    Args:
+        name: Its Hub id, if it has one.
+        embedded: Its name, if it comes with this package.
 
     Raises:
         ValueError: It is not known, or a folder that others do not have.
     """
-    name = config.base_model_name_or_path
-    if not name and config.made_for and config.made_for["encoder"]:
-        return Base(config.made_for["encoder"], is_embedded=True)
+    if not name and embedded:
+        return Base(embedded, is_embedded=True)
     advice = "Give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224'; publish the encoder first."
     if not name:
         raise ValueError(f"It is not known which encoder the adapter was made for, so nobody could use it. {advice}")
@@ -159,8 +167,7 @@ def _metadata(
     license: str,
     further_tags: Sequence[str],
 ) -> ModelCardData:
-    words = [word for task in config.tasks for word in (task, SEARCH_WORDS.get(task)) if word]
-    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words]
+    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words_for(config.tasks)]
     on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
     return ModelCardData(
         library_name="peft",
@@ -172,6 +179,11 @@ def _metadata(
         eval_results=_eval_results(training) if training else None,
         **on_hub,
     )
+
+
+def words_for(tasks: Sequence[str]) -> list[str]:
+    """What people search for who want one of the tasks."""
+    return [word for task in tasks for word in (task, SEARCH_WORDS.get(task)) if word]
 
 
 def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:

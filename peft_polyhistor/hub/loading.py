@@ -13,11 +13,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..checks import DECODERS
 from ..config import MultiTaskConfig
 from ..models.encoder import load_encoder
 from ..models.multitask import MultiTaskDenseModel
+from ..models.multitask_config import MultiTaskDenseConfig
 from ..registry import METHODS
 from .cards import base_of
 from .weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
@@ -34,8 +36,10 @@ def load(
     token: str | bool | None = None,
     is_trainable: bool = False,
     **kwargs: Any,
-) -> PeftModel:
+) -> PeftModel | MultiTaskDenseModel:
     """A dense model from its checkpoint alone: the frozen encoder, the decoders and the adapters, ready to predict.
+
+    A checkpoint of a dense model without adapters, such as one they were merged into, becomes such a model.
 
     What was loaded once loads again without a network. Weights are read from safetensors and from nothing else.
 
@@ -57,6 +61,10 @@ def load(
     if unknown:
         raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
     folder = _find(str(name), revision=revision, token=token, **kwargs)
+    if not (folder / CONFIG).is_file():
+        if encoder is not None:
+            raise ValueError(f"'{name}' is a model with an encoder of its own. Leave `encoder` out.")
+        return _load_dense(folder, str(name)).requires_grad_(is_trainable)
     config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
@@ -84,6 +92,25 @@ def load(
     return model
 
 
+def _load_dense(folder: Path, name: str) -> MultiTaskDenseModel:
+    try:
+        return MultiTaskDenseModel.from_pretrained(folder)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
+
+
+def _is_dense(folder: Path, name: str) -> bool:
+    """Whether it is the folder of a dense model without adapters."""
+    file = folder / CONFIG_NAME
+    if (folder / CONFIG).is_file() or not file.is_file():
+        return False
+    try:
+        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(_damage(file, name, error)) from error
+    return model_type == MultiTaskDenseConfig.model_type
+
+
 def _find(name: str, **kwargs: Any) -> Path:
     """The folder of a checkpoint, downloaded where it is one of the Hub."""
     if Path(os.path.expanduser(name)).is_dir():
@@ -91,20 +118,23 @@ def _find(name: str, **kwargs: Any) -> Path:
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
     else:
-        folder = _download(name, **kwargs)
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+        folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME], **kwargs)
+        if _is_dense(folder, name):
+            folder = _download(name, [CONFIG_NAME, SAFE_WEIGHTS_NAME], **kwargs)
+    files = [CONFIG_NAME, SAFE_WEIGHTS_NAME] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
+    missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}; "
-            "weights in any other format are not read."
+            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}, "
+            f"or of a dense model without adapters {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}; weights in any other format "
+            "are not read."
         )
     return folder
 
 
-def _download(name: str, revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
+def _download(name: str, files: list[str], revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:
     _check_revision(revision)
     try:
-        files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(

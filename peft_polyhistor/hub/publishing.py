@@ -8,25 +8,29 @@ of a method never sees the `PeftModel` around it. So `PeftModel` gets a `push_to
 adapters of this package and leaves all others to the inherited one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from ..config import MultiTaskConfig
 from .cards import base_of, config_of, make_card
+from .merged_cards import make_merged_card, origin_of
 from .record import TrainingRecord
 from .weights import WEIGHTS
 
 
 def publish(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     repo_id: str,
     *,
     base_model: str | None = None,
+    adapter: str | None = None,
     training: TrainingRecord | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
@@ -34,19 +38,20 @@ def publish(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Upload adapter",
+    commit_message: str | None = None,
     commit_description: str | None = None,
 ) -> CommitInfo:
-    """Uploads the active adapter, with the decoders that were trained with it, in one commit under a card of its own.
+    """Uploads the active adapter and its decoders, or what it was merged into, in one commit under a card of its own.
 
     A repository is made where there is none. A card that is there already is replaced: its scores are of other
     weights. After a failed upload the repository is as it was; the same call again sends only what had not arrived.
 
     Args:
-        model: It carries an adapter of one of this package's methods.
+        model: It carries an adapter of one of this package's methods, or is what `merge_and_unload` made of one.
         repo_id: `"user/name"`.
         base_model: Hub id of the encoder, where it was loaded from a folder. The adapter keeps it.
-        training: What is known of the training, for the card, and files to upload with it.
+        adapter: Of a merged model, the Hub id of the adapter, for the card.
+        training: What is known of the training of an adapter, for the card, and files to upload with it.
         license: Of the weights, as the Hub spells it.
         tags: Of the card, besides those that say what it is.
         private: Of a repository that is made; `None` for the default of its owner.
@@ -56,29 +61,41 @@ def publish(
         commit_message, commit_description: Of the commit.
 
     Raises:
-        TypeError: The adapter is of none of this package's methods.
-        ValueError: The encoder is not known or a folder, or a repository that is to be private is public.
+        TypeError: The adapter is of none of this package's methods, or the model is not made of one.
+        ValueError: The encoder is not known or a folder, a repository that is to be private is public, or there is a
+            `training` of a merged model.
         ConnectionError: The upload broke off.
         HfHubHTTPError: The Hub refused, e.g. for the lack of a token.
     """
-    name = model.active_adapter
-    config = config_of(model, name)
-    if base_model is not None:
-        config.base_model_name_or_path = base_model
+    is_adapter = isinstance(model, PeftModel)
+    card_for: Callable[..., ModelCard]
     with TemporaryDirectory() as temporary:
-        folder = save_adapter(model, name, Path(temporary))
-        base_of(config)  # its errors come before anything is changed on the Hub
+        if isinstance(model, PeftModel):
+            name = model.active_adapter
+            config = config_of(model, name)
+            if base_model is not None:
+                config.base_model_name_or_path = base_model
+            folder = save_adapter(model, name, Path(temporary))
+            base_of(config)  # its errors come before anything is changed on the Hub
+            size = (folder / WEIGHTS).stat().st_size
+            card_for = partial(make_card, model, name, file_size=size, training=training, license=license, tags=tags)
+        else:
+            if training is not None:
+                raise ValueError(
+                    "Scores and records are of the adapter: publish that with `training`, and name it here."
+                )
+            folder = Path(temporary)
+            card_for = partial(make_merged_card, model, origin_of(model, base_model, adapter), license, tags)
+            model.save_pretrained(folder)
         api = HfApi(token=token)
         repo_id = _open_repository(api, repo_id, private, revision)
-        # PEFT's own card, which `save_pretrained` wrote, is replaced.
-        size = (folder / WEIGHTS).stat().st_size
-        make_card(model, name, repo_id, size, training, license, tags).save(folder / "README.md")
+        card_for(repo_id=repo_id).save(folder / "README.md")  # in place of PEFT's own card
         files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
         return _upload(
             api,
             repo_id,
             files,
-            commit_message=commit_message,
+            commit_message=commit_message or ("Upload adapter" if is_adapter else "Upload merged model"),
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bottleneck adapter: its weights and equation, its layers by placement, and the tuner that all methods share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import SUBLAYERS, BottleneckConfig
-from ..models.blocks import Block, Sublayer
+from ..models.blocks import Block, FeedForward
 from ..models.multitask import MultiTaskDenseModel
 from ..registry import METHODS
 from ..tuner.batches import first_tensor
-from ..tuner.layer import AdapterLayer
+from ..tuner.layer import AdapterLayer, Merged, base_of
 from ..tuner.router import router_of
 from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
+from .widening import widen
+
+
+EPS = 1e-5  # of a norm in PyTorch
 
 
 class BottleneckWeights(NamedTuple):
@@ -34,28 +38,29 @@ class BottleneckWeights(NamedTuple):
     norm_bias: Tensor  # (tasks, width)
 
 
-def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0) -> Tensor:
+def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0, eps: float = EPS) -> Tensor:
     """up(gelu(down(norm(x)))) with the weights of every task at once.
 
     Args:
         x: `(tasks * batch, ..., width)`, all images of the first task first.
         w: Weights of these tasks.
         dropout: Probability of zeroing a bottleneck activation.
+        eps: What the norm adds to the variance.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
-    return from_bottleneck(to_bottleneck(x, w, dropout), w).view_as(x).to(x.dtype)
+    return from_bottleneck(to_bottleneck(x, w, dropout, eps), w).view_as(x).to(x.dtype)
 
 
-def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float) -> Tensor:
+def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float, eps: float) -> Tensor:
     """gelu(down(norm(x))); `(tasks * batch, ..., width)` to `(tasks, tokens, bottleneck)`."""
     tasks, _, width = w.down.shape
     tokens = x.to(w.down.dtype).reshape(tasks, -1, width)
     # The norm's weight and bias are folded into the projection: one pass less over the tokens.
     down = w.down * w.norm_weight[:, None]
     down_bias = torch.baddbmm(w.down_bias[:, None], w.norm_bias[:, None], w.down.mT)
-    hidden = F.gelu(torch.baddbmm(down_bias, F.layer_norm(tokens, (width,)), down.mT))
+    hidden = F.gelu(torch.baddbmm(down_bias, F.layer_norm(tokens, (width,), eps=eps), down.mT))
     return F.dropout(hidden, dropout) if dropout else hidden
 
 
@@ -66,6 +71,8 @@ def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
 
 class BottleneckLayer(AdapterLayer):
     """Adds the active adapters to the module's output. The subclasses say what the adapters read; see `PLACEMENTS`."""
+
+    eps = EPS  # of the adapters' norm
 
     def adapted(self, x: Tensor | None, output: Any) -> Any:
         """The module's output with the adapters of `x` in it: in the first item where it returns several."""
@@ -84,12 +91,14 @@ class BottleneckLayer(AdapterLayer):
     def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
         """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
         for w, dropout in weights:
-            output = output + apply_bottleneck(x, w, dropout).to(output.dtype)
+            output = output + apply_bottleneck(x, w, dropout, self.eps).to(output.dtype)
         return output
 
 
 class ParallelLayer(BottleneckLayer):
     """Adapter(x) added to base_layer(x), both reading the module's own input."""
+
+    obstacle = "stand beside a module that is no feed-forward block of a known encoder"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
@@ -97,6 +106,8 @@ class ParallelLayer(BottleneckLayer):
 
 class SerialLayer(BottleneckLayer):
     """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
+
+    obstacle = "read what the module computes, behind all of its weights"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(*args, **kwargs)
@@ -109,9 +120,11 @@ class ResidualSite(Site):
 
     Args:
         stream: Path of the module whose first argument is the residual stream in front of the sublayer.
+        widens: The feed-forward module that can take the adapters in; `None` where there is none.
     """
 
     stream: str
+    widens: FeedForward | None
 
 
 class ResidualLayer(BottleneckLayer):
@@ -120,16 +133,19 @@ class ResidualLayer(BottleneckLayer):
     h never reaches the wrapped module. `keep_stream` takes it as the input of the sublayer's first module, as a rule
     its norm, and hands it to this layer in the store of the pass. The two run one after the other within a block, in
     a recomputed forward pass too.
-
-    Note:
-        Behind a LayerNorm, h could be computed back from norm(h). That holds for one of the two sublayers, and only
-        in families whose norm stands in front, so this way would be needed beside it.
     """
 
     site: ResidualSite
+    obstacle = (
+        "stand beside attention, or beside a feed-forward block whose norm is behind it, as in Swin V2, and neither "
+        "computes the GELU of a normed residual stream"
+    )
 
     def attach(self, model: nn.Module) -> None:
-        self._hook = model.get_submodule(self.site.stream).register_forward_pre_hook(self.keep_stream)
+        stream = model.get_submodule(self.site.stream)
+        self._hook = stream.register_forward_pre_hook(self.keep_stream)
+        self._norm: tuple[Any] = (base_of(stream),)  # in a tuple: a reference, not a submodule
+        self.eps = getattr(self._norm[0], "eps", EPS)  # that of the norm beside, where there is one
 
     def detach(self) -> None:
         self._hook.remove()
@@ -145,6 +161,12 @@ class ResidualLayer(BottleneckLayer):
             return output
         return self.adapted(self.router.present_route().streams.pop(self.site.name), output)
 
+    def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
+        if self.site.widens is None or not weights:
+            return super().merged_parameters(weights, merged)
+        adapters = [BottleneckWeights(*(tensor[0] for tensor in w)) for w, _ in weights]
+        return widen(self.base_layer, self.site.widens, self._norm[0], adapters, self.site.name, merged)
+
 
 class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
@@ -154,22 +176,25 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     def known_sites(self, model: nn.Module, blocks: list[Block], config: BottleneckConfig) -> list[Site]:
         sublayers = config.sublayers if config.target_modules is None else SUBLAYERS
         return [
-            self._site_in(getattr(block, sublayer), block.width, index, config)
+            self._site_in(block, sublayer, index, config)
             for index, block in enumerate(blocks)
             for sublayer in sublayers
         ]
 
-    def _site_in(self, sublayer: Sublayer, width: int, index: int, config: BottleneckConfig) -> Site:
+    def _site_in(self, block: Block, sublayer: str, index: int, config: BottleneckConfig) -> Site:
+        module, stream = getattr(block, sublayer)
         if config.placement == "serial":
-            return Site(sublayer.module, SerialLayer, width, index)
-        return ResidualSite(sublayer.module, self.residual_layer, width, index, sublayer.stream)
+            return Site(module, SerialLayer, block.width, index)
+        widens = block.widens if sublayer == "feed_forward" else None
+        return ResidualSite(module, self.residual_layer, block.width, index, stream, widens)
 
     @torch.no_grad()
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
         """A copy of the model whose adapters are plain ones (MTL_ADAPTER), with the weights that are generated here.
 
-        At inference nothing is generated any more, and the outputs are equal. With one task the copy is a model of its
-        own, whose calls name no task.
+        At inference nothing is generated any more, and adapters that can be merged run in one with their feed-forward
+        modules, of which a copy per task is held. The outputs are equal but for rounding. With one task the copy is a
+        model of its own, whose calls name no task.
 
         Args:
             tasks: The tasks to keep; `None` for all. A dense model keeps their decoders.

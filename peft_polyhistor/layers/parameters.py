@@ -3,7 +3,7 @@
 """Parameters of the encoder itself that train, per task or once for all: sites, layer and generator."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..models.blocks import Block, encoder_modules
 from ..models.onload import onloaded
 from ..tuner.batches import Arguments, cut, first_tensor, join
-from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.layer import AdapterLayer, Merged, base_of
 from ..tuner.site import Site
 
 
@@ -52,8 +52,9 @@ class ParameterLayer(AdapterLayer):
                     outputs.append(self.base_layer(*args_of_task, **kwargs_of_task))
         return join(outputs)
 
-    def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
-        return self._parameters_of([additions for additions, _ in weights], 0)
+    def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
+        values = self._parameters_of([additions for additions, _ in weights], 0)
+        return {self.base_layer.get_parameter(name): value for name, value in values.items()}
 
     def _parameters_of(self, additions: list[dict[str, Tensor]], task: int) -> dict[str, Tensor]:
         with onloaded(self.base_layer):

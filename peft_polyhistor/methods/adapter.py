@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_positive
 from ..config import BottleneckConfig, LowRankConfig
+from ..layers.baked import BakedLayer
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.matrices import DenseMatrix, LowRankMatrix, SiteGenerators, TaskWeights
 from ..layers.parameters import ParameterAdditions, ParameterSite, parameter_sites
@@ -129,6 +130,7 @@ class LowRankAdapterConfig(LowRankConfig):
 class AdapterModel(BottleneckTuner):
     """PEFT tuner of Adapter."""
 
+    residual_layer = BakedLayer
     prefix = "mtl_adapter_"
 
 

@@ -121,6 +121,8 @@ class MultiTaskLora(nn.ModuleList):
 class LowRankLayer(AdapterLayer):
     """Adds the low-rank update of a linear layer's input to its output."""
 
+    obstacle = "norm the input of a projection by statistics of its own, which no weight of the projection can"
+
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
         for w, _ in self.active_weights(x):

@@ -159,11 +159,12 @@ class KnowledgeLayer(ResidualLayer):
     """Adds the adapter to the sublayer's output, and leaves the features of every task for the maps of its stage."""
 
     site: KnowledgeSite
+    obstacle = "make features for the decoders of the tasks"
 
     def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
         """`output` plus the adapter of `x`, both `(batch, tokens, width)`."""
         for w, dropout in weights:
-            hidden = to_bottleneck(x, w.adapter, dropout)  # (1, tokens of the batch, bottleneck)
+            hidden = to_bottleneck(x, w.adapter, dropout, self.eps)  # (1, tokens of the batch, bottleneck)
             output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
             of_tasks = hidden * w.scale[:, None] + w.shift[:, None]
             features = F.linear(of_tasks, w.adapter.up[0], w.adapter.up_bias[0])
@@ -196,7 +197,7 @@ class VmtAdapterModel(BottleneckTuner):
                 f"stages' are {list(encoder.widths)}. Choose an encoder whose stages differ in width."
             )
         return [
-            KnowledgeSite(**vars(site), stage=widths.index(site.width))
+            KnowledgeSite(**vars(site) | {"widens": None}, stage=widths.index(site.width))
             for site in super().known_sites(model, blocks, config)
         ]
 

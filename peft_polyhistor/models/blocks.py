@@ -13,6 +13,15 @@ from torch import nn
 FamilyT = TypeVar("FamilyT")
 
 
+class FeedForward(NamedTuple):
+    """A feed-forward module that reads the norm in front of it, and what in the encoder's config says its width."""
+
+    layers: tuple[str, ...]  # in the order they run, by paths in the module; without dropout
+    ratio: str  # field of the encoder's config: channels inside over those outside
+    per_stage: bool = False  # the field is a list, with a ratio per stage
+    is_whole: bool = False  # the config takes no fractions
+
+
 class Sublayer(NamedTuple):
     """Half a transformer block, h + sublayer(h), by paths in the model.
 
@@ -32,6 +41,7 @@ class Block(NamedTuple):
     feed_forward: Sublayer
     self_attention: str  # the module that turns tokens into tokens, windows of them where attention works on windows
     projections: tuple[str, ...]  # linear layers that make queries, keys and values, apart or in one
+    widens: FeedForward | None  # the module of `feed_forward`, where the stream's first module is the norm in front
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Family:
     self_attention: str
     projections: tuple[str, ...]
     norm: str  # of the block's width
+    widens: FeedForward | None = None
 
 
 # By module and class: the names of classes alone are not unique.
@@ -57,6 +68,7 @@ BLOCK_FAMILIES = {
         self_attention="attention",
         projections=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
         norm="layernorm_after",
+        widens=FeedForward(("fc1", "activation_fn", "fc2"), "mlp_ratio"),
     ),
     ("transformers.models.swinv2.modeling_swinv2", "Swinv2Layer"): Family(
         attention=("layernorm_before", ""),
@@ -71,6 +83,7 @@ BLOCK_FAMILIES = {
         self_attention="attention",
         projections=("attention.self.query", "attention.self.key", "attention.self.value"),
         norm="layer_norm_2",
+        widens=FeedForward(("dense1", "intermediate_act_fn", "dense2"), "mlp_ratios", per_stage=True, is_whole=True),
     ),
     ("transformers.models.pvt_v2.modeling_pvt_v2", "PvtV2BlockLayer"): Family(
         attention=("attention.proj_drop", "layer_norm_1"),
@@ -78,6 +91,12 @@ BLOCK_FAMILIES = {
         self_attention="attention",
         projections=("attention.query", "attention.key", "attention.value"),
         norm="layer_norm_2",
+        widens=FeedForward(
+            ("dense1", "relu", "dwconv.dwconv", "intermediate_act_fn", "dense2"),
+            "mlp_ratios",
+            per_stage=True,
+            is_whole=True,
+        ),
     ),
     ("timm.models.swin_transformer", "SwinTransformerBlock"): Family(
         attention=("drop_path1", "norm1"),
@@ -85,6 +104,7 @@ BLOCK_FAMILIES = {
         self_attention="attn",
         projections=("attn.qkv",),
         norm="norm2",
+        widens=FeedForward(("fc1", "act", "fc2"), "mlp_ratio"),
     ),
     ("timm.models.swin_transformer_v2", "SwinTransformerV2Block"): Family(
         attention=("norm1", ""),
@@ -99,6 +119,7 @@ BLOCK_FAMILIES = {
         self_attention="attn",
         projections=("attn.q", "attn.kv"),
         norm="norm2",
+        widens=FeedForward(("fc1", "relu", "dwconv", "act", "fc2"), "mlp_ratios", per_stage=True),
     ),
 }
 
@@ -137,6 +158,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
                     feed_forward=Sublayer(*(_join(name, part) for part in family.feed_forward)),
                     self_attention=_join(name, family.self_attention),
                     projections=tuple(_join(name, part) for part in family.projections),
+                    widens=family.widens,
                 )
             )
     return blocks

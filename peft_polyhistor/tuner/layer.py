@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module that stands in the place of one that carries adapters."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -12,6 +13,9 @@ from .router import Router
 from .site import Site
 
 
+Merged = dict[Tensor, Tensor]  # values by parameter
+
+
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Wraps a frozen module. The subclasses say what the adapters read and what they change.
 
@@ -20,6 +24,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         site: Where it sits.
         router: The model's `Router`, which has the weights.
     """
+
+    obstacle = "compute what no parameter of the encoder can"  # to merging them
 
     def __init__(self, base_layer: nn.Module, site: Site, router: Router):
         super().__init__()
@@ -60,15 +66,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             "encoder of one task, where the method can be merged."
         )
 
-    def merged_parameters(self, weights: list[tuple[Any, float]]) -> dict[str, Tensor]:
-        """Parameters of the frozen module, by name, into which the weights of one task are merged.
+    def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
+        """The weights of one task merged into parameters of the model.
+
+        Args:
+            weights: Weights and dropout of each adapter.
+            merged: What became of the parameters in front of this layer, of those that changed.
+
+        Returns:
+            By parameter its new value, which may be larger.
 
         Raises:
             ValueError: The adapters cannot be merged.
         """
+        if not weights:
+            return {}
         raise ValueError(
-            f"Adapters of '{self.site.name}' compute what no parameter of the encoder can, and cannot be merged into "
-            "it. Keep the adapter, or call `unload()` for the encoder without it."
+            f"The adapters of '{self.site.name}' cannot be merged into the encoder: they {self.obstacle}. Keep them, "
+            "or call `unload()` for the encoder without them."
         )
 
 

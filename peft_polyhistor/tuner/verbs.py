@@ -4,7 +4,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.multitask import MultiTaskDenseModel
-from .layer import AdapterLayer
+from .merging import merge
 from .router import Router, router_of
+from .weights import resolve_tasks
 
 
 class TaskVerbs(BaseTuner):
@@ -106,36 +109,42 @@ class TaskVerbs(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
         task: str | None = None,
-    ) -> nn.Module:
-        """As in PEFT, for one task: the base model whose parameters are those of the task.
+        tasks: Sequence[str] | None = None,
+    ) -> Any:
+        """As in PEFT, for one task: the base model, which computes what it computed with the adapters of the task.
+
+        BitFit and position tables go into parameters of the same shape. A bottleneck adapter in parallel to a
+        feed-forward block becomes further channels of that block, and the encoder's config says so: Polyhistor-Lite on
+        Swin with reduction factor 2 a Swin with `mlp_ratio=4.5`. The result is of the base's class, and its config
+        records the adapter as `merged_from`.
 
         Args:
             progressbar: Without effect: there is nothing to wait for.
             safe_merge: Check first that the result is finite.
             adapter_names: The adapters to merge; `None` for the active ones.
-            task: The task; may be left out where there is one.
+            task: The task; may be left out where there is one, or where one pass of the encoder serves all tasks.
+            tasks: Several tasks, for each of which a copy is merged; the model stays as it is. The result is a
+                dictionary by task.
 
         Raises:
-            ValueError: The method cannot be merged, or the task is not among the adapters'; nothing is changed.
+            ValueError: The adapters cannot be merged, as beside attention, in series, where a norm in front is near
+                zero, or where the encoder's config cannot say how wide the blocks are; or the task is not among the
+                adapters'. Nothing is changed.
+
+        Note:
+            transformers' PVT and PVT v2 are of whole ratios: there channels of zeros fill the blocks up.
         """
-        for name in adapter_names or self.active_adapters:
-            _require_known(task, self.peft_config[name].tasks)
+        names = adapter_names or self.active_adapters
+        known = [config for config in map(self.peft_config.get, names) if config]
+        if tasks is not None:
+            asked = resolve_tasks(list(known[0].tasks), task, tasks)
+            return {name: deepcopy(self).merge_and_unload(False, safe_merge, adapter_names, name) for name in asked}
+        for config in known:
+            _require_known(task, config.tasks)
         if self.router:
-            weights = self.router.weights_of(adapter_names or self.active_adapters, task=task)
-            layers = [module for module in self.model.modules() if isinstance(module, AdapterLayer)]
-            merged = [layer.merged_parameters(weights.get(layer.site.name, [])) for layer in layers]
-            if safe_merge and not all(value.isfinite().all() for values in merged for value in values.values()):
-                raise ValueError(
-                    f"The task {task!r} would merge into parameters that are not finite. Check the adapter."
-                )
-            if any(parameter.is_meta for layer in layers for parameter in layer.base_layer.parameters()):
-                raise ValueError(
-                    "Parameters of the model are offloaded, so nothing can be merged into them. Take the hooks off "
-                    "with accelerate's `remove_hook_from_submodules` first."
-                )
-            for layer, parameters in zip(layers, merged, strict=True):
-                for name, value in parameters.items():
-                    layer.base_layer.get_parameter(name).data.copy_(value)
+            are_all = task is None and self.router.shares_pass
+            weights = self.router.weights_of(names, task=task, tasks=known[0].tasks if are_all else None)
+            merge(self.model, weights, known[0], task, safe_merge)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
             model.keep_tasks([task])  # the decoders of the others have no encoder any more

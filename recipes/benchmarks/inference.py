@@ -16,8 +16,10 @@ from common import Goal, run_benchmark
 from problem import Contestant, Problem, make_adapted, make_dense, make_lora
 from torch import nn
 
+from peft_polyhistor.registry import METHODS
 
-BAKED, GENERATED = ", baked", ", generated in every call"
+
+BAKED, GENERATED, MERGED = ", baked", ", generated in every call", ", merged"
 PASSES, PASSES_OURS = "a model per task, the paper's decoders", "a model per task"
 LORA, VMT = "PEFT LoRA", "vmt_adapter"
 
@@ -30,30 +32,37 @@ def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
         model.eval()
         return Contestant(lambda: model(pixels, tasks=problem.tasks, full_resolution=False), model)
 
-    def predict_in_turn(model: nn.Module) -> Contestant:
-        model.eval()
+    def predict_in_turn(models: dict[str, nn.Module]) -> Contestant:
+        parts = nn.ModuleList(models.values()).eval()
 
         def step() -> None:
-            for task in problem.tasks:
+            for task, model in models.items():
                 model(pixels, tasks=[task], full_resolution=False)
 
-        return Contestant(step, model)
+        return Contestant(step, parts)
 
     ours = make_adapted(problem, method)
+    merged = ours.merge_and_unload(tasks=problem.tasks) if can_merge(method) else {}
     return {
-        PASSES: predict_in_turn(make_dense(problem, papers_decoders=True)),
-        PASSES_OURS: predict_in_turn(make_dense(problem)),
+        PASSES: predict_in_turn(dict.fromkeys(problem.tasks, make_dense(problem, papers_decoders=True))),
+        PASSES_OURS: predict_in_turn(dict.fromkeys(problem.tasks, make_dense(problem))),
         method + GENERATED: predict(ours),
         method + BAKED: predict(ours.bake()),
+        **({method + MERGED: predict_in_turn(merged)} if merged else {}),
         VMT: predict(make_adapted(problem, VMT)),
         LORA: predict(make_lora(problem, papers_decoders=False)),
     }
 
 
+def can_merge(method: str) -> bool:
+    return "attention" not in METHODS[method]().sublayers
+
+
 def make_goals(method: str) -> list[Goal]:
+    inferred = [method + BAKED, method + MERGED] if can_merge(method) else [method + BAKED]
     return [
         Goal("baked, against a model per task with the paper's decoders", "seconds", method + BAKED, (PASSES,), 0.72),
-        Goal("baked, against a model per task with our decoders", "seconds", method + BAKED, (PASSES_OURS,), 1.05),
+        *(Goal(f"{name}, against a model per task", "seconds", name, (PASSES_OURS,), 1.10) for name in inferred),
     ]
 
 

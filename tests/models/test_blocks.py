@@ -8,7 +8,7 @@ from torch import nn
 from transformers import SwinBackbone
 
 from peft_polyhistor import AdapterConfig
-from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, Sublayer, find_blocks
+from peft_polyhistor.models.blocks import BLOCK_FAMILIES, Block, FeedForward, Sublayer, find_blocks
 
 
 def test_blocks_of_swin_are_found_in_order(make_swin):
@@ -21,6 +21,7 @@ def test_blocks_of_swin_are_found_in_order(make_swin):
         feed_forward=Sublayer(f"{path}.mlp", f"{path}.layernorm_after"),
         self_attention=f"{path}.attention",
         projections=tuple(f"{path}.attention.{part}_proj" for part in "qkv"),
+        widens=FeedForward(("fc1", "activation_fn", "fc2"), "mlp_ratio"),
     )
     assert [block.width for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
 
@@ -70,7 +71,7 @@ def test_a_block_is_the_stream_and_what_its_sublayers_add(make_model):
 @torch.no_grad()
 def test_an_adapter_reads_the_stream_in_front_of_its_sublayer(make_model, monkeypatch):
     """h + sublayer(h) + Adapter(h), also where the norm stands behind; the adapter here is an eighth of h."""
-    monkeypatch.setattr("peft_polyhistor.layers.bottleneck.apply_bottleneck", lambda h, weights, dropout: h / 8)
+    monkeypatch.setattr("peft_polyhistor.layers.bottleneck.apply_bottleneck", lambda h, *weights: h / 8)
     model = make_model().double()
     names = [name for name, module in model.named_modules() if is_block(module)]
     blocks, calls = find_blocks(model), record(model)  # of the modules that the sites will wrap

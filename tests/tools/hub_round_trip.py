@@ -12,12 +12,13 @@ import torch
 import train_pascal
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
-from methods_table import check_equal
+from methods_table import PLACED_BY_FILE, check_equal
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import make_swin, perturb
 from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor.hub import publish as upload
 from peft_polyhistor.inference import MultiTaskPredictor
 from peft_polyhistor.training import parse_settings
 
@@ -70,6 +71,25 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
     load(REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_equal(predict(load(REPO)), predict(model))
+
+
+def test_merged_models_go_and_come(hub, model):
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, "ann/merged", adapter=REPO)
+    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors"}
+    loaded = load("ann/merged")
+    check_equal(predict(loaded), predict(merged), **PLACED_BY_FILE)
+    assert type(loaded) is MultiTaskDenseModel and f"[{REPO}]" in ModelCard.load("ann/merged").text
+    bare = get_peft_model(SwinModel.from_pretrained(BASE), PolyhistorLiteConfig(tasks=["semseg"])).eval()
+    swin = perturb(bare).merge_and_unload()
+    upload(swin, "ann/swin")
+    card = ModelCard.load("ann/swin")
+    assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        check_equal(SwinModel.from_pretrained("ann/swin")(pixels), swin(pixels), **PLACED_BY_FILE)
+    with pytest.raises(FileNotFoundError, match="'ann/swin' has no adapter_config"):
+        load("ann/swin")
 
 
 def test_takes_the_arguments_of_transformers(hub, model):

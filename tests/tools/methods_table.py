@@ -51,13 +51,13 @@ BOTH = {"sublayers": ["attention", "feed_forward"], "reduction_factor": 2}
 STAGES_NEEDED = (StageEncoder, MultiTaskDenseModel)
 BASES = {SwinModel: make_swin, MultiTaskDenseModel: make_dense, StageEncoder: lambda: view_encoder(make_swin())}
 METHODS_UNDER_TEST = [
-    Row("polyhistor", PolyhistorConfig, {"reduction_factor": 2}),
-    Row("polyhistor_lite", PolyhistorLiteConfig),
-    Row("adapter", AdapterConfig),
-    Row("shared_adapter", SharedAdapterConfig, tasks_agree=True),
-    Row("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}),
-    Row("phm", PhmConfig, {"reduction_factor": 2}),
-    Row("compacter++", CompacterPlusPlusConfig),
+    Row("polyhistor", PolyhistorConfig, {"reduction_factor": 2}, merges=True),
+    Row("polyhistor_lite", PolyhistorLiteConfig, merges=True),
+    Row("adapter", AdapterConfig, merges=True),
+    Row("shared_adapter", SharedAdapterConfig, tasks_agree=True, merges=True),
+    Row("low_rank_adapter", LowRankAdapterConfig, {"reduction_factor": 2}, merges=True),
+    Row("phm", PhmConfig, {"reduction_factor": 2}, merges=True),
+    Row("compacter++", CompacterPlusPlusConfig, merges=True),
     Row("compacter", CompacterConfig),
     Row("hyperformer", HyperformerConfig, BOTH),
     Row("bitfit", BitFitConfig, merges=True),

@@ -1,0 +1,83 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card of what an adapter was merged into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from torch import nn
+
+from ..models.encoder import ASSETS
+from ..models.multitask import MultiTaskDenseModel
+from .cards import Base, find_base, words_for
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model was merged from.
+
+    Args:
+        method: PEFT type of the adapter.
+        task: Its task; `None` where it served all.
+        base: Its encoder.
+        adapter: Its Hub id, where that is known.
+    """
+
+    method: str
+    task: str | None
+    base: Base
+    adapter: str | None
+
+
+def origin_of(model: nn.Module, base_model: str | None = None, adapter: str | None = None) -> Origin:
+    """What `merge_and_unload` recorded in the config of a model.
+
+    Raises:
+        TypeError: The model was not made by it, or cannot be saved.
+        ValueError: As in `find_base`.
+    """
+    record: Any = getattr(getattr(model, "config", None), "merged_from", None)
+    if not isinstance(record, dict) or not hasattr(model, "save_pretrained"):
+        raise TypeError(
+            f"A PeftModel is needed, or a model of transformers that `merge_and_unload` made of one, got a "
+            f"{type(model).__name__} without a `merged_from` in its config."
+        )
+    base = find_base(base_model or record.get("base_model"), record.get("embedded_encoder"))
+    return Origin(record["peft_type"], record.get("task"), base, adapter)
+
+
+def make_merged_card(model: nn.Module, origin: Origin, license: str, tags: Sequence[str], repo_id: str) -> ModelCard:
+    """The card of a merged model.
+
+    Args:
+        model: The model.
+        origin: What it was merged from.
+        license: Of the weights, as the Hub spells it.
+        tags: Besides those that say what it is.
+        repo_id: Where it will be.
+    """
+    is_dense = isinstance(model, MultiTaskDenseModel)
+    tasks = model.config.tasks if isinstance(model, MultiTaskDenseModel) else [origin.task] if origin.task else []
+    own_tags = ["peft-polyhistor", origin.method, "merged", "dense-prediction", *words_for(tasks)]
+    on_hub: dict[str, Any] = {"base_model": origin.base.name, "base_model_relation": "finetune"}
+    data = ModelCardData(
+        library_name="peft-polyhistor" if is_dense else "transformers",
+        pipeline_tag="image-segmentation" if is_dense else "image-feature-extraction",
+        license=license,
+        tags=own_tags + [tag for tag in tags if tag not in own_tags],
+        model_name=repo_id.rpartition("/")[2],
+        **({} if origin.base.is_embedded else on_hub),
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(ASSETS / "merged_card.md"),
+        title=repo_id.rpartition("/")[2],
+        origin=origin,
+        is_dense=is_dense,
+        tasks=tasks,
+        kind=type(model).__name__,
+        repo_id=repo_id,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )

@@ -1,0 +1,96 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The layer of Adapter, which runs baked adapters as part of the feed-forward module beside them."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..tuner.batches import join
+from ..tuner.layer import Merged
+from ..tuner.merging import set_parameters
+from ..tuner.route import Route
+from .bottleneck import BottleneckWeights, ResidualLayer
+from .parameters import split_call
+from .widening import widen
+
+
+class Copies:
+    """Copies of a feed-forward module by task, each with an adapter in it, for as long as no parameter changes.
+
+    They are no part of the model: what copies or saves it leaves them out. A change through `parameter.data`, which
+    PyTorch does not count, is seen only where it moves the parameter to other memory.
+    """
+
+    def __init__(self) -> None:
+        self.kept: tuple[list[tuple[Tensor, int]], dict[str, nn.Module | None]] = [], {}
+
+    def __reduce__(self) -> tuple[type["Copies"], tuple[()]]:
+        return Copies, ()
+
+    def made_of(self, parameters: Sequence[Tensor]) -> dict[str, nn.Module | None]:
+        """The copies made of `parameters` as they are now, to which further ones may be added."""
+        before, copies = self.kept
+        is_same = len(before) == len(parameters) and all(
+            old.data_ptr() == new.data_ptr() and version == new._version and old.dtype == new.dtype
+            for (old, version), new in zip(before, parameters, strict=True)
+        )
+        if not is_same:
+            copies = {}
+            # The memory is held, so that no other tensor can come to lie where one of these lay.
+            self.kept = [(parameter.detach(), parameter._version) for parameter in parameters], copies
+        return copies
+
+
+class BakedLayer(ResidualLayer):
+    """Runs a `ResidualLayer`, and at inference a baked adapter in one with the feed-forward module of each task."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._copies = Copies()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        modules = [] if self.disable_adapters else self._widened(self.router.present_route())
+        if not modules:
+            return super().forward(*args, **kwargs)
+        del self.router.present_route().streams[self.site.name]
+        calls = split_call((args, kwargs), len(modules))
+        return join([module(*own, **named) for module, (own, named) in zip(modules, calls, strict=True)])
+
+    def _widened(self, route: Route) -> list[nn.Module]:
+        """The feed-forward module for each task of the pass; empty where there cannot be one, or none is asked for."""
+        names, weights = self.router.active_adapters, route.weights.get(self.site.name, [])
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(weights) != 1:
+            return []
+        record, generators = self.router.records[names[0]], cast(nn.ModuleList, self.router.generators[names[0]])
+        if not cast(Any, record.config).bottlenecks:  # not baked
+            return []
+        modules = (generators[record.sites.index(self.site)], self.base_layer, *self._norm)
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        if any(p.is_meta or p.is_inference() or type(p.data) is not Tensor for p in parameters):
+            return []
+        copies = self._copies.made_of(parameters)
+        [(w, _)] = weights
+        for index, task in enumerate(route.tasks):
+            if task not in copies:
+                copies[task] = self._with_adapter(BottleneckWeights(*(tensor[index] for tensor in w)))
+        widened = [module for task in route.tasks if (module := copies[task]) is not None]
+        return widened if len(widened) == len(route.tasks) else []
+
+    def _with_adapter(self, adapter: BottleneckWeights) -> nn.Module | None:
+        """A copy of the feed-forward module with the adapter in it; `None` where it cannot be merged."""
+        if self.site.widens is None:
+            return None
+        try:
+            values = widen(self.base_layer, self.site.widens, self._norm[0], [adapter], self.site.name)
+        except ValueError:
+            return None
+        copy = deepcopy(self.base_layer)
+        pairs = zip(self.base_layer.parameters(), copy.parameters(), strict=True)
+        own: Merged = {new: values[old] for old, new in pairs if old in values}
+        for module in copy.modules():
+            set_parameters(module, own)
+        return copy
