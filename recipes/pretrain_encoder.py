@@ -11,7 +11,7 @@ teacher works once for every crop, whatever learns from it and for how long ("fa
 arXiv:2112.01528). A larger `--shards` adds to those there are, and without `--data` none are made. Without `--teacher`
 the answers are the column `label`.
 
-Then the student learns. `runs/pretraining/encoder` holds the best one so far, in float16, with its settings and losses.
+Then the student learns. `runs/pretraining/encoder` holds the best one so far in float16, with its settings and losses.
 A run that was interrupted goes on from its last save. With `--decay-steps 0` the learning rate stays up after the
 warm-up, and more `--steps` make the run longer; a run with `--start-from` branches off such a run and lets the rate
 fall. `--steps 0` only makes answers.

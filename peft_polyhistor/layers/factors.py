@@ -26,8 +26,8 @@ class PacedLinear(nn.Linear):
 
     A step of Adam with rate eta moves every entry of W by about eta, in the direction of the gradient of all inputs
     together. Where one input has gradient, or all have the same, W x moves by eta sum_j |x_j|, 51 eta for 64 entries
-    of N(0, 1). Where M inputs have independent gradients, each finds 1 / sqrt(M) of that; M is their number, at the most
-    that of the entries of x. The gain is half way between the two: W x moves by eta to within a factor of
+    of N(0, 1). Where M inputs have independent gradients, each finds 1 / sqrt(M) of that; M is their number, at
+    the most that of the entries of x. The gain is half way between the two: W x moves by eta to within a factor of
     M^(1/4), and b by eta. One learning rate is then right for weights that are learned and for weights that are
     generated, as in maximal-update parametrisation (arXiv:2203.03466).
 
