@@ -22,12 +22,25 @@ from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
 from .models.stages import StageEncoder
 from .registry import METHODS
-from .tasks import TASKS, Task, get_tasks, register_task, relative_change
+from .tasks import (
+    PASCAL_TASKS,
+    TASKS,
+    Task,
+    binary,
+    declare_tasks,
+    get_tasks,
+    register_task,
+    regression,
+    relative_change,
+    segmentation,
+    vectors,
+)
 from .version import __version__
 
 
 __all__ = [
     "METHODS",
+    "PASCAL_TASKS",
     "TASKS",
     "AdapterConfig",
     "BitFitConfig",
@@ -53,12 +66,17 @@ __all__ = [
     "VptDeepConfig",
     "VptShallowConfig",
     "__version__",
+    "binary",
+    "declare_tasks",
     "get_tasks",
     "load",
     "load_encoder",
     "load_original_swin",
     "publish",
     "register_task",
+    "regression",
     "relative_change",
+    "segmentation",
+    "vectors",
     "view_encoder",
 ]

@@ -15,10 +15,12 @@ from pathlib import Path
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .data import DENSE_TASKS, check_archive, write_shrunk
-from .data.archive import SPLITS, PascalArchive
+from .data import check_archive, write_shrunk
+from .data.archive import SPLITS
 from .inference import MultiTaskPredictor
 from .inference.page import PredictionPage
+from .tasks import PASCAL_TASKS, declare_tasks
+from .training.arguments import read_layout, read_yaml
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,37 +71,48 @@ def run_predict(options: argparse.Namespace) -> int:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True)
-    check = commands.add_parser("check", help="list all faults of a PASCAL_MT folder, one a line")
-    check.add_argument("folder", help="the folder that holds ImageSets, JPEGImages and the labels")
+    check = commands.add_parser("check", help="list all faults of a data set, one a line")
     check.set_defaults(run=run_check)
     shrink = commands.add_parser("shrink", help="write a copy of smaller pictures, as parquet files")
-    shrink.add_argument("source", help="a PASCAL_MT folder, a folder of parquet files, or the id of a dataset")
+    for command in (check, shrink):
+        command.add_argument("source", help="a folder of files, of parquet files, or the id of a dataset on the Hub")
     shrink.add_argument("folder", help="where <split>.parquet is written")
     shrink.add_argument("--longest", type=int, required=True, help="pixels of the longer side, at most")
     shrink.set_defaults(run=run_shrink)
     for command in (check, shrink):
-        command.add_argument("--tasks", nargs="+", choices=DENSE_TASKS, default=DENSE_TASKS, help="default: all")
-        command.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="default: all")
+        command.add_argument(
+            "--config", type=Path, help="YAML file of train_pascal.py: its `tasks` and `layout` count"
+        )
+        command.add_argument("--tasks", nargs="+", help="names of tasks (default: those of the file, or of PASCAL_MT)")
+        command.add_argument("--splits", nargs="+", default=SPLITS, help="default: train and val")
         command.add_argument("--workers", type=int, default=1, help="processes that read (default: 1)")
 
 
+def read_data_options(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The tasks, whose rows are registered, and the layout of a command."""
+    settings = read_yaml(options.config.read_text(encoding="utf-8")) if options.config else {}
+    tasks = declare_tasks(settings.get("tasks", PASCAL_TASKS))
+    return declare_tasks(options.tasks or tasks), read_layout(settings.get("layout", []))
+
+
 def run_check(options: argparse.Namespace) -> int:
-    report = check_archive(options.folder, options.tasks, options.splits, workers=options.workers)
+    tasks, layout = read_data_options(options)
+    report = check_archive(options.source, tasks, options.splits, layout=layout, workers=options.workers)
     for line in (*report.faults, *report.notes):
         print(line)
     if report.faults:
         count = len(report.faults)
-        print(f"{count} fault{'s' if count > 1 else ''} in {options.folder}.", file=sys.stderr)
+        print(f"{count} fault{'s' if count > 1 else ''} in {options.source}.", file=sys.stderr)
         return 1
-    archive = PascalArchive(options.folder)
-    counts = ", ".join(f"{len(archive.read_ids(split))} {split}" for split in options.splits)
-    print(f"No faults in {options.folder}: pictures {counts}; tasks {', '.join(options.tasks)}.")
+    counts = ", ".join(f"{count} {split}" for split, count in report.counts.items())
+    print(f"No faults in {options.source}: pictures {counts}; tasks {', '.join(tasks)}.")
     return 0
 
 
 def run_shrink(options: argparse.Namespace) -> int:
+    tasks, layout = read_data_options(options)
     workers = options.workers if options.workers > 1 else None
-    files = write_shrunk(options.source, options.folder, options.longest, options.tasks, options.splits, workers)
+    files = write_shrunk(options.source, options.folder, options.longest, tasks, options.splits, workers, layout)
     print(f"Wrote {' and '.join(map(str, files))}.")
     return 0
 

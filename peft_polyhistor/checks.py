@@ -12,7 +12,7 @@ LARGEST = 2**16
 
 # The keys of `made_for`, and of its `decoders`.
 RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
-DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size"}
+DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size", "tasks"}
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -12,10 +12,7 @@ from peft import PeftConfig, PeftType
 from torch import nn
 
 from .checks import check_positive, check_probability, check_record, check_truth
-
-
-# The four tasks of PASCAL-Context in Polyhistor, arXiv:2210.03265, Sec. 5.1.
-PASCAL_TASKS = ("semseg", "human_parts", "saliency", "normals")
+from .tasks import PASCAL_TASKS
 
 
 @dataclass

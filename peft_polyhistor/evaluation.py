@@ -3,6 +3,7 @@
 """Scores of a dense model over a data set, and what it costs in parameters."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -69,8 +70,21 @@ def collect_statistics(
 
 
 def score_tasks(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """All scores of every task, from the rows of `collect_statistics`; percent or degrees."""
-    return {task: _metric_of(task, rows).compute() for task, rows in statistics.items()}
+    """All scores of every task, from the rows of `collect_statistics`; percent or the unit of the task.
+
+    Warns of classes that no label holds, as they count 0 in a mean over classes.
+    """
+    metrics = {task: _metric_of(task, rows) for task, rows in statistics.items()}
+    for task, metric in metrics.items():
+        held, names = metric.labeled_classes(), TASKS[task].class_names
+        if 0 < len(held) < len(names):
+            warnings.warn(
+                f"Labels of '{task}' hold {len(held)} of its {len(names)} classes: "
+                f"{', '.join(names[number] for number in held)}. Each of the others counts 0 in the mean. If the data "
+                "has other classes, make a task of your own with `segmentation`.",
+                stacklevel=2,
+            )
+    return {task: metric.compute() for task, metric in metrics.items()}
 
 
 def score_classes(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

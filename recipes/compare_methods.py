@@ -28,6 +28,7 @@ from peft_polyhistor.studies import figures, tables
 from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
 from peft_polyhistor.studies.rates import choose_rate
 from peft_polyhistor.studies.results import COMPARISON, Grid
+from peft_polyhistor.tasks import declare_tasks
 from peft_polyhistor.training.arguments import check_options, option, parse_settings
 from peft_polyhistor.training.methods import MethodChoice, make_config, parse_methods
 from peft_polyhistor.training.run_folder import write_json
@@ -75,7 +76,7 @@ def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison)
                 scores = headline(train(method, run)["scores"])
             except FloatingPointError as error:  # a rate that is too high must not end the search
                 print(f"{choice.label}, learning rate {rate:g}: {error}", file=sys.stderr)
-                scores = dict.fromkeys(settings.tasks, math.nan)
+                scores = dict.fromkeys(declare_tasks(settings.tasks), math.nan)
             grids[choice.label][rate] = scores
     return grids
 
@@ -132,7 +133,7 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
 
 def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
     choices, grids = parse_methods(settings.methods), {}
-    papers = find_papers(choices, settings.tasks)
+    papers = find_papers(choices, declare_tasks(settings.tasks))
     if own.learning_rates:  # the rate of the decoders must not follow the grid
         settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
         grids = score_grid(settings, choices, own)

@@ -24,13 +24,12 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor import TASKS, MultiTaskDenseModel, get_tasks, load_encoder
+from peft_polyhistor import PASCAL_TASKS, MultiTaskDenseModel, declare_tasks, load_encoder
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
 from peft_polyhistor.studies.gallery import draw_pictures
 from peft_polyhistor.studies.tables import align, make_note, make_rows
-from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, join_tasks
-from peft_polyhistor.training.arguments import check_options, option, parse_settings, read_loss_weights, read_yaml
+from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, arguments, join_tasks, option
 from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
 
@@ -47,10 +46,11 @@ NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "
 class Settings:
     """Everything a run depends on; optimiser and schedule default to the paper's (arXiv:2210.03265, Sec. 5.1)."""
 
-    data: str = option("scenes", "'scenes' (embedded), a PASCAL_MT folder, a folder of parquet files, or a Hub id")
+    data: str = option("scenes", "'scenes' (embedded), a folder (PASCAL_MT, files, parquet), or a Hub id")
     encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers")
     methods: list[str] = option(["polyhistor_lite"], "names, or mappings such as 'phm: {reduction_factor: 12}'")
-    tasks: list[str] = option(list(TASKS), "names of tasks")
+    layout: list[str] = option([], "ours=theirs: columns or folders of image, image_id and tasks, and splits")
+    tasks: list[str] = option(list(PASCAL_TASKS), "names, or mappings such as 'depth: {kind: regression, unit: m}'")
     loss_weights: list[str] = option([], "task=weight; others keep their own. 'uniform' weighs all tasks 1")
     image_size: int = option(512, "side of the images, pixels", at_least=32)  # the coarsest stride of the encoders
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
@@ -81,11 +81,11 @@ class Settings:
     output_dir: str = option("runs/train_pascal", "where results go")
 
     def __post_init__(self):
-        check_options(self)
-        get_tasks(self.tasks)
-        self.methods = [read_yaml(method) if isinstance(method, str) else method for method in self.methods]
+        arguments.check_options(self)
+        self.methods, self.tasks = arguments.read_items(self.methods), arguments.read_tasks(self.tasks)
         parse_methods(self.methods)
-        read_loss_weights(self.loss_weights, self.tasks)
+        arguments.read_layout(self.layout)
+        arguments.read_loss_weights(self.loss_weights, declare_tasks(self.tasks))
         if self.steps == 0 and self.epochs == 0:
             raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
         if self.warmup_steps and (self.schedule == "constant" or 0 < self.steps <= self.warmup_steps):
@@ -95,10 +95,10 @@ class Settings:
 def train(method: str | dict, settings: Settings) -> dict:
     """Trains a method of `settings.methods`, and returns its results, which its results.json repeats."""
     settings, [choice] = replace(settings, methods=[method]), parse_methods([method])
-    folder = Path(settings.output_dir) / choice.label
+    folder, tasks = Path(settings.output_dir) / choice.label, declare_tasks(settings.tasks)
     if choice.name != "single_task":
-        return train_in(folder, choice, settings, settings.tasks)
-    runs = {task: train_in(folder / task, choice, settings, [task]) for task in settings.tasks}
+        return train_in(folder, choice, settings, tasks)
+    runs = {task: train_in(folder / task, choice, settings, [task]) for task in tasks}
     return join_tasks(folder, runs, asdict(settings))
 
 
@@ -118,7 +118,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
 
         # Data. It is prepared for all tasks, so that a run on one of them prepares nothing of its own.
         set_seed(settings.seed)
-        data = load_splits(settings.data, settings.tasks, accelerator, settings.holdout, settings.preparation_workers)
+        all_tasks, source = declare_tasks(settings.tasks), (settings.data, arguments.read_layout(settings.layout))
+        data = load_splits(*source, all_tasks, accelerator, settings.holdout, settings.preparation_workers)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
         augment, resize = (JointTransform(settings.image_size, is_train, settings.seed) for is_train in (True, False))
         train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
@@ -131,11 +132,10 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             decoder_width=settings.decoder_width,
             decoder_dropout=settings.decoder_dropout,
             shared_norms=shares_pass(choice.name),
-            loss_weights=read_loss_weights(settings.loss_weights, settings.tasks),
+            loss_weights=arguments.read_loss_weights(settings.loss_weights, all_tasks),
             image_size=settings.image_size,
         )
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)
-        parameters = count_trainable(model)
 
         # Optimiser and schedule.
         groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)
@@ -183,7 +183,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         bar.close()
         if accelerator.is_main_process:
             draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
-        results = run.finish(label, parameters, progress)
+        results = run.finish(label, count_trainable(accelerator.unwrap_model(model)), progress)
     accelerator.free_memory()
     return results
 
@@ -196,5 +196,5 @@ def main(settings: Settings) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings))
+    main(*arguments.parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings))
     PartialState().destroy_process_group()

@@ -60,7 +60,7 @@ def test_best_and_worst_pictures_have_labels_and_are_none_of_each_other():
 
 
 def test_pictures_of_a_higher_score_are_better_and_a_diverged_one_is_neither():
-    rows = torch.zeros(3, 43, dtype=torch.int64)  # intersections, unions, and predictions that are not finite
+    rows = torch.zeros(3, 64, dtype=torch.int64)  # intersections, unions, labels, and predictions that are not finite
     rows[:, 0], rows[:, 21], rows[:, -1] = torch.tensor([1, 9, 8]), 10, torch.tensor([0, 1, 0])
     found = find_details({"semseg": rows}, ["a", "b", "c"])
     assert [entry["image_id"] for entry in found["pictures"]["semseg"]["best"]] == ["c", "a"]

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and dense labels by task name, and their transforms."""
 
-from .archive import DENSE_TASKS
+from ..tasks import PASCAL_TASKS as DENSE_TASKS
+from ..tasks.vectors import flip_normals, rotate_normals
 from .check import check_archive, find_faults
-from .pascal_context import load_dense_dataset, load_pascal_context
+from .folder import DenseFolder
+from .loading import load_dense_dataset, load_pascal_context
 from .shrink import shrink, write_shrunk
 from .synthetic import synthetic_scenes
 from .transforms import (
@@ -12,9 +14,7 @@ from .transforms import (
     IMAGENET_STD,
     JointTransform,
     collate,
-    flip_normals,
     normalize_image_size,
-    rotate_normals,
 )
 
 
@@ -22,6 +22,7 @@ __all__ = [
     "DENSE_TASKS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "DenseFolder",
     "JointTransform",
     "check_archive",
     "collate",

@@ -1,165 +1,215 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finds every fault of a PASCAL_MT archive in one go."""
+"""Finds every fault of a data set in one go."""
 
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .archive import DENSE_TASKS, FAULTS, SPLITS, PascalArchive, check_tasks, is_id
-from .decode import check_readers, find_normals
+from ..tasks import PASCAL_TASKS, TASKS
+from ..tasks.segmentation import Segmentation
+from .archive import SPLITS, PascalArchive
+from .decode import Size
+from .folder import FAULTS, DenseFolder
+from .loading import Source, check_folder_tasks, load_dense_dataset, open_folder
 
 
-NOTES = {
-    "saliency": "Labels of saliency of 0 and 1 alone, which are read as masks of 0 and 1: {count}, such as {example}.",
-    "normals": "Labels of normals with colors far from a unit vector, which are ignored: {count}, such as {example}.",
-}
-
-
-@dataclass(frozen=True)
-class ArchiveReport:
-    """Faults and notes of an archive, each file of which was read.
+@dataclass
+class DataReport:
+    """Faults and notes of a data set, all of which was read.
 
     Args:
-        faults: One line each; `load_pascal_context` refuses an archive that has one.
-        notes: One line for each kind of label that is read in a way of its own.
+        faults: One line each; the loader refuses a data set that has one.
+        notes: One line for each kind of label that is read in a way of its own, or that is missing.
+        counts: Images by split.
     """
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Findings:
+    """What is wrong with an image and its labels, notes by task, and the classes that labels hold, by task."""
+
+    faults: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    classes: dict[str, set[int]] = field(default_factory=dict)
+
+    def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
+        """Adds what is to be known of a stored label, None for one that is missing; ValueError for a fault."""
+        if label is None:
+            self.notes.append((task, "that are missing"))
+            return
+        row = TASKS[task]
+        picture = row.to_picture(label)
+        row.check_stored(picture, size)
+        if note := row.note(picture):
+            self.notes.append((task, note))
+        found = row.read(picture)
+        if isinstance(row, Segmentation):
+            self.classes[task] = set(np.unique(found).tolist())
 
 
 def find_faults(
-    data_dir: str | os.PathLike[str],
-    tasks: Sequence[str] = DENSE_TASKS,
-    splits: Sequence[str] = SPLITS,
-    *,
-    workers: int = 1,
+    data_dir: Source, tasks: Sequence[str] = PASCAL_TASKS, splits: Sequence[str] = SPLITS, *, workers: int = 1
 ) -> list[str]:
     """The faults of `check_archive` alone, which says more of the arguments and errors."""
     return check_archive(data_dir, tasks, splits, workers=workers).faults
 
 
 def check_archive(
-    data_dir: str | os.PathLike[str],
-    tasks: Sequence[str] = DENSE_TASKS,
+    data_dir: Source,
+    tasks: Sequence[str] = PASCAL_TASKS,
     splits: Sequence[str] = SPLITS,
     *,
+    layout: Mapping[str, str] | None = None,
     workers: int = 1,
-) -> ArchiveReport:
-    """Reads every file that `load_pascal_context` would read.
+) -> DataReport:
+    """Reads everything that `load_dense_dataset` would read.
 
-    Each list, picture and label is read whatever is wrong with the others, and tells the first thing wrong with it.
-    The files are read in processes of their own: one on which SciPy or Pillow crashes is a fault among the others.
+    Each list, image and label is read whatever is wrong with the others, and tells the first thing wrong with it. The
+    files of a folder are read in processes of their own: one on which SciPy or Pillow crashes is a fault among others.
 
     Args:
-        data_dir: The PASCAL_MT folder.
-        tasks: Tasks whose files are read, of `DENSE_TASKS`.
-        splits: Splits whose pictures are read, of `train` and `val`.
-        workers: Processes that read, at least 1.
+        data_dir: As the source of `load_dense_dataset`.
+        tasks: Tasks whose labels are read, rows of `TASKS`.
+        splits: Splits whose images are read.
+        layout: As for `load_dense_dataset`.
+        workers: Processes that read a folder of files, at least 1.
 
     Raises:
-        ValueError: A task or split is unknown, or there is no worker.
+        ValueError: A task or split is unknown, or there is no worker; or the dataset cannot be opened.
+        FileNotFoundError, ConnectionError: As in `load_dense_dataset`.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
-    tasks = check_tasks(tasks)
-    unknown = [split for split in splits if split not in SPLITS]
+    report = DataReport()
+    try:
+        folder = open_folder(data_dir, splits[0], layout or {})
+    except FileNotFoundError as fault:
+        report.faults.append(str(fault))
+        return report
+    if folder is not None:
+        found = _check_folder(folder, tasks, splits, workers, report)
+    else:
+        found = _check_rows(data_dir, tasks, splits, layout, report)
+    noted: dict[tuple[str, str], list[str]] = {}
+    classes: dict[str, set[int]] = {}
+    for image_id, findings in found:
+        report.faults += findings.faults
+        for note in findings.notes:
+            noted.setdefault(note, []).append(image_id)
+        for task, held in findings.classes.items():
+            classes.setdefault(task, set()).update(held)
+    report.notes += [
+        f"Labels of {task} {note}: {len(ids)}, such as {ids[0]}." for (task, note), ids in sorted(noted.items())
+    ]
+    for task, held in classes.items():
+        names = TASKS[task].class_names
+        missing = [name for number, name in enumerate(names) if number not in held]
+        if missing:
+            report.notes.append(f"No label of {task} holds {len(missing)} of its classes: {', '.join(missing)}.")
+    return report
+
+
+def _check_folder(
+    folder: DenseFolder, tasks: Sequence[str], splits: Sequence[str], workers: int, report: DataReport
+) -> Iterator[tuple[str, _Findings]]:
+    tasks = check_folder_tasks(type(folder), tasks)
+    unknown = [split for split in splits if split not in SPLITS] if isinstance(folder, PascalArchive) else []
     if unknown:
         raise ValueError(f"Unknown splits {unknown}; PASCAL_MT has {', '.join(SPLITS)}.")
-    check_readers(tasks)
-    try:
-        archive = PascalArchive(data_dir)
-    except FileNotFoundError as fault:
-        return ArchiveReport([str(fault)])
-    faults: list[str] = []
     image_ids: dict[str, None] = {}
     for split in splits:
         try:
-            lines = archive.read_lines(split)
-            image_ids |= dict.fromkeys(filter(is_id, lines))
-            archive.check_lines(lines, split)
+            lines = folder.read_lines(split)
+            image_ids |= dict.fromkeys(filter(folder.is_id, lines))
+            report.counts[split] = len(lines)
+            folder.check_lines(lines, split)
         except FAULTS as fault:
-            faults.append(_one_line(fault))
-    noted: dict[str, list[str]] = {}
-    found = _read_all(archive, tasks, image_ids, workers)
-    for image_id, (lines, notes) in tqdm(found, total=len(image_ids), desc="Checking pictures"):
-        faults += lines
-        for note in notes:
-            noted.setdefault(note, []).append(image_id)
-    sentences = [NOTES[note].format(count=len(ids), example=ids[0]) for note, ids in sorted(noted.items())]
-    return ArchiveReport(faults, sentences)
+            report.faults.append(_one_line(fault))
+    yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking pictures")
 
 
-# Faults and keys of `NOTES`.
-_Found = tuple[list[str], list[str]]
+def _check_rows(
+    source: Source, tasks: Sequence[str], splits: Sequence[str], layout: Mapping[str, str] | None, report: DataReport
+) -> Iterator[tuple[str, _Findings]]:
+    for split in splits:
+        dataset = load_dense_dataset(source, tasks, split, layout=layout)
+        report.counts[split] = len(dataset)
+        ids = dataset["image_id"]
+        for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
+            findings, name = _Findings(), f"{ids[index]}"
+            size = None
+            for column in ("image", *tasks):
+                try:
+                    value = dataset.select_columns([column])[index][column]
+                    if column == "image":
+                        size = value.size
+                    else:
+                        findings.add_label(column, value, size)
+                except Exception as fault:  # a picture that cannot be decoded raises one of many
+                    findings.faults.append(f"{column} of {name} ({split}): {_one_line(fault)}.")
+            yield name, findings
 
 
 def _read_all(
-    archive: PascalArchive, tasks: Sequence[str], image_ids: Iterable[str], workers: int
-) -> Iterator[tuple[str, _Found]]:
+    folder: DenseFolder, tasks: Sequence[str], image_ids: Iterable[str], workers: int
+) -> Iterator[tuple[str, _Findings]]:
     """Ids and what was found, in order. A process that dies ends its pool: the next one starts behind the image."""
     rest = deque(image_ids)
     while rest:
         pool = ProcessPoolExecutor(workers)
         try:
-            futures = deque(pool.submit(_read_picture, archive, tasks, image_id) for image_id in rest)
+            futures = deque(pool.submit(_read_picture, folder, tasks, image_id) for image_id in rest)
             while rest:
                 found = futures.popleft().result()
                 yield rest.popleft(), found
         except BrokenProcessPool:  # of this image, or of another that was read at the same time
             image_id = rest.popleft()
-            yield image_id, _read_alone(archive, tasks, image_id)
+            yield image_id, _read_alone(folder, tasks, image_id)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read_alone(archive: PascalArchive, tasks: Sequence[str], image_id: str) -> _Found:
+def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Findings:
     """Reads each file of one image in a process of its own."""
-    lines: dict[str, None] = {}
-    notes: list[str] = []
+    result = _Findings()
     for part in ([], *([task] for task in tasks)):
         with ProcessPoolExecutor(1) as pool:
             try:
-                found = pool.submit(_read_picture, archive, part, image_id).result()
+                found = pool.submit(_read_picture, folder, part, image_id).result()
             except BrokenProcessPool:
-                paths = " or ".join(map(str, archive.paths(image_id, *(part or ["image"]))))
-                lines[f"{paths}: found a file that ends the process which reads it. Restore it."] = None
+                paths = " or ".join(map(str, folder.paths(image_id, *(part or ["image"]))))
+                found = _Findings([f"{paths}: found a file that ends the process which reads it. Restore it."])
                 if not part:
-                    break
-            else:
-                lines |= dict.fromkeys(found[0])
-                notes += found[1]
-    return list(lines), notes
+                    return found
+        result.faults = list(dict.fromkeys(result.faults + found.faults))
+        result.notes += found.notes
+        result.classes |= found.classes
+    return result
 
 
-def _read_picture(archive: PascalArchive, tasks: Iterable[str], image_id: str) -> _Found:
-    faults: list[str] = []
-    notes: list[str] = []
+def _read_picture(folder: DenseFolder, tasks: Iterable[str], image_id: str) -> _Findings:
+    findings = _Findings()
     size = None
     try:
-        _, size = archive.read_image(image_id)
+        _, size = folder.read_image(image_id)
     except FAULTS as fault:
-        faults.append(_one_line(fault))
+        findings.faults.append(_one_line(fault))
     for task in tasks:
         try:
-            label = archive.read_label(image_id, task, size)
+            findings.add_label(task, folder.read_label(image_id, task, size))
         except FAULTS as fault:
-            faults.append(_one_line(fault))
-        else:
-            notes += [task] if _is_noted(task, label) else []
-    return faults, notes
-
-
-def _is_noted(task: str, label: np.ndarray) -> bool:
-    if task == "saliency":
-        return bool(label.max() == 1)
-    return task == "normals" and bool((label.any(axis=-1) & ~find_normals(label)).any())
+            findings.faults.append(_one_line(fault))
+    return findings
 
 
 def _one_line(fault: Exception) -> str:

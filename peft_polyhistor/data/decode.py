@@ -14,10 +14,9 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..extras import needs_extra
+from ..tasks import TASKS, Task
 
 
-IGNORE = 255  # unlabeled pixels in VOC
-NUM_SEMSEG_CLASSES = 21  # VOC 2012, background included
 NUM_CONTEXT_IDS = 460  # PASCAL-Context's 459 classes, and 0 for none
 PERSON = 15  # VOC class index; only persons have their parts labelled
 
@@ -31,7 +30,6 @@ PART_GROUPS = (
     (6, "llleg rlleg lfoot rfoot"),
 )
 PART_CLASSES = {name: part for part, names in PART_GROUPS for name in names.split()}
-NUM_PART_CLASSES = 1 + len(PART_GROUPS)  # background included
 
 # Of the 459 classes, those that PASCAL-Context shares with NYU, and tvmonitor: only there do the distilled normals
 # count (ASTMT, arXiv:1904.08918).
@@ -51,14 +49,6 @@ MAX_FILE_SIZE = 2**28  # bytes
 
 MATLAB_TASKS = ("human_parts", "normals")  # whose files SciPy reads
 
-# How far the length of a decoded normal may be from 1. Labels that are cut off to steps of 16 are off by up to
-# sqrt(3) * 15 / 127.5 = 0.20, and averages of two normals, as at edges of resized files, by 0.25 at 83 degrees.
-# Gray (128, 128, 128) has length 0.007, black and white 1.73.
-NORMAL_TOLERANCE = 0.25
-# (255 * component)^2 by stored value, as value / 127.5 - 1 = (2 * value - 255) / 255.
-_SQUARES = np.square(2 * np.arange(256, dtype=np.int32) - 255)
-_LIMITS = (255 * (1 - NORMAL_TOLERANCE)) ** 2, (255 * (1 + NORMAL_TOLERANCE)) ** 2
-
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow orders them
 
 
@@ -71,20 +61,21 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def open_picture(path: Path, data: bytes, kind: str) -> Image.Image:
-    """The decoded picture of `data`, the bytes of a file that must be a `kind` of "JPEG" or "PNG"."""
+def open_picture(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
+    """The decoded picture of `data`, the bytes of a file of one of these formats of Pillow."""
+    allowed = f"allowed is {' or '.join(kinds)}"
     try:
         # Of all that Pillow opens, some formats run other programs. From memory: it leaves a damaged file open.
-        image = Image.open(BytesIO(data), formats=["JPEG", "PNG"])
+        image = Image.open(BytesIO(data), formats=list({"JPEG", "PNG", *kinds}))
         is_small = image.width * image.height <= MAX_PIXELS
         if is_small:
             image.load()
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: found no picture in it, allowed is {kind}. Restore it from the archive.") from error
+        raise ValueError(f"{path}: found no picture in it, {allowed}. Restore it.") from error
     except Exception as error:
-        raise ValueError(f"{path}: found a damaged picture ({error}). Restore it from the archive.") from error
-    if image.format not in (kind, "MPO" if kind == "JPEG" else kind):  # MPO: a JPEG with others behind it
-        raise ValueError(f"{path}: found a {image.format} file, allowed is {kind}. Restore it from the archive.")
+        raise ValueError(f"{path}: found a damaged picture ({error}). Restore it.") from error
+    if image.format not in (*kinds, "MPO" if "JPEG" in kinds else ""):  # MPO: a JPEG with others behind it
+        raise ValueError(f"{path}: found a {image.format} file, {allowed}. Restore it.")
     if not is_small:
         raise ValueError(f"{path}: found {image.width} x {image.height} pixels, allowed are {MAX_PIXELS}. Restore it.")
     return image
@@ -98,28 +89,6 @@ def is_turned(image: Image.Image) -> bool:
         return True
 
 
-def least_foreground(label: Image.Image) -> int:
-    """The least value of the foreground in a binary map: 1 where it holds 0 and 1 alone, else 128 (value / 255 > 0.5).
-
-    Raises:
-        ValueError: It holds 1 and 255 and nothing else but 0, so that either can be the foreground.
-    """
-    values = {value for value, count in enumerate(label.histogram()) if count}
-    if {1, 255} <= values <= {0, 1, 255}:
-        raise ValueError(
-            f"found the values {', '.join(map(str, sorted(values)))}, of which 1 or 255 can be the foreground; "
-            "allowed are masks of 0 and 1, masks of 0 and 255, and gray levels. Write 0 where there is no label"
-        )
-    return 1 if max(values) <= 1 else 128
-
-
-def find_normals(colors: np.ndarray) -> np.ndarray:
-    """Where a color `(height, width, 3)` uint8 decodes to a vector of about unit length, bool `(height, width)`."""
-    squares = _SQUARES[colors]
-    length = squares[..., 0] + squares[..., 1] + squares[..., 2]  # squared; far faster than `sum` over the last axis
-    return (length >= _LIMITS[0]) & (length <= _LIMITS[1])
-
-
 def check_readers(tasks: Sequence[str]) -> None:
     """Raises ModuleNotFoundError where the files of one of `tasks` need SciPy and it is not installed."""
     if set(tasks) & set(MATLAB_TASKS):
@@ -127,19 +96,33 @@ def check_readers(tasks: Sequence[str]) -> None:
             import scipy.io  # noqa: F401
 
 
-def _read_label(path: Path, modes: tuple[str, ...], size: Size | None) -> Image.Image:
-    """An 8-bit PNG, whose array holds the stored values: of a palette picture the indices, never the colours."""
-    image = open_picture(path, read_bytes(path), "PNG")
-    if image.mode not in modes:
-        raise ValueError(f"{path}: found pixels of mode {image.mode}, allowed is {' or '.join(modes)}. Restore it.")
-    _check_size(path, image.size, size)
-    return image
+def read_stored(path: Path, row: Task, size: Size | None, kinds: Sequence[str] = ("PNG",)) -> np.ndarray:
+    """A label as a file stores it: a picture, of whose palette the indices count and not the colours, or an array.
+
+    Raises:
+        ValueError: The file is damaged, or the label cannot be one of its task.
+    """
+    data = read_bytes(path)
+    picture = row.to_picture(_read_array(path, data)) if path.suffix == ".npy" else open_picture(path, data, kinds)
+    try:
+        row.check_stored(picture, size)
+        row.read(picture)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
+    return np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+
+
+def _read_array(path: Path, data: bytes) -> np.ndarray:
+    try:
+        return np.load(BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"{path}: found a damaged array ({error}). Restore it.") from error
 
 
 def _check_size(path: Path, found: Size, size: Size | None, what: str = "") -> None:
     if size is not None and found != size:
         raise ValueError(
-            f"{path}: found {what}{found[0]} x {found[1]} pixels, its JPEG has {size[0]} x {size[1]}. Restore both "
+            f"{path}: found {what}{found[0]} x {found[1]} pixels, its image has {size[0]} x {size[1]}. Restore both "
             "from the same archive."
         )
 
@@ -150,24 +133,8 @@ def _check_values(path: Path, values: np.ndarray, valid: np.ndarray, allowed: st
         raise ValueError(f"{path}: found the values {found}, allowed are {allowed}. Restore it from the archive.")
 
 
-def _read_semseg(path: Path, size: Size | None) -> np.ndarray:
-    classes = np.asarray(_read_label(path, ("L", "P"), size))
-    valid = (classes < NUM_SEMSEG_CLASSES) | (classes == IGNORE)
-    _check_values(path, classes, valid, f"0 to {NUM_SEMSEG_CLASSES - 1} and {IGNORE}")
-    return classes
-
-
-def _read_saliency(path: Path, size: Size | None) -> np.ndarray:
-    image = _read_label(path, ("L", "P"), size)
-    try:
-        least_foreground(image)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}.") from error
-    return np.asarray(image)
-
-
 def _read_normals(path: Path, context_path: Path, size: Size | None) -> np.ndarray:
-    normals = np.asarray(_read_label(path, ("RGB",), size))
+    normals = read_stored(path, TASKS["normals"], size)
     context = _load_mat(context_path, "LabelMap", _matrix)
     _check_size(context_path, context.shape[::-1], normals.shape[1::-1], "a LabelMap of ")
     valid = (context >= 0) & (context < NUM_CONTEXT_IDS) & (context % 1 == 0)
@@ -231,8 +198,8 @@ def _load_mat(path: Path, key: str, extract: Callable[[np.ndarray], Any]) -> Any
 
 
 READERS: dict[str, Callable[..., np.ndarray]] = {
-    "semseg": _read_semseg,
+    "semseg": lambda path, size: read_stored(path, TASKS["semseg"], size),
     "human_parts": _read_human_parts,
-    "saliency": _read_saliency,
+    "saliency": lambda path, size: read_stored(path, TASKS["saliency"], size),
     "normals": _read_normals,
 }

@@ -31,7 +31,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Takes a picture and its labels from their own size to that of training; zero outside the original.
+    """Takes a picture and its labels from their own size to that of training; zero outside the original unless told.
 
     With a draw, values come straight from the stored pixels: one interpolation keeps more detail than one for the draw
     and one for the size. Only a side that shrinks takes two, as the resize that follows the draw leaves no pixel out
@@ -61,8 +61,8 @@ class Geometry:
             pixels = F.interpolate(pixels, self.image_size, mode="bicubic", antialias=True)
         return pixels[0]
 
-    def take_nearest(self, label: Image.Image) -> np.ndarray:
-        """Stored values of a one-channel picture, nearest to each pixel of the result."""
+    def take_nearest(self, label: Image.Image, outside: float = 0) -> np.ndarray:
+        """Stored values of a one-channel picture, nearest to each pixel of the result, `outside` beyond it."""
         height, width = self.image_size
         if self.draw is None:
             return np.array(label.resize((width, height), Image.Resampling.NEAREST))
@@ -70,7 +70,10 @@ class Geometry:
         down, right = self.size[0] / height, self.size[1] / width  # pixels of the original per pixel of the result
         y, x = self.size[0] / 2, self.size[1] / 2
         matrix = (a * right, b * down, x - a * x - b * y, c * right, d * down, y - c * x - d * y)
-        return np.array(label.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST))
+        taken = label.transform(
+            (width, height), Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=outside
+        )
+        return np.array(taken)
 
     @cached_property
     def _grid(self) -> Tensor | None:

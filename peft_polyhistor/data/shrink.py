@@ -3,7 +3,7 @@
 """Smaller copies of a dense dataset, for training at small sizes: every epoch then decodes and augments less."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from PIL.Image import Resampling
 
 from ..extras import needs_extra
-from .archive import DENSE_TASKS
-from .pascal_context import load_dense_dataset
+from ..tasks import PASCAL_TASKS
+from .loading import Source, load_dense_dataset
 
 
 with needs_extra("train"):
@@ -31,11 +31,13 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
         num_proc: Worker processes.
 
     Raises:
-        ValueError: `longest` is below 1.
+        ValueError: `longest` is below 1, or a column holds arrays.
     """
     if longest < 1:
         raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
     features = dataset.features
+    if others := [name for name, kind in features.items() if name != "image_id" and not isinstance(kind, Image)]:
+        raise ValueError(f"The columns {others} hold no pictures. Cast them with `dataset.cast_column` to Image.")
     encoded = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in features.items()}
     return dataset.cast(Features(encoded)).map(
         partial(_shrink_row, longest=longest), features=features, num_proc=num_proc, desc="shrinking"
@@ -43,12 +45,13 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
 
 
 def write_shrunk(
-    source: str | os.PathLike[str],
+    source: Source,
     folder: str | os.PathLike[str],
     longest: int,
-    tasks: Sequence[str] = DENSE_TASKS,
+    tasks: Sequence[str] = PASCAL_TASKS,
     splits: Sequence[str] = ("train", "val"),
     num_proc: int | None = None,
+    layout: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Writes `<split>.parquet` into a folder, which `load_dense_dataset` reads, and returns the files.
 
@@ -61,6 +64,7 @@ def write_shrunk(
         tasks: Tasks to keep.
         splits: Splits to keep.
         num_proc: Worker processes.
+        layout: As for `load_dense_dataset`.
 
     Raises:
         FileExistsError: A file is there already; nothing is written.
@@ -72,7 +76,8 @@ def write_shrunk(
             raise FileExistsError(f"{file} is there already. Remove it, or name another folder.")
     # All are made before the first is written, and written before the first gets its name.
     smalls = [
-        shrink(load_dense_dataset(source, tasks, split, num_proc=num_proc), longest, num_proc) for split in splits
+        shrink(load_dense_dataset(source, tasks, split, layout=layout, num_proc=num_proc), longest, num_proc)
+        for split in splits
     ]
     unfinished = [file.with_suffix(".unfinished") for file in files]
     try:
@@ -94,6 +99,7 @@ def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == image.size:
         return row  # encoded as it is: a JPEG would not survive another round
-    labels = {name: Image().decode_example(row[name]) for name in row if name not in ("image_id", "image")}
+    stored = {name: label for name, label in row.items() if name not in ("image_id", "image") and label is not None}
+    labels = {name: Image().decode_example(label) for name, label in stored.items()}
     small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}
     return row | small | {"image": image.convert("RGB").resize(size, Resampling.BICUBIC)}

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from ..extras import needs_extra
-from .archive import DENSE_TASKS, check_tasks
+from ..tasks import PASCAL_TASKS
+from .archive import check_tasks
 from .transforms import normalize_image_size
 
 
@@ -28,7 +29,7 @@ _SMALLEST, _LARGEST = 16, 2048  # sides of a picture, in pixels
 
 
 def synthetic_scenes(
-    tasks: Sequence[str] = DENSE_TASKS,
+    tasks: Sequence[str] = PASCAL_TASKS,
     split: str = "train",
     *,
     count: int | None = None,
@@ -40,7 +41,7 @@ def synthetic_scenes(
     """Prepares procedural scenes once, and opens them from the Arrow cache from then on.
 
     Args:
-        tasks: Tasks to have labels for, any of `DENSE_TASKS`.
+        tasks: Tasks to have labels for, any of `PASCAL_TASKS`.
         split: "train" or "val"; they have no scene in common, whatever their counts.
         count: Number of scenes; `SCENE_COUNTS` of the split if None. A larger count continues a smaller one.
         image_size: Height and width in pixels, or one number for both.

@@ -3,16 +3,14 @@
 """Joint transforms of a picture and its dense labels: flip, rotation, scale, resize and the ignore rules.
 
 The order and ranges are those of Polyhistor's line of papers: flip; rotation and scale about the centre on the same
-canvas, at the picture's own size; resize to the training size. Pictures and normals are interpolated with a cubic
-kernel, the other labels take the nearest pixel. The border that a turn exposes is black in the picture, class 0 in
-semseg and human_parts, 0 in saliency and ignored in normals.
+canvas, at the picture's own size; resize to the training size. Pictures are interpolated with a cubic kernel, and the
+border that a turn exposes is black. What becomes of a label, the kind of its task says.
 
 Note: The papers' code interpolates once for the draw and once for the size, with OpenCV, whose cubic kernel skips
 pixels on shrinking. Here what grows is interpolated once in all, and on shrinking the kernel widens (antialias).
 """
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
@@ -23,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import check_truth, check_whole
-from .archive import DENSE_TASKS
-from .decode import IGNORE, NUM_PART_CLASSES, NUM_SEMSEG_CLASSES, find_normals, least_foreground
+from ..tasks import TASKS, Task, get_tasks
 from .geometry import Draw, Geometry
 
 
@@ -36,12 +33,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_DEGREES = 20.0
 _SCALES = (0.75, 1.25)
 
-NUM_CLASSES = {"semseg": NUM_SEMSEG_CLASSES, "human_parts": NUM_PART_CLASSES}
-
 _NO_EPOCH = -1
-
-# Shorter vectors than this hold no direction.
-_MIN_LENGTH = 1e-6
 
 
 def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -53,33 +45,12 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def flip_normals(normals: Tensor) -> Tensor:
-    """Normals `(..., 3, height, width)` as a mirror shows them: x changes sign. The pixels stay where they are."""
-    return normals * normals.new_tensor([-1, 1, 1]).view(3, 1, 1)
-
-
-def rotate_normals(normals: Tensor, degrees: float) -> Tensor:
-    """Turns the vectors `(..., 3, height, width)` with a picture turned counter-clockwise on screen.
-
-    (nx, ny, nz) -> (nx cos t + ny sin t, -nx sin t + ny cos t, nz)
-
-    The pixels stay where they are.
-    """
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    matrix = normals.new_tensor([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
-    return (matrix @ normals.flatten(-2)).view_as(normals)
-
-
 class JointTransform:
     """Turns pictures and labels into training tensors; for `dataset.with_transform`.
 
-    Takes a batch of columns `image_id`, `image` and tasks, returns lists of `image_id`, `pixel_values`
-    `(3, height, width)` with ImageNet's mean and standard deviation, and for the tasks present: `semseg` and
-    `human_parts` int64 `(height, width)` with 255 = ignore, `saliency` float32 0 or 1 `(1, height, width)`, `normals`
-    float32 unit vectors `(3, height, width)`, zero = ignore. A human_parts label without any part is ignored whole.
-
-    - A saliency label that holds 0 and 1 alone is a mask; of any other, values above 127 are foreground.
-    - A color of normals whose length, value / 127.5 - 1, is not within 0.25 of 1 has no normal: black, white and gray.
+    Takes a batch of columns `image_id`, `image` and tasks, rows of `TASKS`, and returns lists of `image_id`,
+    `pixel_values` `(3, height, width)` with ImageNet's mean and standard deviation, and targets by task, as the kind
+    of the task describes them. Labels are pictures or arrays; `None` stands for one that is missing.
 
     There are two ways to draw:
 
@@ -118,8 +89,8 @@ class JointTransform:
         """Transforms a batch of columns.
 
         Raises:
-            ValueError: A column is missing, a picture is none or of more than 8 bits, or a label is no picture, of a
-                wrong mode or of another size.
+            ValueError: A column is missing or no task, a picture is none or of more than 8 bits, or a label is no
+                picture, of a wrong mode or size, or holds values that its task does not have.
         """
         missing = {"image_id", "image"} - batch.keys()
         if missing:
@@ -127,17 +98,22 @@ class JointTransform:
                 f"JointTransform needs the columns image_id and image, got {sorted(batch)}. Add {sorted(missing)}; to "
                 "read single columns, use the dataset without this transform."
             )
-        tasks = [task for task in DENSE_TASKS if task in batch]
-        result = {"image_id": list(batch["image_id"]), "pixel_values": []} | {task: [] for task in tasks}
-        for row, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
+        unknown = [name for name in batch if name not in ("image_id", "image", *TASKS)]
+        if unknown:
+            raise ValueError(
+                f"The columns {unknown} are no tasks; known are {', '.join(TASKS)}. Register their rows with "
+                "`register_task`, or leave them out with `dataset.select_columns`."
+            )
+        rows = [TASKS[name] for name in batch if name in TASKS]
+        result: dict[str, list[Any]] = {"image_id": list(batch["image_id"]), "pixel_values": []}
+        result |= {row.name: [] for row in rows}
+        for index, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
             _check_image(image_id, image)
             draw = self._draw(image_id) if self.train else None
             geometry = Geometry((image.height, image.width), self.image_size, draw)
             result["pixel_values"].append(_to_pixel_values(image, geometry))
-            for task in tasks:
-                label = batch[task][row]
-                _check_label(image_id, task, label, image.size)
-                result[task].append(_to_label(image_id, task, label, geometry))
+            for row in rows:
+                result[row.name].append(_to_target(image_id, row, batch[row.name][index], image.size, geometry))
         return result
 
     def _draw(self, image_id: Any) -> Draw:
@@ -151,13 +127,31 @@ class JointTransform:
         return Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stacks samples of `JointTransform` to `pixel_values` and `labels` by task, batch first; ids are dropped."""
-    tasks = [task for task in DENSE_TASKS if task in samples[0]]
-    return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": {task: torch.stack([sample[task] for sample in samples]) for task in tasks},
-    }
+def collate(samples: Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    """Stacks samples of `JointTransform` to `pixel_values` and `labels` by task, batch first; ids are dropped.
+
+    A sample without the label of a task is unlabeled there: it gives no loss and no score.
+
+    Args:
+        samples: Of one image size.
+        tasks: Those to have labels for, in every batch; `None` takes those of any sample.
+
+    Raises:
+        ValueError: A sample has a label of no row of `TASKS`.
+    """
+    if tasks is None:
+        found = (name for sample in samples for name in sample if name not in ("image_id", "pixel_values"))
+        tasks = list(dict.fromkeys(found))
+    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+    size = (pixel_values.shape[-2], pixel_values.shape[-1])
+
+    def find(sample: Mapping[str, Any], row: Task) -> Tensor:
+        label: Tensor | None = sample.get(row.name)
+        return row.unlabeled(size) if label is None else label
+
+    rows = get_tasks(tasks) if tasks else []
+    labels = {row.name: torch.stack([find(sample, row) for sample in samples]) for row in rows}
+    return {"pixel_values": pixel_values, "labels": labels}
 
 
 def _check_image(image_id: Any, image: Any) -> None:
@@ -170,19 +164,6 @@ def _check_image(image_id: Any, image: Any) -> None:
         )
 
 
-def _check_label(image_id: Any, task: str, label: Any, size: tuple[int, int]) -> None:
-    modes = ("RGB",) if task == "normals" else ("L", "P")
-    mode = getattr(label, "mode", None)
-    if mode not in modes:
-        found = f"mode {mode}" if mode else repr(label)
-        raise ValueError(f"{task} of {image_id} must be a picture of mode {' or '.join(modes)}, got {found}.")
-    if label.size != size:
-        raise ValueError(
-            f"{task} of {image_id} is {label.size[0]} x {label.size[1]} pixels, its picture {size[0]} x {size[1]}. "
-            "Labels must have their picture's size."
-        )
-
-
 def _to_pixel_values(image: Image.Image, geometry: Geometry) -> Tensor:
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     # Whole values, as decoding gives them; a cubic kernel overshoots.
@@ -191,37 +172,12 @@ def _to_pixel_values(image: Image.Image, geometry: Geometry) -> Tensor:
     return pixels.sub_(mean).div_(std)
 
 
-def _to_label(image_id: Any, task: str, label: Image.Image, geometry: Geometry) -> Tensor:
-    if task == "normals":
-        return _to_normals(label, geometry)
-    values = geometry.take_nearest(label)
-    if task == "saliency":
-        try:
-            foreground = values >= least_foreground(label)
-        except ValueError as error:
-            raise ValueError(f"saliency of {image_id}: {error}.") from error
-        return torch.from_numpy(foreground)[None].float()
-    classes = NUM_CLASSES[task]
-    wrong = values[(values >= classes) & (values != IGNORE)]
-    if wrong.size:
-        raise ValueError(
-            f"{task} of {image_id} holds values up to {wrong.max()}; allowed are the class ids 0 to {classes - 1} and "
-            f"{IGNORE} for pixels to ignore. Map other values to {IGNORE}."
-        )
-    if task == "human_parts" and not values.any():
-        values.fill(IGNORE)
-    return torch.from_numpy(values).long()
-
-
-def _to_normals(label: Image.Image, geometry: Geometry) -> Tensor:
-    stored = np.array(label)
-    valid = torch.from_numpy(find_normals(stored))
-    colors = torch.from_numpy(stored).permute(2, 0, 1).contiguous()
-    normals = geometry.interpolate(colors.float().div_(127.5).sub_(1).mul_(valid))
-    draw = geometry.draw
-    if draw is not None:
-        normals = rotate_normals(flip_normals(normals) if draw.flip else normals, draw.degrees)
-    # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
-    kept = torch.from_numpy(geometry.take_nearest(Image.fromarray(valid.byte().numpy())))
-    length = normals.square().sum(dim=0).sqrt_()  # far faster than `norm` over the first axis
-    return normals.mul_(torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0))
+def _to_target(image_id: Any, row: Task, label: Any, size: tuple[int, int], geometry: Geometry) -> Tensor:
+    if label is None:
+        return row.unlabeled(geometry.image_size)
+    picture = row.to_picture(label)
+    try:
+        row.check_stored(picture, size)
+        return row.to_target(picture, geometry)
+    except ValueError as error:
+        raise ValueError(f"{row.name} of {image_id}: {error}.") from error

@@ -25,13 +25,6 @@ from .record import PREVIEW, TrainingRecord
 
 
 TEMPLATE = ASSETS / "model_card.md"
-# What people search for, where it is not the name of the task.
-SEARCH_WORDS = {
-    "semseg": "semantic-segmentation",
-    "human_parts": "human-part-segmentation",
-    "saliency": "saliency-detection",
-    "normals": "surface-normal-estimation",
-}
 METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # ours: as the Hub calls them
 
 
@@ -183,7 +176,8 @@ def _metadata(
 
 def words_for(tasks: Sequence[str]) -> list[str]:
     """What people search for who want one of the tasks."""
-    return [word for task in tasks for word in (task, SEARCH_WORDS.get(task)) if word]
+    words = ((task, TASKS[task].tag if task in TASKS else "") for task in tasks)
+    return [word for pair in words for word in pair if word]
 
 
 def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:

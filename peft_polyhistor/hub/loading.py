@@ -21,6 +21,7 @@ from ..models.encoder import load_encoder
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
 from ..registry import METHODS
+from ..tasks import declare_tasks
 from .cards import base_of
 from .weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
 
@@ -76,6 +77,7 @@ def load(
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     config.inference_mode = not is_trainable
     try:
+        declare_tasks(decoder_settings.pop("tasks", []))
         with device("meta"):
             shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **decoder_settings)
         wrong = difference(shapes, adapter_shapes(shell, config))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..evaluation import find_best
+from ..tasks import declare_tasks
 from .record import PREVIEW, TrainingRecord
 
 
@@ -85,6 +86,7 @@ def record_of(
     if checkpoint not in ("best", "last"):
         raise ValueError(f"A run leaves the checkpoints 'best' and 'last', got '{checkpoint}'. Give one of them.")
     settings, history = results["settings"], results["history"]
+    declare_tasks(settings.get("tasks", []))
     for other in others:
         _check_same_but_seed(settings, other["settings"], neutral)
     entry, source = _find_evaluation(results, checkpoint), source_of(settings["data"])

@@ -3,17 +3,14 @@
 """A folder of predictions: the maps as pictures, and a page to look at them."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from ..tasks import TASKS
-from .paint import USUAL_RANGES, find_range
 from .predictor import Prediction
 
 
@@ -24,7 +21,7 @@ class PredictionPage:
     """Writes predictions to a folder: a folder per picture, and index.html, which is written at the end.
 
     Of each task it writes TASK.png: class ids under the palette of the task, a probability times 255, or
-    127.5 * (vector + 1), rounded; and what the page shows, smaller. `Task.value_range` says how other values become
+    127.5 * (vector + 1), rounded; and what the page shows, smaller. `Task.find_ends` says how other values become
     gray, and the page names the values that are black and white.
 
     Args:
@@ -67,7 +64,7 @@ class PredictionPage:
                 "source": source,
                 "folder": folder.name,
                 "size": prediction.picture.size,
-                "tasks": {task: _legend(task, prediction) for task in prediction.maps},
+                "tasks": {task: list(TASKS[task].legend(prediction.label(task))) for task in prediction.maps},
             }
         )
         return folder
@@ -84,16 +81,3 @@ def _shrink(picture: Image.Image) -> Image.Image:
     shown = picture.copy()
     shown.thumbnail((LONGEST_SHOWN, LONGEST_SHOWN))
     return shown
-
-
-def _legend(task: str, prediction: Prediction) -> Sequence[tuple[str, str, str]]:
-    """Name, colour and share of each class that was found; of one channel beyond 0 to 1, the values of the colours."""
-    row = TASKS[task]
-    if row.class_names:
-        colours = dict(zip(row.class_names, row.palette, strict=True))
-        shares = prediction.classes(task).items()
-        return [(name, f"rgb{colours[name]}", f"{share:.1%}") for name, share in shares]
-    ends = find_range(task, torch.from_numpy(prediction.maps[task]))
-    if row.channels != 1 or ends == USUAL_RANGES[1]:
-        return []
-    return [(f"{value:.4g}", f"rgb{(shade,) * 3}", "") for value, shade in zip(ends, (0, 255), strict=True)]

@@ -12,83 +12,44 @@ from torch import Tensor
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
+from ..tasks.task import Ends, to_bytes
 from .strips import split_rows
 
 
-UNLABELED = (224, 224, 192)  # the colour of unlabeled contours in VOC's own pictures
-HIGHLIGHT = (230, 60, 40)
 CAPTION = 14  # pixels
-# Values that are painted black and white, by number of channels: a probability, and a component of a unit vector.
-USUAL_RANGES = {1: (0.0, 1.0), 3: (-1.0, 1.0)}
-SLACK = 0.01  # by which a rounded value may leave them
 
 
 def paint_picture(pixel_values: Tensor) -> np.ndarray:
     """A normalised picture `(3, height, width)` as it was, `(height, width, 3)` uint8."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return _to_bytes(pixel_values.cpu().float() * std + mean)
+    return to_bytes(pixel_values.cpu().float() * std + mean)
 
 
-def paint_label(task: str, label: Tensor, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def paint_label(task: str, label: Tensor, ends: Ends | None = None) -> np.ndarray:
     """A label without its batch axis, or a prediction of its form, `(height, width, 3)` uint8; unlabeled is pale.
 
     Args:
         task: Its name.
-        label: Class ids of a task with a palette, else `(channels, height, width)`; NaN and infinities are unlabeled,
-            and so are zero vectors.
-        value_range: Values that are painted black and white in a task without palette; by default `find_range`.
-
-    Raises:
-        ValueError: The task has neither a palette nor one or three channels, so that nothing says how it looks.
+        label: As its kind of task says; NaN and infinities are unlabeled.
+        ends: Values that are painted black and white, of a task without classes; by default `Task.find_ends`.
     """
-    label = label.cpu()
-    row = TASKS[task]
-    if row.palette:
-        colours = np.full((256, 3), UNLABELED, dtype=np.uint8)
-        colours[: len(row.palette)] = row.palette
-        return colours[label.numpy().astype(np.uint8)]
-    low, high = value_range or find_range(task, label)
-    painted = np.empty((*label.shape[1:], 3), np.uint8)
+    row, label = TASKS[task], label.cpu()
+    ends = ends or row.find_ends(label)
+    painted = np.empty((*label.shape[-2:], 3), np.uint8)
     for rows in split_rows(painted.shape[0], painted[0].size):
-        values = label[:, rows]
-        unlabeled = ~values.isfinite().all(dim=0)
-        if row.channels == 3:
-            unlabeled |= (values == 0).all(dim=0)
-        painted[rows] = _to_bytes((values.nan_to_num() - low) / (high - low))
-        painted[rows][unlabeled.numpy()] = UNLABELED
+        painted[rows] = row.paint(label[..., rows, :], ends)
     return painted
 
 
-def find_range(task: str, label: Tensor) -> tuple[float, float]:
-    """The values that `paint_label` paints black and white: `Task.value_range`, which says what `None` stands for.
-
-    Raises:
-        ValueError: The task has neither one nor three channels.
-    """
-    row = TASKS[task]
-    if row.channels not in USUAL_RANGES:
-        raise ValueError(f"Task '{task}' has {row.channels} channels and no palette. Give its row of TASKS a palette.")
-    if row.value_range is not None:
-        return row.value_range
-    low, high = USUAL_RANGES[row.channels]
-    finite = label.isfinite()
-    values = label if finite.all() else label[finite]
-    if not values.numel() or (low - SLACK <= values.min() and values.max() <= high + SLACK):
-        return low, high
-    lowest, highest = float(values.min()), float(values.max())
-    return lowest, highest if highest > lowest else lowest + 1  # a map of one value is black
-
-
-def paint_prediction(task: str, logits: Tensor, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """What logits without their batch axis predict, `(height, width, 3)` uint8; `value_range` as in `paint_label`."""
-    return paint_label(task, TASKS[task].predict(logits.detach().cpu()[None])[0], value_range)
+def paint_prediction(task: str, logits: Tensor, ends: Ends | None = None) -> np.ndarray:
+    """What logits without their batch axis predict, `(height, width, 3)` uint8; `ends` as in `paint_label`."""
+    return paint_label(task, TASKS[task].predict(logits.detach().cpu()[None])[0], ends)
 
 
 def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) -> np.ndarray:
     """A picture `(height, width, 3)` uint8 under a label of its size: as `paint_label`, where there is something.
 
-    Class 0 of a task with classes leaves the picture free, and so does 0 in a task of one channel, which is painted in
-    one colour.
+    Background leaves the picture free, and so does 0 in a task of one channel, which is painted in one colour.
 
     Args:
         task: Its name.
@@ -99,13 +60,7 @@ def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) ->
     row, label = TASKS[task], label.cpu()
     painted = paint_label(task, label)
     for rows in split_rows(painted.shape[0], painted[0].size):
-        colours: np.ndarray = painted[rows]
-        share: float | np.ndarray = opacity
-        if row.palette:
-            share = (label[rows].numpy() > 0)[..., None] * opacity
-        elif row.channels == 1:
-            share = colours[..., :1] / 255 * opacity
-            colours = np.array(HIGHLIGHT)
+        colours, share = row.blend(label[..., rows, :], painted[rows], opacity)
         painted[rows] = (picture[rows] * (1 - share) + colours * share).round()
     return painted
 
@@ -118,9 +73,8 @@ def paint_row(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mappin
     cells = [paint_picture(pixel_values)]
     for task, task_logits in logits.items():
         prediction = resize_to_label(task_logits[None], pixel_values)[0]
-        value_range = None if TASKS[task].palette else find_range(task, labels[task])  # one for both
-        painted = paint_label(task, labels[task], value_range), paint_prediction(task, prediction, value_range)
-        cells += painted
+        ends = TASKS[task].find_ends(labels[task])  # one for both
+        cells += [paint_label(task, labels[task], ends), paint_prediction(task, prediction, ends)]
     return np.concatenate(cells, axis=1)
 
 
@@ -149,7 +103,3 @@ def _caption(pixels: np.ndarray, captions: Sequence[str]) -> Image.Image:
     for i, text in enumerate(captions):
         draw.text((i * width // len(captions) + 2, 1), text, fill="black")
     return sheet
-
-
-def _to_bytes(values: Tensor) -> np.ndarray:
-    return (values * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -18,6 +18,7 @@ from ..hub.loading import load
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
 from ..tasks import TASKS, Task
+from ..tasks.segmentation import Segmentation
 from .images import Picture, open_picture
 from .paint import paint_label, paint_over
 from .strips import resize_rows, split_rows
@@ -43,11 +44,10 @@ class Prediction:
         Raises:
             ValueError: The task has no classes, or was not predicted.
         """
-        if not TASKS[self._known(task)].class_names:
+        row = TASKS[self._known(task)]
+        if not isinstance(row, Segmentation):
             raise ValueError(f"Task '{task}' has no classes. Read its map, or paint it.")
-        ids, counts = np.unique(self.maps[task], return_counts=True)
-        names, shares = TASKS[task].class_names, counts / counts.sum()
-        return {names[ids[i]]: float(shares[i]) for i in np.argsort(-shares, kind="stable")}
+        return row.shares(self.maps[task])
 
     def paint(self, task: str) -> Image.Image:
         """The map as a picture: classes in the task's palette (mode P, pixels are class ids), else RGB or gray.
@@ -55,7 +55,7 @@ class Prediction:
         Raises:
             ValueError: The task was not predicted, or nothing says how it looks.
         """
-        label, row = self._label(task), TASKS[task]
+        label, row = self.label(task), TASKS[task]
         if not row.palette:
             painted = Image.fromarray(paint_label(task, label))
             return painted.convert("L") if row.channels == 1 else painted
@@ -71,9 +71,9 @@ class Prediction:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"`opacity` must be from 0 (the picture alone) to 1 (the map alone), got {opacity}.")
-        return Image.fromarray(paint_over(task, self._label(task), np.asarray(self.picture), opacity))
+        return Image.fromarray(paint_over(task, self.label(task), np.asarray(self.picture), opacity))
 
-    def _label(self, task: str) -> Tensor:
+    def label(self, task: str) -> Tensor:
         """The map in the form of a label, channels first."""
         values = torch.from_numpy(self.maps[self._known(task)])
         if TASKS[task].palette:

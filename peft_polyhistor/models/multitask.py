@@ -82,7 +82,7 @@ class MultiTaskDenseModel(PreTrainedModel):
 
         Args:
             encoder: A Swin or a backbone of transformers with four stages, or a `StageEncoder`.
-            tasks: Names of tasks, rows of `TASKS`.
+            tasks: Those of `MultiTaskDenseConfig`.
             **kwargs: Further fields of `MultiTaskDenseConfig`.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..checks import check_number, check_positive, check_probability, check_sides, check_truth
-from ..tasks import TASKS, get_tasks
+from ..tasks import PASCAL_TASKS, TASKS, declare_tasks, describe_tasks, get_tasks
 
 
 class MultiTaskDenseConfig(PreTrainedConfig):
@@ -17,7 +17,8 @@ class MultiTaskDenseConfig(PreTrainedConfig):
 
     Args:
         encoder: Config of the encoder, or its dict.
-        tasks: Names of the tasks, rows of `TASKS`.
+        tasks: Names of the tasks, rows of `TASKS`, or mappings of a name to its description, whose row is registered.
+            A saved config describes the rows that this package does not bring, so that loading it needs no code.
         decoder_width: Channels inside the decoders.
         decoder_dropout: Probability of zeroing a channel in front of the classifier.
         shared_norms: One norm per stage map for all decoders, where the encoder wants norms: the paper's choice for
@@ -36,7 +37,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
     def __init__(
         self,
         encoder: PreTrainedConfig | dict[str, Any] | None = None,
-        tasks: Sequence[str] = ("semseg", "human_parts", "saliency", "normals"),
+        tasks: Sequence[str | Mapping[str, Any]] = PASCAL_TASKS,
         decoder_width: int = 256,
         decoder_dropout: float = 0.1,
         shared_norms: bool = False,
@@ -47,7 +48,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         self.encoder = _as_config(encoder)
         if isinstance(tasks, str) or not isinstance(tasks, Sequence):
             raise ValueError(f"`tasks` must be a list of names, got {tasks!r}. Known tasks: {', '.join(TASKS)}.")
-        self.tasks = list(tasks)
+        self.tasks: list[str] = declare_tasks(tasks)
         check_positive("decoder_width", decoder_width)
         check_probability("decoder_dropout", decoder_dropout)
         check_truth("shared_norms", shared_norms)
@@ -78,13 +79,15 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         return names
 
     def decoder_settings(self) -> dict[str, Any]:
-        """The fields that an adapter keeps: all but the encoder and the tasks, which it knows."""
+        """The fields that an adapter keeps: all but the encoder; of the tasks, whose names it knows, own rows."""
         names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size")
-        return {name: getattr(self, name) for name in names}
+        rows = [item for item in describe_tasks(self.tasks) if isinstance(item, dict)]
+        return {name: getattr(self, name) for name in names} | ({"tasks": rows} if rows else {})
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, less the place the encoder was loaded from."""
+        """As in transformers, less the place the encoder was loaded from, and with descriptions of the tasks."""
         output = super().to_dict()
+        output["tasks"] = describe_tasks(self.tasks)
         if isinstance(output.get("encoder"), dict):
             output["encoder"].pop("_name_or_path", None)
         return output

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import MultiTaskConfig
+from ..tasks import PASCAL_TASKS
 
 
 PARTS = ("encoder", "all")
-SCORES = ("semseg", "human_parts", "saliency", "normals")
 
 METHOD_OF = {  # our method by the paper's name; settings that the row does not name are our defaults
     "Single-task Full Fine-tuning": "single_task",
@@ -84,7 +84,7 @@ def read_rows(file: Path) -> list[PaperRow]:
         PaperRow(
             table=int(record["table"]),
             parameters={part: record[part] for part in PARTS},
-            scores={task: record[task] for task in SCORES},
+            scores={task: record[task] for task in PASCAL_TASKS},
             **{name: record[name] for name in ("backbone", "pretraining", "method", "setting", "change")},
         )
         for record in records

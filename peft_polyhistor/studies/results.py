@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tasks import TASKS
+from ..tasks import TASKS, declare_tasks
 from .paper import PaperRow
 
 
@@ -119,6 +119,7 @@ def _check_run(run: Any, file: Path) -> dict[str, Any]:
     missing = [name for name in ("method", "parameters", "scores", "settings") if not given.get(name)]
     if missing:
         raise ValueError(f"{file} has no {', '.join(missing)}. Run the recipe again, or remove the file.")
+    declare_tasks(given["settings"].get("tasks", []))
     for evaluation in [given["scores"], *(entry["scores"] for entry in given.get("history", []))]:
         for task, scores in evaluation.items():
             if task not in TASKS or TASKS[task].score not in scores:

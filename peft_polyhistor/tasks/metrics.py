@@ -16,17 +16,21 @@ Note: On a CPU, PyTorch resizes large maps by another kernel if it has one threa
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .losses import IGNORE_INDEX, check_binary_labels, check_class_labels, check_normal_labels
+from .labels import check_binary_labels, check_class_labels, check_normal_labels
+from .losses import IGNORE_INDEX
 from .running_metric import RunningMetric
 
 
 # One in fixed point: a resolution of 2.3e-10 per picture (fractions) or pixel (radians). Rows fit int64 for pictures
 # of up to 2**29 pixels; the totals are Python integers, which have no bound.
 ONE = 2**32
+
+ANGLE_BINS = 720  # of a quarter of a degree
 
 # Stated as quotients: repeated addition of 0.05 drifts, and the comparison is strict.
 SALIENCY_THRESHOLDS = tuple(step / 20 for step in range(4, 19))
@@ -52,7 +56,7 @@ class MeanIoU(RunningMetric):
         if num_classes < 1:
             raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        super().__init__(columns=2 * num_classes)
+        super().__init__(columns=3 * num_classes)
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         if shape[1] != self.num_classes:
@@ -66,11 +70,12 @@ class MeanIoU(RunningMetric):
         batch, classes = logits.shape[:2]
         # Ignored pixels go to a row of their own, which is then left out.
         labels = torch.where(references == self.ignore_index, classes, references.long())
-        confusion = _histogram(labels * classes + logits.argmax(dim=1), (classes + 1) * classes)
+        confusion = count_bins(labels * classes + logits.argmax(dim=1), (classes + 1) * classes)
         confusion = confusion.view(batch, classes + 1, classes)[:, :classes]  # (batch, labeled, predicted)
         intersections = confusion.diagonal(dim1=1, dim2=2)
-        unions = confusion.sum(dim=1) + confusion.sum(dim=2) - intersections
-        return torch.cat([intersections, unions], dim=1)
+        labeled = confusion.sum(dim=2)
+        unions = confusion.sum(dim=1) + labeled - intersections
+        return torch.cat([intersections, unions, labeled], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
         present = self._present(totals)
@@ -86,9 +91,12 @@ class MeanIoU(RunningMetric):
     def _class_scores(self, totals: list[int]) -> list[float]:
         return [math.nan if iou is None else 100 * iou for iou in self._ious(totals)]
 
+    def _labeled_classes(self, totals: list[int]) -> list[int]:
+        return [number for number, pixels in enumerate(totals[2 * self.num_classes :]) if pixels]
+
     def _ious(self, totals: list[int]) -> list[float | None]:
         """IoU of each class; None for one that is neither labeled nor predicted."""
-        intersections, unions = totals[: self.num_classes], totals[self.num_classes :]
+        intersections, unions = totals[: self.num_classes], totals[self.num_classes : 2 * self.num_classes]
         pairs = zip(intersections, unions, strict=True)
         return [intersection / union if union else None for intersection, union in pairs]
 
@@ -104,12 +112,15 @@ class SaliencyScores(RunningMetric):
       the precision of a picture without predicted foreground is 0, and so is the recall of one without foreground.
 
     In `picture_scores`, the best threshold is that of the picture, and one without foreground has no score.
+    A picture without a labeled pixel does not count; NaN if there is no other.
 
-    Predictions are logits `(batch, 1, h, w)`, references are 0 or 1 in floating point, `(batch, 1, height, width)`.
+    Predictions are logits `(batch, 1, h, w)`, references are 0, 1 or 255, unlabeled, in floating point,
+    `(batch, 1, height, width)`.
     """
 
     def __init__(self) -> None:
-        super().__init__(columns=3 * len(SALIENCY_THRESHOLDS) + 1)  # the last one counts foreground
+        # The last ones count foreground, and the picture if it is labeled.
+        super().__init__(columns=3 * len(SALIENCY_THRESHOLDS) + 2)
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_binary_labels("SaliencyScores", shape, references, check_values=True)
@@ -120,37 +131,46 @@ class SaliencyScores(RunningMetric):
         # (batch, 1, height, width): how many thresholds a logit is strictly greater than, 0 to 15
         passed = torch.bucketize(logits, thresholds)
         bins = len(thresholds) + 1
-        counts = _histogram(references.long() * bins + passed, 2 * bins).view(len(logits), 2, bins)
+        labels = references.long().clamp(max=2)  # unlabeled pixels go to a row of their own, which is then left out
+        counts = count_bins(labels * bins + passed, 3 * bins).view(len(logits), 3, bins)[:, :2]
         # Pixels that pass a threshold are those of its bin and of all bins above it.
         positives = counts.flip(2).cumsum(dim=2).flip(2)[:, :, 1:]  # (batch, label, thresholds)
         false_positives, true_positives = positives.unbind(dim=1)
         foreground = counts[:, 1].sum(dim=1, keepdim=True).expand_as(true_positives)
-        iou = _fixed_point_ratio(true_positives, foreground + false_positives, empty=ONE)
+        labeled = (counts.flatten(1).sum(dim=1, keepdim=True) > 0).long()
+        iou = _fixed_point_ratio(true_positives, foreground + false_positives, empty=ONE) * labeled
         precision = _fixed_point_ratio(true_positives, true_positives + false_positives, empty=0)
         recall = _fixed_point_ratio(true_positives, foreground, empty=0)
-        return torch.cat([iou, precision, recall, foreground[:, :1]], dim=1)
+        return torch.cat([iou, precision, recall, foreground[:, :1], labeled], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
-        count, whole = len(SALIENCY_THRESHOLDS), ONE * pictures
-        ious, precisions, recalls = totals[:count], totals[count : 2 * count], totals[2 * count : -1]
+        count, whole = len(SALIENCY_THRESHOLDS), ONE * totals[-1]
+        if not whole:
+            return {"mIoU": math.nan, "maxF": math.nan}
+        ious, precisions, recalls = totals[:count], totals[count : 2 * count], totals[2 * count : -2]
         f1s = [2 * p * r / (max(p + r, 1) * whole) for p, r in zip(precisions, recalls, strict=True)]
         return {"mIoU": 100 * max(ious) / whole, "maxF": 100 * max(f1s)}
 
     def _picture_scores(self, counts: list[int]) -> dict[str, float]:
         scores = self._scores(counts, 1)
-        return scores if counts[-1] else dict.fromkeys(scores, math.nan)
+        return scores if counts[-2] else dict.fromkeys(scores, math.nan)
 
 
 class MeanAngularError(RunningMetric):
-    """Mean angle between predicted and labeled normals over all valid pixels of the set, in degrees: `{"mErr": ...}`.
+    """Angles between predicted and labeled normals over all valid pixels of the set, in degrees: `{"mErr": ...}`.
 
-    NaN if no pixel of the set is valid. Predictions are vectors of any length `(batch, 3, h, w)`; a zero vector has no
-    direction and counts 90 degrees. References are unit vectors, or zero where they do not count,
-    `(batch, 3, height, width)`.
+    mErr is the mean. With `limits`, `median` is the median, to a quarter of a degree, and `within_11.25` the share of
+    pixels whose angle is below 11.25 degrees, in percent. NaN if no pixel of the set is valid. Predictions are vectors
+    of any length `(batch, 3, h, w)`; a zero vector has no direction and counts 90 degrees. References are unit
+    vectors, or zero where they do not count, `(batch, 3, height, width)`.
+
+    Args:
+        limits: Angles in degrees.
     """
 
-    def __init__(self) -> None:
-        super().__init__(columns=2)
+    def __init__(self, limits: Sequence[float] = ()) -> None:
+        self.limits = tuple(limits)
+        super().__init__(columns=2 + (len(self.limits) + ANGLE_BINS if limits else 0))
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_normal_labels("MeanAngularError", shape, references, check_values=True)
@@ -161,11 +181,35 @@ class MeanAngularError(RunningMetric):
         device = "cpu" if logits.device.type == "mps" else logits.device
         angles = _angles(logits.to(device), references.to(device))
         fixed = (angles * ONE).round().long().to(logits.device)
-        return torch.stack([(fixed * valid).flatten(1).sum(dim=1), valid.flatten(1).sum(dim=1)], dim=1)
+        columns = [(fixed * valid).flatten(1).sum(dim=1), valid.flatten(1).sum(dim=1)]
+        if not self.limits:
+            return torch.stack(columns, dim=1)
+        degrees = angles.rad2deg().to(valid.device)
+        columns += [((degrees < limit) & valid).flatten(1).sum(dim=1) for limit in self.limits]
+        bins = (degrees * (ANGLE_BINS / 180)).long().clamp(max=ANGLE_BINS - 1)
+        # Invalid pixels go to a bin of their own, which is then left out.
+        histogram = count_bins(torch.where(valid, bins, ANGLE_BINS), ANGLE_BINS + 1)[:, :-1]
+        return torch.cat([torch.stack(columns, dim=1), histogram], dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
-        angles, valid = totals
-        return {"mErr": math.degrees(angles / (ONE * valid)) if valid else math.nan}
+        angles, valid, *rest = totals
+        scores = {"mErr": math.degrees(angles / (ONE * valid)) if valid else math.nan}
+        if self.limits:
+            shares, histogram = rest[: len(self.limits)], rest[len(self.limits) :]
+            scores["median"] = _median_bin(histogram) * 180 / ANGLE_BINS
+            for limit, count in zip(self.limits, shares, strict=True):
+                scores[f"within_{limit:g}"] = 100 * count / valid if valid else math.nan
+        return scores
+
+
+def _median_bin(histogram: Sequence[int]) -> float:
+    """Where half of the values lie below, in bins, as if those of a bin were spread evenly; NaN without a value."""
+    half, below = sum(histogram) / 2, 0
+    for number, count in enumerate(histogram):
+        if count and below + count >= half:
+            return number + (half - below) / count
+        below += count
+    return math.nan
 
 
 def _angles(vectors: Tensor, units: Tensor) -> Tensor:
@@ -187,7 +231,7 @@ def _angles(vectors: Tensor, units: Tensor) -> Tensor:
     return torch.where((vectors == 0).all(dim=1), math.pi / 2, angles)
 
 
-def _histogram(bins: Tensor, count: int) -> Tensor:
+def count_bins(bins: Tensor, count: int) -> Tensor:
     """Counts the bin numbers of each picture, `(batch, ...)` to `(batch, count)`."""
     batch = bins.shape[0]
     offsets = count * torch.arange(batch, device=bins.device)

@@ -49,6 +49,10 @@ class RunningMetric:
         """Score of each class from the sum of all rows, NaN for one that is nowhere; empty where there are none."""
         return []
 
+    def _labeled_classes(self, totals: list[int]) -> list[int]:
+        """Numbers of the classes that labels hold, from the sum of all rows; empty where there are none."""
+        return []
+
     def statistics(self, predictions: Tensor, references: Tensor) -> Tensor:
         """Counts of each picture, `(batch, columns)` int64, on the device of the predictions.
 
@@ -111,6 +115,10 @@ class RunningMetric:
         """
         scores = self._class_scores(self._totals[:-1])
         return [math.nan] * len(scores) if self._totals[-1] > 0 else scores
+
+    def labeled_classes(self) -> list[int]:
+        """Numbers of the classes that labels hold, over everything added; empty for a metric without classes."""
+        return self._labeled_classes(self._totals[:-1])
 
     def add_batch(self, *, predictions: Tensor, references: Tensor) -> None:
         """Adds a batch of pictures; see `statistics` for shapes and errors."""

@@ -1,171 +1,64 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The dense tasks, one row each: output channels, loss, label check, prediction, metric, weight, colours."""
+"""The table of the dense tasks, one row each, and rows as plain data."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ..checks import check_number, check_positive
-from .classes import HUMAN_PARTS, VOC_CLASSES, voc_palette
-from .losses import (
-    balanced_binary_cross_entropy,
-    check_binary_labels,
-    check_class_labels,
-    check_normal_labels,
-    count_background,
-    count_labeled,
-    count_valid,
-    cross_entropy,
-    normal_loss,
-)
-from .metrics import MeanAngularError, MeanIoU, SaliencyScores
-from .predictions import class_ids, probability, unit_vectors
-from .running_metric import RunningMetric
+from .binary import Binary
+from .classes import HUMAN_PARTS, VOC_CLASSES
+from .regression import Regression
+from .segmentation import Segmentation
+from .task import Task, make_task
+from .vectors import Vectors
 
 
-@dataclass(frozen=True)
-class Task:
-    """A dense task.
+KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Segmentation, Regression, Binary, Vectors)}
 
-    Args:
-        name: Key of its predictions and labels; a Python identifier, as modules are named after it.
-        channels: Output channels of its decoder.
-        loss: `(logits, target)` to a scalar; with `count`, also `(logits, target, count)`.
-        check: Called with the task's name, the shape of the logits and the target; raises a ValueError if they do not
-            fit. Must not look at values on a GPU.
-        predict: Turns logits into predictions of the form that labels have, batch first.
-        metric: Makes an empty metric.
-        score: Key of `metric().compute()` that stands for the task.
-        higher_is_better: Direction of that score.
-        loss_weight: Weight of the task in the summed loss, as in the PASCAL-Context protocol.
-        unit: Unit of the score.
-        class_names: Names of the classes, if the task has classes.
-        palette: RGB colour of each class, 0 to 255. Without one, a picture shows one channel in gray and three as
-            red, green and blue.
-        count: The pixels of a target, a whole number, that the loss divides or weighs by; `None` for other losses.
-        value_range: Without a palette, the values that are painted black and white, such as `(0, 10)` of a depth in
-            metres; values beyond are painted like the nearer one. `None` takes (0, 1) for one channel, as of a
-            probability, and (-1, 1) for three, as of a unit vector; a map that leaves these is painted from its own
-            lowest to its own highest value.
+# Rows read as calls: `segmentation("lanes", classes=[...])`.
+segmentation, regression, binary, vectors = Segmentation, Regression, Binary, Vectors
 
-    Raises:
-        ValueError: For a name, number or palette that cannot be used.
-    """
-
-    name: str
-    channels: int
-    loss: Callable[..., Tensor]
-    check: Callable[[str, Sequence[int], Tensor], None]
-    predict: Callable[[Tensor], Tensor]
-    metric: Callable[[], RunningMetric]
-    score: str
-    higher_is_better: bool
-    loss_weight: float
-    unit: str
-    class_names: tuple[str, ...] = ()
-    palette: tuple[tuple[int, int, int], ...] = ()
-    count: Callable[[Tensor], Tensor] | None = None
-    value_range: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
-        check_positive("channels", self.channels)
-        check_number("loss_weight", self.loss_weight)
-        if self.loss_weight <= 0:
-            raise ValueError(f"`loss_weight` of task '{self.name}' must be positive, got {self.loss_weight}.")
-        if not (isinstance(self.class_names, Sequence) and isinstance(self.palette, Sequence)):
-            raise TypeError(f"`class_names` and `palette` of task '{self.name}' must be tuples, empty for none.")
-        if len(self.palette) != len(self.class_names):
-            raise ValueError(
-                f"Task '{self.name}' has {len(self.class_names)} class names and {len(self.palette)} colours. Give "
-                "one colour per class name, or neither."
-            )
-        if self.value_range is not None:
-            low, high = self.value_range
-            check_number("value_range", low)
-            check_number("value_range", high)
-            if not low < high:
-                raise ValueError(
-                    f"`value_range` of task '{self.name}' must be a lower and a higher value, got {self.value_range}."
-                )
-
-
-TASKS: dict[str, Task] = {
-    "semseg": Task(
-        name="semseg",
-        channels=len(VOC_CLASSES),
-        loss=cross_entropy,
-        check=check_class_labels,
-        predict=class_ids,
-        metric=partial(MeanIoU, len(VOC_CLASSES)),
-        score="mIoU",
-        higher_is_better=True,
-        loss_weight=1,
-        unit="percent",
-        class_names=VOC_CLASSES,
-        palette=voc_palette(len(VOC_CLASSES)),
-        count=count_labeled,
-    ),
-    "human_parts": Task(
-        name="human_parts",
-        channels=len(HUMAN_PARTS),
-        loss=cross_entropy,
-        check=check_class_labels,
-        predict=class_ids,
-        metric=partial(MeanIoU, len(HUMAN_PARTS)),
-        score="mIoU",
-        higher_is_better=True,
+# PASCAL-Context as in Polyhistor, arXiv:2210.03265, Sec. 5.1.
+PASCAL: tuple[Task, ...] = (
+    segmentation("semseg", classes=VOC_CLASSES, background=True, tag="semantic-segmentation"),
+    segmentation(
+        "human_parts",
+        classes=HUMAN_PARTS,
+        background=True,
+        ignore_empty=True,
         loss_weight=2,
-        unit="percent",
-        class_names=HUMAN_PARTS,
-        palette=voc_palette(len(HUMAN_PARTS)),
-        count=count_labeled,
+        tag="human-part-segmentation",
     ),
-    "saliency": Task(
-        name="saliency",
-        channels=1,
-        loss=balanced_binary_cross_entropy,
-        check=check_binary_labels,
-        predict=probability,
-        metric=SaliencyScores,
-        score="mIoU",
-        higher_is_better=True,
-        loss_weight=5,
-        unit="percent",
-        count=count_background,
-    ),
-    "normals": Task(
-        name="normals",
-        channels=3,
-        loss=normal_loss,
-        check=check_normal_labels,
-        predict=unit_vectors,
-        metric=MeanAngularError,
-        score="mErr",
-        higher_is_better=False,
-        loss_weight=10,
-        unit="degrees",
-        count=count_valid,
-    ),
-}
+    binary("saliency", score="mIoU", loss_weight=5, tag="saliency-detection"),
+    vectors("normals", within=(), loss_weight=10, tag="surface-normal-estimation"),
+)
+PASCAL_TASKS = tuple(task.name for task in PASCAL)
+
+TASKS: dict[str, Task] = {task.name: task for task in PASCAL}
 
 
 def register_task(task: Task) -> None:
-    """Adds a row to `TASKS`, after which models, losses, metrics and pictures know the name.
+    """Adds a row to `TASKS`, after which data, models, losses, metrics and pictures know the name.
 
-    The datasets of this package have no labels for it: bring your own, and your own transform.
+    A row that is there already in the same words stays.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken by another row.
+        TypeError: It is no row.
     """
-    if task.name in TASKS:
-        raise ValueError(f"A task named '{task.name}' exists already. Choose a name other than {', '.join(TASKS)}.")
-    TASKS[task.name] = task
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"A row is made by {', '.join(KINDS)}, got {task!r}. Write e.g. regression('depth', unit='m')."
+        )
+    if TASKS.get(task.name, task) != task:
+        raise ValueError(
+            f"A task named '{task.name}' exists already, {TASKS[task.name]}, and differs from {task}. Choose a name "
+            f"other than {', '.join(TASKS)}; or take the old one away with `del TASKS['{task.name}']`."
+        )
+    TASKS.setdefault(task.name, task)
 
 
 def get_tasks(names: Sequence[str]) -> list[Task]:
@@ -188,6 +81,34 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
     return [TASKS[name] for name in names]
 
 
+def declare_tasks(items: Iterable[Any]) -> list[Any]:
+    """Registers the rows that are described among some tasks, and returns the names of all, in their order.
+
+    Args:
+        items: Names, and mappings of a name to its description, such as `{"depth": {"kind": "regression"}}`.
+
+    Raises:
+        ValueError: As in `make_task` and `register_task`. The names of other tasks are not looked at.
+    """
+    names: list[Any] = []
+    for item in [items] if isinstance(items, Mapping | str) else items:
+        for name, description in item.items() if isinstance(item, Mapping) else ():
+            register_task(make_task(str(name), description, KINDS))
+        names += item if isinstance(item, Mapping) else [item]
+    return names
+
+
+def describe_tasks(names: Iterable[str]) -> list[Any]:
+    """Tasks as plain data, which `declare_tasks` reads: a name, or a mapping of it where this package has no such row.
+
+    A row of a class of your own stays a name: whoever reads it must register it first.
+    """
+    return [
+        {name: row.to_dict()} if row is not None and row not in PASCAL and type(row) in KINDS.values() else name
+        for name, row in ((name, TASKS.get(name)) for name in names)
+    ]
+
+
 def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None:
     """Checks the labels of a task against the shape of its logits, before its loss.
 
@@ -196,7 +117,7 @@ def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None
 
     Args:
         name: Name of the task.
-        logits_shape: Shape of its logits; the built-in tasks need only `(batch, channels)` of it.
+        logits_shape: Shape of its logits; only `(batch, channels)` of it is needed.
         target: The labels.
 
     Raises:
@@ -208,16 +129,16 @@ def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None
             f"Logits of task '{name}' have shape {tuple(logits_shape)}; they must have {task.channels} channel(s) in "
             "axis 1. Change the last layer of the decoder."
         )
-    task.check(name, logits_shape, target)
+    task.check(logits_shape, target)
 
 
 def count_labels(labels: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-    """By task, what its loss counts in its labels; the tasks whose loss counts.
+    """By task, what its loss counts in its labels.
 
     Where a step has several batches, one after the other or one per process, the mean of these over all of them goes
     to the model with each batch as `counts`. The mean of the losses is then that of one large batch.
     """
-    return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks) if task.count is not None}
+    return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks)}
 
 
 def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from transformers.hf_argparser import string_to_bool
 
+from ..tasks import declare_tasks, describe_tasks, get_tasks
+
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
 
@@ -114,6 +116,20 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     return tuple(cls(**{name: values[name] for name in own}) for cls, own in zip(classes, names, strict=True))
 
 
+def read_items(items: Sequence[Any]) -> list[Any]:
+    """Reads items that are YAML where they are texts: names, and mappings such as `depth: {kind: regression}`."""
+    return [read_yaml(item) if isinstance(item, str) else item for item in items]
+
+
+def read_tasks(items: Sequence[Any]) -> list[Any]:
+    """Reads tasks as `read_items` does, registers the rows that are described, and returns all as `describe_tasks`.
+
+    Raises:
+        ValueError: A task is unknown, given twice, or described in a way that cannot be.
+    """
+    return describe_tasks(task.name for task in get_tasks(declare_tasks(read_items(items))))
+
+
 def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, float]:
     """Reads weights of losses: items `task=weight` or mappings, or `["uniform"]`, which gives each task the weight 1.
 
@@ -122,12 +138,31 @@ def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, f
     """
     if list(items) == ["uniform"]:
         return dict.fromkeys(tasks, 1.0)
-    weights: dict[str, Any] = {}
-    for item in items:
-        task, _, weight = str(item).partition("=")
-        weights |= item if isinstance(item, dict) else {task: read_yaml(weight)}
+    weights = {task: read_yaml(text) if isinstance(text, str) else text for task, text in _read_pairs(items).items()}
     for task, weight in weights.items():
         if task not in tasks or type(weight) not in (int, float) or not 0 < weight < math.inf:
             allowed = f"items task=weight with a task of {list(tasks)} and a weight above 0"
             raise ValueError(f"`loss_weights` must be 'uniform' or {allowed}, got {task}={weight}.")
     return weights
+
+
+def read_layout(items: Any) -> dict[str, str]:
+    """Reads a layout of data (see `load_dense_dataset`): items `ours=theirs` or mappings.
+
+    Raises:
+        ValueError: An item has no name of the data.
+    """
+    layout = _read_pairs(items if isinstance(items, list) else [items])
+    for ours, theirs in layout.items():
+        if not isinstance(theirs, str) or not theirs:
+            raise ValueError(f"`layout` must be items ours=theirs, such as image=photos, got {ours}={theirs!r}.")
+    return layout
+
+
+def _read_pairs(items: Sequence[Any]) -> dict[str, Any]:
+    """Mappings, and texts `name=value`, as one mapping."""
+    pairs: dict[str, Any] = {}
+    for item in items:
+        name, _, value = str(item).partition("=")
+        pairs |= item if isinstance(item, dict) else {name: value}
+    return pairs

@@ -61,11 +61,11 @@ def _mean_counts(
     """Mean over batches and processes of the labels that the loss of each task counts."""
     counts = [count_labels(batch["labels"], tasks) for batch in batches]
     names = list(counts[0])
-    if not names:
-        return {}
-    totals = torch.stack([torch.stack([count[name] for count in counts]).sum(dim=0) for name in names])
-    totals = accelerator.reduce(totals, "sum")
-    return dict(zip(names, totals / (len(batches) * accelerator.num_processes), strict=True))
+    # A task may have several counts: one flat tensor takes one exchange between processes.
+    sums = [torch.stack([count[name] for count in counts]).sum(dim=0) for name in names]
+    totals = accelerator.reduce(torch.cat([total.flatten() for total in sums]), "sum")
+    means = (totals / (len(batches) * accelerator.num_processes)).split([total.numel() for total in sums])
+    return {name: mean.view_as(total) for name, mean, total in zip(names, means, sums, strict=True)}
 
 
 def _add_per_task(

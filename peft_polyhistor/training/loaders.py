@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from ctypes import CDLL
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from platform import libc_ver
 from typing import Any
 
@@ -23,21 +22,25 @@ Batch = dict[str, Any]
 
 
 def load_splits(
-    source: str, tasks: Sequence[str], accelerator: Accelerator, holdout: float = 0.0, workers: int = 1
+    source: str,
+    layout: Mapping[str, str],
+    tasks: Sequence[str],
+    accelerator: Accelerator,
+    holdout: float = 0.0,
+    workers: int = 1,
 ) -> dict[str, Dataset]:
     """Loads the splits `train` and `val`, untransformed, with the labels of `tasks`.
 
     Args:
-        source: 'scenes', a PASCAL_MT folder, a folder of parquet files, or a dataset of the Hub.
+        source: 'scenes', or a source of `load_dense_dataset`.
+        layout: As for `load_dense_dataset`; empty for none.
         tasks: Names of the tasks.
         accelerator: The accelerator of this process. One process per machine prepares the data, for the others.
         holdout: Part of the training images that becomes `val`, the same one in every run; 0: the split `val`.
         workers: Processes that prepare the data.
     """
-    load = synthetic_scenes if source == "scenes" else partial(load_dense_dataset, source)
-    # Other sources, parquet files here or on the Hub, come prepared.
-    is_prepared_here = source == "scenes" or (Path(source).expanduser() / "ImageSets").is_dir()
-    num_proc = workers if is_prepared_here and workers > 1 else None
+    load = synthetic_scenes if source == "scenes" else partial(load_dense_dataset, source, layout=layout)
+    num_proc = workers if workers > 1 else None
     with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
         data = {split: load(tasks, split, num_proc=num_proc) for split in ("train", "val")[: 1 if holdout else 2]}
         if holdout:

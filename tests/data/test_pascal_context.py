@@ -20,7 +20,7 @@ from peft_polyhistor.data import (
     load_dense_dataset,
     load_pascal_context,
 )
-from peft_polyhistor.data import pascal_context as module
+from peft_polyhistor.data import loading as module
 from peft_polyhistor.data.decode import NORMALS_VALID_IDS
 
 
@@ -190,11 +190,11 @@ FAULTS = {
     ),
     "turned semseg": (
         lambda a: rewrite(a / "semseg/VOC12/2008_000001.png", np.zeros((20, 14), np.uint8)),
-        "found 14 x 20 pixels, its JPEG has 20 x 14",
+        "found 14 x 20 pixels, its image has 20 x 14",
     ),
     "small normals": (
         lambda a: rewrite(a / "normals_distill/2008_000001.png", np.zeros((7, 10, 3), np.uint8)),
-        "found 10 x 7 pixels, its JPEG has 20 x 14",
+        "found 10 x 7 pixels, its image has 20 x 14",
     ),
     "small context": (lambda a: save_label_map(a, np.zeros((7, 10))), "found a LabelMap of 10 x 7 pixels"),
     "id 460": (
@@ -277,7 +277,7 @@ def test_unknown_part_and_wrong_mask_are_named(archive, cache, save_parts):
     with pytest.raises(ValueError, match=r"parts of a person named \['tail'\], allowed are"):
         load_pascal_context(archive, cache_dir=cache)
     save_parts(path, [(15, mask, [("head", mask[:7])])])
-    with pytest.raises(ValueError, match="a mask of 'head' of 20 x 7 pixels, its JPEG has 20 x 14"):
+    with pytest.raises(ValueError, match="a mask of 'head' of 20 x 7 pixels, its image has 20 x 14"):
         load_pascal_context(archive, cache_dir=cache)
 
 

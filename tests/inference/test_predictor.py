@@ -23,10 +23,12 @@ from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.inference import MultiTaskPredictor, strips
 from peft_polyhistor.inference import predictor as predictor_module
 from peft_polyhistor.inference.page import PredictionPage
-from peft_polyhistor.inference.paint import UNLABELED, paint_label, paint_row
+from peft_polyhistor.inference.paint import paint_label, paint_row
 from peft_polyhistor.inference.predictor import Prediction
 from peft_polyhistor.inference.strips import resize_rows
+from peft_polyhistor.tasks import regression
 from peft_polyhistor.tasks.losses import resize_to_label
+from peft_polyhistor.tasks.task import UNLABELED
 
 
 NAMES = ["semseg", "human_parts", "saliency", "normals"]
@@ -290,7 +292,7 @@ def test_maps_of_large_pictures_are_made_in_strips(model, picture, monkeypatch):
 
 @pytest.fixture
 def depth():
-    TASKS["depth"] = replace(TASKS["saliency"], name="depth", unit="metres", predict=torch.relu)
+    TASKS["depth"] = regression("depth", unit="metres")
     yield TASKS["depth"]
     del TASKS["depth"]
 
@@ -312,8 +314,7 @@ def test_a_map_in_metres_is_painted_from_its_own_range_or_that_of_its_row(depth,
 
 @pytest.mark.parametrize("value", [0.25, 7.0, -3.0])
 def test_a_map_of_one_value_is_painted_in_one_shade(depth, value):
-    shade = 64 if value == 0.25 else 0
-    assert (paint_label("depth", torch.full((1, 4, 5), value)) == shade).all()
+    assert (paint_label("depth", torch.full((1, 4, 5), value)) == 0).all()
 
 
 def test_label_and_prediction_of_one_picture_share_a_range(depth):
@@ -327,4 +328,4 @@ def test_the_page_names_the_values_of_black_and_white(depth, picture, tmp_path):
     with PredictionPage(tmp_path, "Depth") as page:
         page.add("picture.jpg", Prediction(picture, maps))
     text = (tmp_path / "index.html").read_text()
-    assert "rgb(0, 0, 0)" in text and ">2 <" in text and ">7.25 <" in text and text.count("<li>") == 2
+    assert "rgb(0, 0, 0)" in text and ">2 metres <" in text and ">7.25 metres <" in text and text.count("<li>") == 2

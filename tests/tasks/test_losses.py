@@ -9,16 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peft_polyhistor.tasks.losses import (
-    balanced_binary_cross_entropy,
+from peft_polyhistor.tasks.labels import (
     check_binary_labels,
     check_class_labels,
     check_normal_labels,
-    count_background,
+    check_scalar_labels,
+)
+from peft_polyhistor.tasks.losses import (
+    balanced_binary_cross_entropy,
+    cosine_loss,
+    count_binary,
+    count_images,
     count_labeled,
+    count_numbers,
     count_valid,
     cross_entropy,
+    l1_loss,
     normal_loss,
+    scale_invariant_loss,
 )
 
 
@@ -36,6 +44,7 @@ def class_case(size=SMALL):
 
 def binary_case(size=SMALL):
     target = (torch.rand(BATCH, 1, HEIGHT, WIDTH) < 0.3).float()
+    target[torch.rand(target.shape) < 0.2] = 255
     return balanced_binary_cross_entropy, torch.randn(BATCH, 1, *size), target
 
 
@@ -45,7 +54,21 @@ def normal_case(size=SMALL):
     return normal_loss, torch.randn(BATCH, 3, *size), target
 
 
-CASES = [class_case, binary_case, normal_case]
+def cosine_case(size=SMALL):
+    return cosine_loss, *normal_case(size)[1:]
+
+
+def scalar_case(size=SMALL):
+    target = 5 * torch.rand(BATCH, 1, HEIGHT, WIDTH) + 0.1
+    target[torch.rand(target.shape) < 0.3] = math.nan
+    return l1_loss, torch.randn(BATCH, 1, *size), target
+
+
+def scale_invariant_case(size=SMALL):
+    return scale_invariant_loss, *scalar_case(size)[1:]
+
+
+CASES = [class_case, binary_case, normal_case, cosine_case, scalar_case, scale_invariant_case]
 
 
 @pytest.fixture(autouse=True)
@@ -71,15 +94,29 @@ def test_cross_entropy_matches_the_definition():
 
 def test_balanced_binary_cross_entropy_matches_the_definition():
     _, logits, target = binary_case(size=(HEIGHT, WIDTH))
-    negatives = sum(1 for i, y, x in pixels() if target[i, 0, y, x] == 0)
-    w = negatives / target.numel()
+    labeled = [(i, y, x) for i, y, x in pixels() if target[i, 0, y, x] != 255]
+    negatives = sum(1 for i, y, x in labeled if target[i, 0, y, x] == 0)
+    assert len(labeled) < target.numel()
+    w = negatives / len(labeled)
     total = 0
-    for i, y, x in pixels():
+    for i, y, x in labeled:
         probability = 1 / (1 + math.exp(-logits[i, 0, y, x].item()))
         is_positive = target[i, 0, y, x] == 1
         total += -w * math.log(probability) if is_positive else -(1 - w) * math.log(1 - probability)
     loss = balanced_binary_cross_entropy(logits, target)
-    torch.testing.assert_close(loss.item(), total / target.numel(), **ROUNDING)
+    torch.testing.assert_close(loss.item(), total / len(labeled), **ROUNDING)
+
+
+def test_a_fixed_weight_of_positives_is_that_of_the_definition():
+    _, logits, target = binary_case(size=(HEIGHT, WIDTH))
+    total, count = 0, 0
+    for i, y, x in pixels():
+        if target[i, 0, y, x] != 255:
+            probability = 1 / (1 + math.exp(-logits[i, 0, y, x].item()))
+            total += -0.95 * math.log(probability) if target[i, 0, y, x] else -0.05 * math.log(1 - probability)
+            count += 1
+    loss = balanced_binary_cross_entropy(logits, target, positive_weight=0.95)
+    torch.testing.assert_close(loss.item(), total / count, **ROUNDING)
 
 
 def test_normal_loss_matches_the_definition():
@@ -92,6 +129,34 @@ def test_normal_loss_matches_the_definition():
             terms += [abs(value / length - goal) for value, goal in zip(vector, wanted, strict=True)]
     assert 0 < len(terms) < target.numel()
     torch.testing.assert_close(normal_loss(prediction, target).item(), sum(terms) / len(terms), **ROUNDING)
+
+
+def test_cosine_loss_matches_the_definition():
+    _, prediction, target = cosine_case(size=(HEIGHT, WIDTH))
+    terms = []
+    for i, y, x in pixels():
+        wanted, vector = target[i, :, y, x].tolist(), prediction[i, :, y, x].tolist()
+        if any(wanted):
+            terms.append(1 - sum(p * q for p, q in zip(vector, wanted, strict=True)) / math.hypot(*vector))
+    torch.testing.assert_close(cosine_loss(prediction, target).item(), sum(terms) / len(terms), **ROUNDING)
+
+
+def test_l1_loss_matches_the_definition():
+    _, prediction, target = scalar_case(size=(HEIGHT, WIDTH))
+    pairs = [(prediction[i, 0, y, x].item(), target[i, 0, y, x].item()) for i, y, x in pixels()]
+    terms = [abs(value - truth) for value, truth in pairs if not math.isnan(truth)]
+    assert 0 < len(terms) < target.numel()
+    torch.testing.assert_close(l1_loss(prediction, target).item(), sum(terms) / len(terms), **ROUNDING)
+
+
+def test_the_scale_invariant_loss_matches_the_definition():
+    _, prediction, target = scale_invariant_case(size=(HEIGHT, WIDTH))
+    errors = []
+    for i in range(BATCH):
+        pairs = [(prediction[i, 0, y, x].item(), target[i, 0, y, x].item()) for j, y, x in pixels() if j == i]
+        d = [value - math.log(truth) for value, truth in pairs if not math.isnan(truth)]
+        errors.append(sum(term**2 for term in d) / len(d) - 0.5 * (sum(d) / len(d)) ** 2)
+    torch.testing.assert_close(scale_invariant_loss(prediction, target).item(), sum(errors) / BATCH, **ROUNDING)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -137,6 +202,10 @@ def test_extreme_logits_give_finite_losses_and_gradients(case, scale):
     (balanced_binary_cross_entropy, 1, torch.zeros(BATCH, 1, HEIGHT, WIDTH)),
     (balanced_binary_cross_entropy, 1, torch.ones(BATCH, 1, HEIGHT, WIDTH)),
     (balanced_binary_cross_entropy, 1, torch.zeros(0, 1, HEIGHT, WIDTH)),
+    (balanced_binary_cross_entropy, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), 255.0)),
+    (cosine_loss, 3, torch.zeros(BATCH, 3, HEIGHT, WIDTH)),
+    (l1_loss, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), math.nan)),
+    (scale_invariant_loss, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), math.nan)),
 ])  # fmt: skip
 def test_a_batch_without_information_gives_exactly_zero(loss, channels, target):
     logits = torch.randn(target.shape[0], channels, *SMALL, requires_grad=True)
@@ -148,7 +217,13 @@ def test_a_batch_without_information_gives_exactly_zero(loss, channels, target):
 
 @pytest.mark.parametrize(
     ("case", "count", "nothing"),
-    [(class_case, count_labeled, 255), (binary_case, count_background, 0), (normal_case, count_valid, 0)],
+    [
+        (class_case, count_labeled, 255),
+        (binary_case, count_binary, 255),
+        (normal_case, count_valid, 0),
+        (cosine_case, count_valid, 0),
+        (scalar_case, count_numbers, math.nan),
+    ],
 )
 @pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one part empty"])
 def test_the_mean_over_parts_that_share_their_counts_is_the_loss_of_the_whole(case, count, nothing, empty):
@@ -158,13 +233,23 @@ def test_the_mean_over_parts_that_share_their_counts_is_the_loss_of_the_whole(ca
     whole = loss(logits, target)
     [expected] = torch.autograd.grad(whole, logits)
     counts = [count(target[part : part + 1]) for part in range(BATCH)]
-    assert counts[0] != counts[1] and sum(counts) == count(target)
+    assert not torch.equal(counts[0], counts[1]) and torch.equal(sum(counts), count(target))
     losses = [loss(logits[i : i + 1], target[i : i + 1], sum(counts) / BATCH) for i in range(BATCH)]
     mean = sum(losses) / BATCH
     torch.testing.assert_close(mean, whole, **ROUNDING)
     torch.testing.assert_close(torch.autograd.grad(mean, logits)[0], expected, **ROUNDING)
     apart = sum(loss(logits[i : i + 1], target[i : i + 1]) for i in range(BATCH)) / BATCH
     assert (apart - whole).abs() > 1e-4  # which is why
+
+
+def test_images_without_a_label_do_not_count_in_the_scale_invariant_loss():
+    _, logits, target = scale_invariant_case()
+    expected = scale_invariant_loss(logits, target) * BATCH
+    logits, target = (torch.cat([x, x[:1]]) for x in (logits, target))
+    target[BATCH] = math.nan
+    assert count_images(target) == BATCH
+    losses = [scale_invariant_loss(logits[[i]], target[[i]], torch.tensor(BATCH / 3)) for i in range(BATCH + 1)]
+    torch.testing.assert_close(sum(losses) / 3, expected / BATCH, **ROUNDING)
 
 
 def test_one_labeled_pixel_in_many_parts_counts_as_one():
@@ -198,6 +283,7 @@ CHECKS = [
     (check_class_labels, CLASSES, class_case),
     (check_binary_labels, 1, binary_case),
     (check_normal_labels, 3, normal_case),
+    (check_scalar_labels, 1, scalar_case),
 ]
 
 
@@ -226,6 +312,7 @@ def test_checks_name_a_wrong_shape_or_dtype(check, channels, case):
     (check_class_labels, CLASSES, -1, r"values \[-1\]"),
     (check_binary_labels, 1, 0.5, r"values \[0.5\]; allowed are 0 .* and 1"),
     (check_binary_labels, 1, math.nan, r"values \[nan\]"),
+    (check_scalar_labels, 1, math.inf, r"values \[inf\]; allowed are finite numbers, and NaN"),
     (check_normal_labels, 3, 2.0, "vectors of length .*; allowed are unit vectors"),
     (check_normal_labels, 3, math.nan, r"vectors of length \[nan\]"),
 ])  # fmt: skip

@@ -8,20 +8,20 @@ clutter, and a 0 at the end, which is what -1 picks.
 
 import numpy as np
 
+from ...tasks.losses import IGNORE_INDEX
 
-IGNORE = 255  # 255 marks the contours of objects in VOC
 
 _SALIENT_SCORE = 0.009  # at which about one scene in twelve has no salient object
 _SALIENT_RATIO = 0.75
 
 
 def find_semseg(ids: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """Class of each pixel, and `IGNORE` on lines one pixel wide between objects."""
+    """Class of each pixel, and `IGNORE_INDEX` on lines one pixel wide between objects."""
     semseg = ids[thing]
     contour = np.zeros(thing.shape, bool)
     for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
         contour[here] |= (thing[here] != thing[there]) & ((semseg[here] > 0) | (semseg[there] > 0))
-    semseg[contour] = IGNORE
+    semseg[contour] = IGNORE_INDEX
     return semseg
 
 

@@ -1,0 +1,261 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Images and dense labels as Hugging Face datasets: from folders of files, parquet files, the Hub, or any dataset.
+
+All sources give the same columns: `image_id` (text or integer), `image`, and one column per task, whose labels are
+pictures as the kind of the task describes them. One mapping, the layout, names columns, folders and splits of a source
+where they have other names: `{"image": "photo", "lanes": "mask", "val": "validation"}`.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..extras import needs_extra
+from ..tasks import PASCAL_TASKS, get_tasks
+from .archive import PascalArchive, check_tasks
+from .decode import check_readers
+from .folder import FAULTS, DenseFolder
+
+
+with needs_extra("train"):
+    from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Image, List, NamedSplit, Value, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow.lib import ArrowException
+
+
+# Part of the cache key: raise it when what is read from the same files changes.
+_FORMAT_VERSION = 2
+
+# What a worker process reports a fault as; any other is some OSError.
+_FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
+
+Source: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
+
+
+def load_pascal_context(
+    data_dir: str | os.PathLike[str],
+    tasks: Sequence[str] = PASCAL_TASKS,
+    split: str = "train",
+    *,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
+) -> Dataset:
+    """Reads a PASCAL_MT folder into a cached, memory-mapped dataset that holds its own pictures.
+
+    The first call decodes and checks every file; later calls open the cache, until a file of the folder changes. The
+    archive is only read, and a fault leaves no cache behind. JPEG bytes are kept; labels are lossless PNG.
+
+    Args:
+        data_dir: The PASCAL_MT folder.
+        tasks: Tasks to read, of `PASCAL_TASKS`. The files of other tasks need not exist.
+        split: `train` or `val`.
+        num_proc: Worker processes for the first call.
+        cache_dir: Cache folder in place of the one of `datasets`.
+
+    Raises:
+        FileNotFoundError: `data_dir` is no such folder, or a file is missing.
+        ValueError: A task or split is unknown, or a file is damaged, of another size than its picture or out of range.
+            `python -m peft_polyhistor data check FOLDER` lists all faults.
+        ModuleNotFoundError: A task needs SciPy, which is not installed.
+    """
+    return _load_folder(PascalArchive(data_dir), check_folder_tasks(PascalArchive, tasks), split, num_proc, cache_dir)
+
+
+def load_dense_dataset(
+    source: Source,
+    tasks: Sequence[str] = PASCAL_TASKS,
+    split: str = "train",
+    *,
+    layout: Mapping[str, str] | None = None,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> Dataset:
+    """A dense dataset from wherever it lies, cut to `image_id`, `image` and the columns of `tasks`.
+
+    Folders of files are read once, as `load_pascal_context` does. A dataset without ids gets the numbers of its rows.
+
+    Args:
+        source: A PASCAL_MT folder; a folder as `DenseFolder` reads it; a folder with the parquet files of a split,
+            `<split>.parquet` or `<split>-*.parquet`, in it or in its `data` folder; the id of a dataset on the Hub; or
+            a `Dataset` or `DatasetDict`.
+        tasks: Tasks to read, rows of `TASKS`.
+        split: Name of the split.
+        layout: Columns or folders of `image_id`, `image` and the tasks, and names of the splits or of the files that
+            list them, where they have other names in the source.
+        num_proc: Worker processes that read a folder of files the first time.
+        cache_dir: Cache folder in place of the one of `datasets`.
+        **kwargs: Passed to `datasets.load_dataset`.
+
+    Raises:
+        FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub.
+        ConnectionError: `source` is no folder and the Hub cannot be reached.
+        ValueError: A task is unknown, a file is damaged, or the dataset lacks a column or split or stores it as
+            something else than pictures and arrays.
+    """
+    layout = layout or {}
+    folder = open_folder(source, split, layout)
+    if folder is not None:
+        return _load_folder(folder, check_folder_tasks(type(folder), tasks), split, num_proc, cache_dir)
+    names = [task.name for task in get_tasks(tasks)]
+    return choose_columns(_open_dataset(source, split, layout, cache_dir, **kwargs), names, layout, source)
+
+
+def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseFolder | None:
+    """The folder of files that a source is, or None for parquet files, the Hub and datasets.
+
+    Raises:
+        FileNotFoundError: It is a folder that holds nothing of all that.
+    """
+    if isinstance(source, Dataset | DatasetDict) or not Path(os.path.expanduser(source)).is_dir():
+        return None
+    folder = Path(os.path.expanduser(source))
+    if not layout and (folder / "ImageSets" / "Context").is_dir():
+        return PascalArchive(folder)
+    if (folder / layout.get("image", "images").partition("*")[0]).is_dir():
+        return DenseFolder(folder, layout)
+    if _parquet_files(folder, layout.get(split, split)):
+        return None
+    raise FileNotFoundError(
+        f"{folder}: found neither ImageSets/Context (a PASCAL_MT archive) nor {split}.parquet or {split}-*.parquet "
+        f"for the split {split!r}, nor a folder of images, {layout.get('image', 'images')}. Give one of these folders "
+        "or the id of a dataset on the Hub; a layout gives other names."
+    )
+
+
+def check_folder_tasks(kind: type[DenseFolder], tasks: Sequence[str]) -> tuple[str, ...]:
+    """The names of tasks that a folder of that kind can have; raises for others, or where SciPy is missing."""
+    if not issubclass(kind, PascalArchive):
+        return tuple(task.name for task in get_tasks(tasks))
+    tasks = check_tasks(tasks)
+    check_readers(tasks)
+    return tasks
+
+
+def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, str], source: object) -> Dataset:
+    """A dataset cut to `image_id`, `image` and the tasks under their names here; errors of `load_dense_dataset`."""
+    theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
+    if "image_id" not in layout and "image_id" not in dataset.features:
+        dataset = dataset.add_column("image_id", list(range(len(dataset))))
+    found = dataset.features
+    kinds: dict[str, Callable[[Any], bool]] = {"image_id": _is_id, "image": lambda feature: isinstance(feature, Image)}
+    wrong = [ours for ours, column in theirs.items() if not kinds.get(ours, _is_map)(found.get(column))]
+    if wrong:
+        raise ValueError(
+            f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}. Leave out tasks "
+            "it lacks, name other columns in the layout, or cast columns to: image_id a string or integer, the others "
+            "datasets.Image, or Array2D for labels."
+        )
+    dataset = dataset.select_columns(list(theirs.values()))
+    return dataset.rename_columns({column: ours for ours, column in theirs.items() if column != ours})
+
+
+def _is_id(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("string", "large_string", "int", "uint"))
+
+
+def _is_map(feature: Any) -> bool:
+    """Whether a column holds pictures or arrays of two axes or more."""
+    is_nested = isinstance(feature, List) and isinstance(feature.feature, List)
+    return isinstance(feature, Image | Array2D | Array3D) or is_nested
+
+
+def _open_dataset(
+    source: Source, split: str, layout: Mapping[str, str], cache_dir: str | None, **kwargs: Any
+) -> Dataset:
+    name = layout.get(split, split)
+    if isinstance(source, DatasetDict):
+        if name not in source:
+            raise ValueError(f"The dataset has the splits {list(source)}, not {name!r}. Name one in the layout.")
+        return source[name]
+    if isinstance(source, Dataset):
+        return source
+    if cache_dir is not None:
+        kwargs["cache_dir"] = cache_dir
+    folder = Path(os.path.expanduser(source))
+    if folder.is_dir():
+        return _load_parquet(_parquet_files(folder, name), name, **kwargs)
+    return load_dataset(str(source), split=name, **kwargs)
+
+
+def _load_folder(
+    folder: DenseFolder, tasks: tuple[str, ...], split: str, num_proc: int | None, cache_dir: str | None
+) -> Dataset:
+    image_ids = folder.read_ids(split)
+    fingerprint = _fingerprint(folder, image_ids, tasks, split)
+    with tempfile.TemporaryDirectory() as fault_dir:
+        try:
+            return Dataset.from_generator(
+                _read_examples,
+                features=Features({"image_id": Value("string"), "image": Image()} | {task: Image() for task in tasks}),
+                gen_kwargs={"folder": folder, "tasks": tasks, "image_ids": image_ids, "fault_dir": fault_dir},
+                split=NamedSplit(split),
+                num_proc=num_proc,
+                cache_dir=cache_dir,
+                fingerprint=fingerprint,
+                dataset_name="dense_folder",
+            )
+        except DatasetGenerationError:
+            for path in Path(fault_dir).iterdir():
+                name, text = json.loads(path.read_text("utf-8"))
+                raise _FAULT_TYPES.get(name, OSError)(text) from None
+            raise
+
+
+def _read_examples(
+    folder: DenseFolder, tasks: tuple[str, ...], image_ids: list[str], fault_dir: str
+) -> Iterator[dict[str, Any]]:
+    for image_id in image_ids:
+        try:
+            example = folder.read(image_id, tasks)
+        except FAULTS as fault:
+            # `datasets` drops type and text of what a worker process raises: leave it where the caller finds it.
+            report = json.dumps([type(fault).__name__, str(fault)])
+            (Path(fault_dir) / str(os.getpid())).write_text(report, "utf-8")
+            raise
+        yield {"image_id": image_id} | example
+
+
+def _fingerprint(folder: DenseFolder, image_ids: list[str], tasks: tuple[str, ...], split: str) -> str:
+    """Key of the cache: what is read, and the absolute path, size and time of change of every file it is read from.
+
+    Raises:
+        FileNotFoundError: An image is missing, or all labels of a task are.
+    """
+    rows = [task.to_dict() for task in get_tasks(tasks)]
+    digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, split, tasks, rows]).encode())
+    for column in ("image", *tasks):
+        paths = [path for image_id in image_ids for path in folder.paths(image_id, column)]
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder.root}: found no label of '{column}' for any image of the split '{split}'. Name the folder "
+                "of these labels in the layout, or leave out the task."
+            )
+        for path in paths:
+            status = path.stat()
+            digest.update(json.dumps([str(path), status.st_size, status.st_mtime_ns]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
+    try:
+        return load_dataset("parquet", data_files={split: files}, split=split, **kwargs)
+    except (ArrowException, DatasetGenerationError) as error:
+        cause = " ".join(str(error.__cause__ or error).split())  # in one line
+        which = "one of them" if len(files) > 1 else "it"
+        raise ValueError(
+            f"{', '.join(files)}: {which} is damaged, or no parquet file ({cause}). Write it again."
+        ) from error
+
+
+def _parquet_files(folder: Path, split: str) -> list[str]:
+    for place in (folder, folder / "data"):
+        files = sorted({*place.glob(f"{split}.parquet"), *place.glob(f"{split}-*.parquet")})
+        if files:
+            return [str(path.absolute()) for path in files]
+    return []

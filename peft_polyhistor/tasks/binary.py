@@ -1,0 +1,116 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that tell foreground from background, such as saliency and edges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checks import check_number
+from .labels import check_binary_labels
+from .losses import IGNORE_INDEX, balanced_binary_cross_entropy, count_binary
+from .metrics import SaliencyScores
+from .running_metric import RunningMetric
+from .scalar_metrics import EdgeScores
+from .task import Task
+
+
+if TYPE_CHECKING:
+    from ..data.geometry import Geometry
+
+
+SCORES = "maxF", "mIoU", "odsF"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary(Task):
+    """Foreground or background: balanced binary cross-entropy, and foreground scores at the best threshold.
+
+    Targets are 0, 1, or 255 where unlabeled, float32 `(1, height, width)`. Labels take the nearest pixel, and the
+    border that a turn exposes is background. A label that holds 0 and 1 alone is a mask; of any other, values above
+    127 are foreground.
+
+    Args:
+        score: Headline score, in percent: `maxF` or `mIoU` of `SaliencyScores`, or `odsF` of `EdgeScores`, for edges.
+        positive_weight: Weight of the foreground in the loss, between 0 and 1; that of the background is the rest.
+            `None` balances them by their pixels in each step.
+        tolerance: Of `odsF`: the distance within which edges match, as a share of the diagonal.
+        ignore: Stored value of unlabeled pixels, 0 to 255; `None` for none.
+    """
+
+    score: str = "maxF"
+    positive_weight: float | None = None
+    tolerance: float = 0.0075
+    ignore: int | None = None
+
+    kind: ClassVar[str] = "binary"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._check_choice("score", SCORES)
+        for setting in ("positive_weight", "tolerance"):
+            value = getattr(self, setting)
+            if value is not None:
+                check_number(setting, value)
+                if not 0 < value < 1:
+                    raise ValueError(f"`{setting}` of task '{self.name}' must be between 0 and 1, got {value}.")
+        if self.ignore is not None and self.ignore not in range(256):
+            raise ValueError(f"`ignore` of task '{self.name}' must be from 0 to 255, got {self.ignore!r}.")
+
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        return balanced_binary_cross_entropy(logits, target, count, self.positive_weight)
+
+    def count(self, target: Tensor) -> Tensor:
+        return count_binary(target)
+
+    def metric(self) -> RunningMetric:
+        return EdgeScores(self.tolerance) if self.score == "odsF" else SaliencyScores()
+
+    def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
+        check_binary_labels(self.name, logits_shape, target)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("L", "P", "1")
+
+    def read(self, label: Image.Image) -> np.ndarray:
+        """0, 1, or 255 where unlabeled, uint8 `(height, width)`."""
+        stored = np.asarray(label).astype(np.uint8)
+        least = self._least_foreground(stored)
+        result = (stored >= least).astype(np.uint8)
+        if self.ignore is not None:
+            result[stored == self.ignore] = IGNORE_INDEX
+        return result
+
+    def _least_foreground(self, stored: np.ndarray) -> int:
+        """The least value of the foreground: 1 where the label holds 0 and 1 alone, else 128 (value / 255 > 0.5)."""
+        values = set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()) - {self.ignore}
+        if {1, 255} <= values <= {0, 1, 255}:
+            raise ValueError(
+                f"found the values {', '.join(map(str, sorted(values)))}, of which 1 or 255 can be the foreground; "
+                "allowed are masks of 0 and 1, masks of 0 and 255, and gray levels. Write 0 where there is no label, "
+                "or give the task the stored value of unlabeled pixels as `ignore`"
+            )
+        return 1 if max(values, default=0) <= 1 else 128
+
+    def note(self, label: Image.Image) -> str:
+        is_mask = label.mode != "1" and self.read(label).any() and self._least_foreground(np.asarray(label)) == 1
+        return "of 0 and 1 alone, which are read as masks of 0 and 1" if is_mask else ""
+
+    def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
+        return torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()
+
+    def unlabeled(self, size: tuple[int, int]) -> Tensor:
+        return torch.full((1, *size), float(IGNORE_INDEX))
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The probability that a pixel is foreground."""
+        return logits.float().sigmoid()
+
+    def _is_unlabeled(self, label: Tensor) -> Tensor:
+        return (~label.isfinite() | (label == IGNORE_INDEX))[0]

@@ -1,0 +1,139 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that give each pixel a number, such as depth."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checks import check_number
+from .labels import check_scalar_labels
+from .losses import count_images, count_numbers, l1_loss, scale_invariant_loss
+from .scalar_metrics import DEFAULT_LARGEST, ScalarErrors
+from .task import Ends, Task
+
+
+if TYPE_CHECKING:
+    from ..data.geometry import Geometry
+
+
+OBJECTIVES = "l1", "silog"
+ZOOMS = {"keep": 0, "divide": -1, "multiply": 1}  # power of the scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """A number for each pixel: L1 or scale-invariant logarithmic loss; RMSE, AbsRel and delta 1.25.
+
+    Targets are float32 `(1, height, width)`, NaN where unlabeled. Labels take the nearest pixel, and the border that
+    a turn exposes is unlabeled. Not finite values are unlabeled as well.
+
+    Args:
+        unit: Unit of the values, such as "m".
+        scale: What a stored value is multiplied by, such as 0.001 for 16-bit pictures in millimetres.
+        valid: The lowest and the highest value of a label, in `unit`; those outside are unlabeled. `None` takes all
+            finite values; then 0 is a value, and the RMSE is rounded to 0.0003.
+        objective: The loss: `"l1"`, or `"silog"` of values above 0, for which the decoder predicts logarithms.
+        zoom: What a value does where the picture is enlarged: `"keep"`, `"divide"` by the scale, as depth may, or
+            `"multiply"`, as lengths in pixels do.
+        value_range: Values that are painted black and white, and beyond like the nearer one; `valid` by default, and
+            without it the lowest and highest of the map.
+    """
+
+    unit: str = "units"
+    scale: float = 1.0
+    valid: tuple[float, float] | None = None
+    objective: str = "l1"
+    zoom: str = "keep"
+    value_range: tuple[float, float] | None = None
+
+    kind: ClassVar[str] = "regression"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._check_choice("objective", OBJECTIVES)
+        self._check_choice("zoom", list(ZOOMS))
+        if not isinstance(self.unit, str):
+            raise ValueError(f"`unit` of task '{self.name}' must be a text such as 'm', got {self.unit!r}.")
+        check_number("scale", self.scale)
+        for setting in ("valid", "value_range"):
+            ends = getattr(self, setting)
+            if ends is not None:
+                for end in ends if isinstance(ends, tuple) else [ends]:
+                    check_number(setting, end)
+                if not isinstance(ends, tuple) or len(ends) != 2 or not ends[0] < ends[1]:
+                    raise ValueError(
+                        f"`{setting}` of task '{self.name}' must be a lower and a higher value, got {ends}."
+                    )
+        if self.objective == "silog" and not (self.valid and self.valid[0] > 0):
+            raise ValueError(
+                f"Task '{self.name}' has the loss silog, which needs values above 0, got valid={self.valid}. Give "
+                "valid=(lowest, highest) with a lowest value above 0."
+            )
+
+    @property
+    def score(self) -> str:
+        return "RMSE"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        return (scale_invariant_loss if self.objective == "silog" else l1_loss)(logits, target, count)
+
+    def count(self, target: Tensor) -> Tensor:
+        return (count_images if self.objective == "silog" else count_numbers)(target)
+
+    def metric(self) -> ScalarErrors:
+        largest = max(map(abs, self.valid)) if self.valid else DEFAULT_LARGEST
+        return ScalarErrors(largest, log=self.objective == "silog")
+
+    def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
+        check_scalar_labels(self.name, logits_shape, target, positive=self.objective == "silog")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("L", "P", "I;16", "I", "F")
+
+    def _from_array(self, values: np.ndarray) -> Image.Image:
+        return Image.fromarray(values if values.dtype == np.uint16 else values.astype(np.float32))
+
+    def read(self, label: Image.Image) -> np.ndarray:
+        """Values, NaN where unlabeled, float32 `(height, width)`."""
+        values = np.asarray(label).astype(np.float32) * np.float32(self.scale)
+        low, high = self.valid or (-math.inf, math.inf)
+        return np.where(np.isfinite(values) & (values >= low) & (values <= high), values, np.float32(math.nan))
+
+    def note(self, label: Image.Image) -> str:
+        return "without a valid value" if np.isnan(self.read(label)).all() else ""
+
+    def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
+        values = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label)), math.nan))[None]
+        scale = 1.0 if geometry.draw is None else geometry.draw.scale
+        return values * scale ** ZOOMS[self.zoom]
+
+    def unlabeled(self, size: tuple[int, int]) -> Tensor:
+        return torch.full((1, *size), math.nan)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.float().exp() if self.objective == "silog" else logits.float()
+
+    def find_ends(self, label: Tensor) -> Ends:
+        if ends := self.value_range or self.valid:
+            return ends
+        values = label[label.isfinite()]
+        if not values.numel():
+            return 0.0, 1.0
+        lowest, highest = float(values.min()), float(values.max())
+        return lowest, highest if highest > lowest else lowest + 1  # a map of one value is black
+
+    def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
+        for value, shade in zip(self.find_ends(label), (0, 255), strict=True):
+            yield f"{value:.4g} {self.unit}", (shade,) * 3, ""

@@ -1,0 +1,156 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of scalar maps, such as depth, and of edges; as in `metrics.py`, they keep sums of whole numbers."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .labels import check_binary_labels, check_scalar_labels
+from .metrics import count_bins
+from .running_metric import RunningMetric
+
+
+# Errors in fixed point. A squared error of up to 2**62 is kept as two halves of 31 bits, so that rows fit int64 for
+# pictures of up to 2**29 pixels.
+ERROR_BITS = 31
+SMALLEST_STEPS = 2**20  # of an absolute error in the largest value
+RATIO = 2**20  # one in the fixed point of relative errors
+RATIO_LIMIT = 1.25
+DEFAULT_LARGEST = 2.0**8
+
+EDGE_THRESHOLDS = tuple(step / 100 for step in range(1, 100))
+
+
+class ScalarErrors(RunningMetric):
+    """Errors of a scalar map over all labeled pixels of the set: `{"RMSE": ..., "AbsRel": ..., "delta_1.25": ...}`.
+
+    - RMSE: root of the mean squared error, in the unit of the map.
+    - AbsRel: mean of |prediction - label| / label, in percent, over the labels above 0.
+    - delta_1.25: share of the labels above 0 whose prediction is off by a factor below 1.25, in percent.
+
+    (Eigen et al., arXiv:1406.2283, Sec. 4.2.) NaN if no pixel is labeled. Predictions are `(batch, 1, h, w)`;
+    references are `(batch, 1, height, width)`, NaN where unlabeled.
+
+    Args:
+        largest: The largest magnitude of a label. Errors are rounded to 2**-20 of it, and those above 2**11 times it
+            count as so large; a relative error counts 2**11 at most.
+        log: Predictions are logarithms of values.
+    """
+
+    def __init__(self, largest: float = DEFAULT_LARGEST, log: bool = False):
+        self.largest, self.log = largest, log
+        super().__init__(columns=6)
+
+    @property
+    def _step(self) -> float:
+        """A power of two, so that values of the same binary digits are not rounded."""
+        return float(2.0 ** math.ceil(math.log2(self.largest)) / SMALLEST_STEPS)
+
+    def _check(self, shape: torch.Size, references: Tensor) -> None:
+        check_scalar_labels("ScalarErrors", shape, references, check_values=True)
+
+    def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
+        labeled, positive = ~references.isnan(), references > 0
+        # The CPU has float64 on every machine; Apple's GPUs do not.
+        device = "cpu" if logits.device.type == "mps" else logits.device
+        values = logits.to(device).double()
+        values = values.exp() if self.log else values
+        truth = references.to(device).double().nan_to_num()
+        error = (values - truth).abs()
+        steps = (error / self._step).round().clamp(max=2**ERROR_BITS - 1).long()
+        squares = steps * steps * labeled.to(device)
+        ratio = error / torch.where(truth > 0, truth, 1.0)
+        relative = (ratio * RATIO).round().clamp(max=2**ERROR_BITS - 1).long() * positive.to(device)
+        factor = torch.maximum(values / torch.where(truth > 0, truth, 1.0), truth / values)
+        close = (values > 0) & (factor < RATIO_LIMIT) & positive.to(device)
+        columns = [labeled, squares >> ERROR_BITS, squares % 2**ERROR_BITS, positive, relative, close]
+        return torch.stack([column.flatten(1).sum(dim=1).to(logits.device) for column in columns], dim=1)
+
+    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        labeled, high, low, positive, relative, close = totals
+        squares = (high << ERROR_BITS) + low
+        return {
+            "RMSE": self._step * math.sqrt(squares / labeled) if labeled else math.nan,
+            "AbsRel": 100 * relative / (RATIO * positive) if positive else math.nan,
+            "delta_1.25": 100 * close / positive if positive else math.nan,
+        }
+
+
+class EdgeScores(RunningMetric):
+    """F-measure of edges at the best threshold of the whole set, in percent: `{"odsF": ...}`.
+
+    At each of 99 thresholds, precision is the share of predicted pixels with a labeled one within the tolerance, and
+    recall the share of labeled pixels with a predicted one within it, both over all pictures; odsF is the highest F1
+    (ODS, Martin et al., PAMI 2004). Unlabeled pixels do not count. NaN if no pixel is labeled.
+
+    Note: Unlike the code of the benchmark, it neither thins predictions to lines nor pairs pixels one to one, so its
+    scores compare with each other and not with printed ones. For those, save the maps and run that code.
+
+    Args:
+        tolerance: Distance within which pixels match, as a share of the picture's diagonal.
+    """
+
+    def __init__(self, tolerance: float = 0.0075):
+        self.tolerance = tolerance
+        super().__init__(columns=4 * len(EDGE_THRESHOLDS) + 1)  # the last one counts labeled pixels
+
+    def _check(self, shape: torch.Size, references: Tensor) -> None:
+        check_binary_labels("EdgeScores", shape, references, check_values=True)
+
+    def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
+        edges, labeled = references == 1, references <= 1
+        radius = self.tolerance * math.hypot(*references.shape[-2:])
+        limits = [math.log(probability / (1 - probability)) for probability in EDGE_THRESHOLDS]
+        thresholds = torch.tensor(limits, dtype=logits.dtype, device=logits.device)
+        lowest = torch.finfo(logits.dtype).min
+        nearby_logits = _highest_within(torch.where(labeled, logits, lowest), radius)
+        near_edge = _highest_within(edges.to(logits.dtype), radius) > 0
+        columns = [
+            _count_above(passing, thresholds, counted)
+            for passing, counted in (
+                (logits, labeled & near_edge),
+                (logits, labeled),
+                (nearby_logits, edges),
+                (torch.full_like(logits, math.inf), edges),
+            )
+        ]
+        return torch.cat([*columns, labeled.flatten(1).sum(dim=1, keepdim=True)], dim=1)
+
+    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+        if not totals[-1]:
+            return {"odsF": math.nan}
+        count, best = len(EDGE_THRESHOLDS), 0.0
+        parts = (totals[start : start + count] for start in range(0, 4 * count, count))
+        for right, predicted, found, edges in zip(*parts, strict=True):
+            precision, recall = right / max(predicted, 1), found / max(edges, 1)
+            best = max(best, 2 * precision * recall / max(precision + recall, 1e-12))
+        return {"odsF": 100 * best}
+
+
+def _count_above(logits: Tensor, thresholds: Tensor, counted: Tensor) -> Tensor:
+    """How many of the counted pixels of each picture lie above each threshold, `(batch, thresholds)`."""
+    bins = len(thresholds) + 1
+    passed = torch.where(counted, torch.bucketize(logits, thresholds), bins)  # the others go to a bin of their own
+    return count_bins(passed, bins + 1)[:, 1:bins].flip(1).cumsum(dim=1).flip(1)
+
+
+def _highest_within(values: Tensor, radius: float) -> Tensor:
+    """The highest value at most `radius` pixels away, of maps `(batch, 1, height, width)`."""
+    result = values
+    height = values.shape[-2]
+    for down in range(min(int(radius), height - 1) + 1):
+        half = int(math.sqrt(radius**2 - down**2))
+        row = F.max_pool2d(values, (1, 2 * half + 1), stride=1, padding=(0, half))
+        result = torch.maximum(result, row) if down == 0 else _shifted_maximum(result, row, down)
+    return result
+
+
+def _shifted_maximum(values: Tensor, rows: Tensor, down: int) -> Tensor:
+    """The highest of a value and those of `rows` as many rows above and below."""
+    lowest = torch.finfo(rows.dtype).min
+    above = F.pad(rows[..., :-down, :], (0, 0, down, 0), value=lowest)
+    below = F.pad(rows[..., down:, :], (0, 0, 0, down), value=lowest)
+    return torch.maximum(values, torch.maximum(above, below))

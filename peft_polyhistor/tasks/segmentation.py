@@ -1,0 +1,172 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that give each pixel a class."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .classes import voc_palette
+from .labels import check_class_labels
+from .losses import IGNORE_INDEX, count_labeled, cross_entropy
+from .metrics import MeanIoU
+from .task import MODES, UNLABELED, Ends, Task
+
+
+if TYPE_CHECKING:
+    from ..data.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Task):
+    """A class for each pixel: cross-entropy, and mean intersection over union.
+
+    Targets are class ids, int64 `(height, width)`, 255 where unlabeled. Labels take the nearest pixel.
+
+    Args:
+        classes: Names of the classes, one each; or a mapping of names to RGB colours, which gives `colors` too.
+        colors: RGB colour of each class, 0 to 255; those of PASCAL VOC by default. With colours of its own, a task
+            reads labels of mode RGB too, whose pixels must have them, or VOC's (224, 224, 192) where unlabeled.
+        values: The stored value of each class, 0 to 255; by default 0, 1, 2 ... in the order of the classes.
+        ignore: Stored values of unlabeled pixels, 0 to 255.
+        background: The first class is the background: the border that a turn exposes belongs to it, and painted maps
+            leave the picture free there. Otherwise the border is unlabeled.
+        ignore_empty: A label that is background everywhere, after the geometry, is unlabeled everywhere.
+    """
+
+    classes: Sequence[str] | Mapping[str, Sequence[int]]
+    colors: tuple[tuple[int, int, int], ...] = ()
+    values: tuple[int, ...] = ()
+    ignore: tuple[int, ...] = (IGNORE_INDEX,)
+    background: bool = False
+    ignore_empty: bool = False
+
+    kind: ClassVar[str] = "segmentation"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if isinstance(self.classes, Mapping):
+            object.__setattr__(self, "colors", tuple(tuple(color) for color in self.classes.values()))
+            object.__setattr__(self, "classes", tuple(self.classes))
+        names = self.classes
+        are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        count = len(names) if are_names else 0
+        if not 1 <= count < IGNORE_INDEX or len(set(names)) < count:
+            raise ValueError(
+                f"`classes` of task '{self.name}' must be 1 to {IGNORE_INDEX - 1} different names, got {names!r}."
+            )
+        for setting, what in (("colors", "colours"), ("values", "stored values")):
+            given = getattr(self, setting)
+            if given and len(given) != count:
+                raise ValueError(
+                    f"Task '{self.name}' has {count} class names and {len(given)} {what}. Give one for each class, "
+                    "or none."
+                )
+        channels = [channel for color in self.colors for channel in color]
+        wrong = [byte for byte in (*channels, *self.values, *self.ignore) if byte not in range(256)]
+        stored = self.values or tuple(range(count))
+        if wrong or len(channels) != 3 * len(self.colors) or len({*stored, *self.ignore}) < count + len(self.ignore):
+            raise ValueError(
+                f"Task '{self.name}' must have colours of three values, and different stored values of classes and of "
+                f"unlabeled pixels, all from 0 to 255; got {self.colors}, {stored} and {self.ignore}."
+            )
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes)
+
+    @property
+    def score(self) -> str:
+        return "mIoU"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.classes)
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        return self.colors or voc_palette(self.channels)
+
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        return cross_entropy(logits, target, count)
+
+    def count(self, target: Tensor) -> Tensor:
+        return count_labeled(target)
+
+    def metric(self) -> MeanIoU:
+        return MeanIoU(self.channels)
+
+    def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
+        check_class_labels(self.name, logits_shape, target)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return (*MODES, "RGB") if self.colors else MODES
+
+    def read(self, label: Image.Image) -> np.ndarray:
+        """Class ids, uint8 `(height, width)`, 255 where unlabeled."""
+        if label.mode == "RGB":
+            return self._read_colors(np.asarray(label).astype(np.int32) @ (2**16, 2**8, 1))
+        stored = np.asarray(label)
+        values = self.values or range(self.channels)
+        wrong = sorted(set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256))) - {*values, *self.ignore})
+        if wrong:
+            allowed = f"0 to {self.channels - 1}" if not self.values else ", ".join(map(str, self.values))
+            raise ValueError(
+                f"found the values {', '.join(map(str, wrong[:8]))}, allowed are {allowed} and "
+                f"{', '.join(map(str, self.ignore))}"
+            )
+        ids = np.full(256, IGNORE_INDEX, np.uint8)
+        ids[list(values)] = range(self.channels)
+        return ids[stored]
+
+    def _read_colors(self, stored: np.ndarray) -> np.ndarray:
+        known = np.array([*self.colors, UNLABELED], np.int32) @ (2**16, 2**8, 1)
+        order = np.argsort(known, kind="stable")
+        places = order[np.searchsorted(known, stored, sorter=order).clip(max=len(known) - 1)]
+        wrong = stored[known[places] != stored]
+        if wrong.size:
+            found = [(int(color) >> 16, int(color) >> 8 & 255, int(color) & 255) for color in np.unique(wrong)[:3]]
+            raise ValueError(
+                f"found colours of no class in {wrong.size / stored.size:.1%} of the pixels, such as "
+                f"{', '.join(map(str, found))}; allowed are those of the classes and {UNLABELED}, unlabeled. Store "
+                "labels without loss (PNG)"
+            )
+        return np.where(places < self.channels, places, IGNORE_INDEX).astype(np.uint8)
+
+    def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
+        ids = Image.fromarray(self.read(label))
+        values = geometry.take_nearest(ids, 0 if self.background else IGNORE_INDEX)
+        if self.ignore_empty and not values.any():
+            values = np.full_like(values, IGNORE_INDEX)
+        return torch.from_numpy(values).long()
+
+    def unlabeled(self, size: tuple[int, int]) -> Tensor:
+        return torch.full(size, IGNORE_INDEX)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=1)
+
+    def paint(self, label: Tensor, ends: Ends) -> np.ndarray:
+        colours = np.full((256, 3), UNLABELED, dtype=np.uint8)
+        colours[: self.channels] = self.palette
+        return colours[label.numpy().astype(np.uint8)]
+
+    def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
+        shown = label.numpy() > 0 if self.background else np.ones(label.shape, bool)
+        return painted, shown[..., None] * opacity
+
+    def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
+        for name, share in self.shares(label.numpy()).items():
+            yield name, self.palette[self.class_names.index(name)], f"{share:.1%}"
+
+    def shares(self, ids: np.ndarray) -> dict[str, float]:
+        """The classes in a map, by name, with the share of the pixels each covers; the largest first."""
+        found, counts = np.unique(ids, return_counts=True)
+        shares: Any = counts / counts.sum()
+        return {self.class_names[found[i]]: float(shares[i]) for i in np.argsort(-shares, kind="stable")}

@@ -1,0 +1,167 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that give each pixel a direction in the frame of the picture, such as surface normals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..checks import check_number
+from .labels import check_normal_labels
+from .losses import cosine_loss, count_valid, normal_loss
+from .metrics import MeanAngularError
+from .task import Ends, Task
+
+
+if TYPE_CHECKING:
+    from ..data.geometry import Geometry
+
+
+LOSSES = {"l1": normal_loss, "cosine": cosine_loss}
+
+# How far the length of a decoded normal may be from 1. Labels that are cut off to steps of 16 are off by up to
+# sqrt(3) * 15 / 127.5 = 0.20, and averages of two normals, as at edges of resized files, by 0.25 at 83 degrees.
+# Gray (128, 128, 128) has length 0.007, black and white 1.73.
+NORMAL_TOLERANCE = 0.25
+# (255 * component)^2 by stored value, as value / 127.5 - 1 = (2 * value - 255) / 255.
+_SQUARES = np.square(2 * np.arange(256, dtype=np.int32) - 255)
+_LIMITS = (255 * (1 - NORMAL_TOLERANCE)) ** 2, (255 * (1 + NORMAL_TOLERANCE)) ** 2
+
+_MIN_LENGTH = 1e-6  # shorter vectors hold no direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Task):
+    """Unit vectors (x, y, z) in the frame of the picture: L1 or cosine loss, and angles in degrees.
+
+    Labels are RGB pictures, component = value / 127.5 - 1; a colour whose length is not within 0.25 of 1 has no
+    direction: black, white and gray. Targets are float32 `(3, height, width)`, zero where unlabeled. A flip changes
+    the sign of x, and vectors turn with the picture. Labels are interpolated with a cubic kernel and made unit length
+    again; the border that a turn exposes is unlabeled.
+
+    Args:
+        objective: The loss: `"l1"`, of unit vectors, or `"cosine"`, one less the cosine of the angle.
+        within: Angles in degrees, of which the shares of pixels below are scored, and the median with them; none
+            leaves the mean angle alone.
+    """
+
+    objective: str = "l1"
+    within: tuple[float, ...] = (11.25, 22.5, 30.0)
+
+    kind: ClassVar[str] = "vectors"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._check_choice("objective", list(LOSSES))
+        for angle in self.within:
+            check_number("within", angle)
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    @property
+    def score(self) -> str:
+        return "mErr"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    @property
+    def unit(self) -> str:
+        return "degrees"
+
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        return LOSSES[self.objective](logits, target, count)
+
+    def count(self, target: Tensor) -> Tensor:
+        return count_valid(target)
+
+    def metric(self) -> MeanAngularError:
+        return MeanAngularError(self.within)
+
+    def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
+        check_normal_labels(self.name, logits_shape, target)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("RGB",)
+
+    def _from_array(self, values: np.ndarray) -> Image.Image:
+        """An RGB picture of components from -1 to 1, channels first or last; what is not finite has no direction."""
+        if values.dtype.kind != "f":
+            return super()._from_array(values)
+        values = values.transpose(1, 2, 0) if values.shape[0] == 3 and values.shape[-1] != 3 else values
+        colors = (np.nan_to_num(values, nan=0, posinf=0, neginf=0).clip(-1, 1) + 1) * 127.5
+        return Image.fromarray(colors.round().astype(np.uint8))
+
+    def read(self, label: Image.Image) -> tuple[Tensor, Tensor]:
+        """Vectors `(3, height, width)`, zero where unlabeled, and whether they are labeled `(height, width)`."""
+        stored = np.array(label)
+        valid = torch.from_numpy(find_normals(stored))
+        colors = torch.from_numpy(stored).permute(2, 0, 1).contiguous()
+        return colors.float().div_(127.5).sub_(1).mul_(valid), valid
+
+    def note(self, label: Image.Image) -> str:
+        stored = np.asarray(label)
+        is_odd = stored.any(axis=-1) & ~find_normals(stored)
+        return "with colors far from a unit vector, which are ignored" if is_odd.any() else ""
+
+    def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
+        vectors, valid = self.read(label)
+        vectors = geometry.interpolate(vectors)
+        if geometry.draw is not None:
+            vectors = flip_normals(vectors) if geometry.draw.flip else vectors
+            vectors = rotate_normals(vectors, geometry.draw.degrees)
+        # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
+        kept = torch.from_numpy(geometry.take_nearest(Image.fromarray(valid.byte().numpy())))
+        length = vectors.square().sum(dim=0).sqrt_()  # far faster than `norm` over the first axis
+        return vectors.mul_(torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0))
+
+    def unlabeled(self, size: tuple[int, int]) -> Tensor:
+        return torch.zeros(3, *size)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Directions of length 1; a zero vector, which has none, stays zero."""
+        return F.normalize(logits.float(), dim=1)
+
+    def find_ends(self, label: Tensor) -> Ends:
+        return -1.0, 1.0
+
+    def _is_unlabeled(self, label: Tensor) -> Tensor:
+        return ~label.isfinite().all(dim=0) | (label == 0).all(dim=0)
+
+    def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
+        return painted, np.full((*painted.shape[:2], 1), opacity)
+
+
+def find_normals(colors: np.ndarray) -> np.ndarray:
+    """Where a color `(height, width, 3)` uint8 decodes to a vector of about unit length, bool `(height, width)`."""
+    squares = _SQUARES[colors]
+    length = squares[..., 0] + squares[..., 1] + squares[..., 2]  # squared; far faster than `sum` over the last axis
+    return (length >= _LIMITS[0]) & (length <= _LIMITS[1])
+
+
+def flip_normals(normals: Tensor) -> Tensor:
+    """Normals `(..., 3, height, width)` as a mirror shows them: x changes sign. The pixels stay where they are."""
+    return normals * normals.new_tensor([-1, 1, 1]).view(3, 1, 1)
+
+
+def rotate_normals(normals: Tensor, degrees: float) -> Tensor:
+    """Turns the vectors `(..., 3, height, width)` with a picture turned counter-clockwise on screen.
+
+    (nx, ny, nz) -> (nx cos t + ny sin t, -nx sin t + ny cos t, nz)
+
+    The pixels stay where they are.
+    """
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = normals.new_tensor([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    return (matrix @ normals.flatten(-2)).view_as(normals)

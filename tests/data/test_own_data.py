@@ -1,0 +1,209 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Data of one's own: folders of files, datasets with other names of columns, labels that some images lack."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from datasets import Array2D, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+from tiny_models import make_dense
+
+from peft_polyhistor import TASKS, register_task, regression, segmentation
+from peft_polyhistor.__main__ import main
+from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset
+from peft_polyhistor.evaluation import evaluate_tasks
+from peft_polyhistor.training import add_gradients
+
+
+TWO = ["lanes", "depth"]
+WIDTH, HEIGHT = 40, 33
+
+
+@pytest.fixture(autouse=True)
+def table():
+    before = dict(TASKS)
+    register_task(segmentation("lanes", classes={"road": [9, 8, 7], "lane": [0, 255, 0], "curb": [200, 0, 0]}))
+    register_task(regression("depth", unit="m", valid=(0.1, 80)))
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def make_label(task, number):
+    random = np.random.default_rng(number)
+    if task == "lanes":
+        return random.integers(0, 3, (HEIGHT, WIDTH), np.uint8)
+    return (5 * random.random((HEIGHT, WIDTH)) + 1).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images 0 to 3 in photos, lanes in masks in colours, depth as arrays; 1 has no lanes, 2 no depth, 3 neither."""
+    root = tmp_path / "data"
+    for name in ("photos", "masks", "depth", "lists"):
+        (root / name).mkdir(parents=True)
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        PILImage.fromarray(noise).save(root / f"photos/{number}.png")
+        if number in (0, 2):
+            colours = np.array(TASKS["lanes"].palette, np.uint8)[make_label("lanes", number)]
+            PILImage.fromarray(colours).save(root / f"masks/{number}.png")
+        if number in (0, 1):
+            np.save(root / f"depth/{number}.npy", make_label("depth", number))
+    (root / "lists/all.txt").write_text("0\n1\n2\n3\n")
+    return root
+
+
+LAYOUT = {"image": "photos", "lanes": "masks", "train": "lists/all.txt", "val": "lists/all.txt"}
+
+
+@pytest.fixture
+def dataset(folder, tmp_path):
+    return load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_folder_is_read_by_its_layout(dataset):
+    assert dataset.column_names == ["image_id", "image", *TWO]
+    assert [[row[task] is None for task in TWO] for row in dataset] == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    sample = dataset.with_transform(JointTransform((HEIGHT, WIDTH), train=False))[0]
+    np.testing.assert_array_equal(sample["lanes"], make_label("lanes", 0))
+    np.testing.assert_array_equal(sample["depth"][0], make_label("depth", 0))
+
+
+def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp_path):
+    (folder / "photos").rename(folder / "images")
+    (folder / "masks").rename(folder / "lanes")
+    with pytest.raises(FileNotFoundError, match=r"train\.txt: no such file, nor .*images/train\. List the ids"):
+        load_dense_dataset(folder, TWO)
+    for name in ("images", "lanes", "depth"):
+        (folder / name / "train").mkdir()
+        for file in [*(folder / name).glob("*.*")]:
+            file.rename(folder / name / "train" / file.name)
+    dataset = load_dense_dataset(folder, TWO, cache_dir=str(tmp_path / "cache"))
+    assert dataset["image_id"][:] == ["train/0", "train/1", "train/2", "train/3"] and dataset[2]["lanes"] is not None
+
+
+def test_faults_of_a_folder_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="found no label of 'normals' for any image of the split 'train'"):
+        load_dense_dataset(folder, ["normals"], layout=LAYOUT)
+    PILImage.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "masks/0.png")
+    np.save(folder / "depth/0.npy", np.ones((4, 5), np.float32))
+    (folder / "depth/1.npy").write_bytes(b"404")
+    report = check_archive(folder, TWO, ["train"], layout=LAYOUT)
+    assert [fault.split(": found ")[1][:25] for fault in report.faults] == [
+        "colours of no class in 10",
+        "5 x 4 pixels, its image h",
+        "a damaged array (This fil",
+    ]
+    assert report.notes[0] == "Labels of depth that are missing: 2, such as 2."
+    with pytest.raises(ValueError, match=r"masks/0\.png: found colours of no class in 100\.0%"):
+        load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
+    (folder / "lists/all.txt").write_text("../secret\n")
+    with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be picture ids"):
+        load_dense_dataset(folder, TWO, layout=LAYOUT)
+
+
+def test_the_command_checks_what_a_recipes_file_describes(folder, tmp_path, capsys):
+    rows = {name: TASKS.pop(name).to_dict() for name in TWO}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"tasks": [{name: rows[name]} for name in TWO], "layout": LAYOUT}))
+    assert main(["data", "check", str(folder), "--config", str(file)]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[-1] == f"No faults in {folder}: pictures 4 train, 4 val; tasks lanes, depth."
+    assert output[:2] == [
+        "Labels of depth that are missing: 2, such as 2.",
+        "Labels of lanes that are missing: 2, such as 1.",
+    ]
+
+
+@pytest.fixture
+def hub_like():
+    """A dataset with names of its own and without ids, arrays for depth, one of whose masks is missing."""
+    features = Features(
+        {"photo": Image(), "mask": Image(), "z": Array2D((HEIGHT, WIDTH), "float32"), "n": Value("int8")}
+    )
+    masks = [PILImage.fromarray(make_label("lanes", 0)), None]
+    rows = {"photo": [PILImage.new("RGB", (WIDTH, HEIGHT))] * 2, "mask": masks, "n": [0, 1]}
+    rows["z"] = [make_label("depth", number) for number in range(2)]
+    return DatasetDict({"validation": Dataset.from_dict(rows, features)})
+
+
+NAMES = {"image": "photo", "lanes": "mask", "depth": "z", "val": "validation"}
+
+
+def test_columns_and_splits_of_any_dataset_are_mapped(hub_like, tmp_path):
+    dataset = load_dense_dataset(hub_like, TWO, "val", layout=NAMES)
+    samples = [dataset.with_transform(JointTransform((HEIGHT, WIDTH), train=False))[i] for i in range(2)]
+    assert [sample["image_id"] for sample in samples] == [0, 1]
+    for number, sample in enumerate(samples):
+        np.testing.assert_array_equal(sample["depth"][0], make_label("depth", number))
+    assert samples[1]["lanes"].unique().tolist() == [255]
+    hub_like["validation"].to_parquet(tmp_path / "validation.parquet")
+    again = load_dense_dataset(tmp_path, TWO, "val", layout=NAMES, cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(np.array(again[1]["depth"]), make_label("depth", 1))
+    with pytest.raises(ValueError, match=r"has the splits \['validation'\], not 'train'"):
+        load_dense_dataset(hub_like, TWO, "train", layout=NAMES)
+    with pytest.raises(ValueError, match="found no normals of the right kind"):
+        load_dense_dataset(hub_like["validation"], ["normals"], layout=NAMES)
+
+
+def test_a_dataset_is_checked_as_a_folder_is(hub_like):
+    broken = hub_like["validation"].map(lambda row: {"mask": PILImage.new("RGB", (9, 9))} if row["n"] else {"n": 0})
+    report = check_archive(DatasetDict(validation=broken), TWO, ["val"], layout=NAMES)
+    assert report.faults == [
+        "lanes of 1 (val): found 9 x 9 pixels, its image has 40 x 33; labels must have the size of their image."
+    ]
+    assert check_archive(hub_like, TWO, ["val"], layout=NAMES).faults == []
+
+
+def test_unknown_columns_and_tasks_are_refused(dataset):
+    del TASKS["depth"]
+    with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):
+        dataset.with_transform(JointTransform(32, train=True))[0]
+    with pytest.raises(ValueError, match=r"Unknown tasks \['depth'\]"):
+        collate([{"image_id": "a", "pixel_values": torch.zeros(3, 4, 4), "depth": torch.zeros(1, 4, 4)}])
+
+
+def test_samples_of_different_tasks_make_one_batch(dataset):
+    joint = JointTransform(32, train=False)
+    parts = [dataset.remove_columns(task).with_transform(joint)[0] for task in TWO]
+    for samples in (parts, parts[::-1]):
+        labels = collate(samples)["labels"]
+        assert {task: tuple(label.shape) for task, label in labels.items()} == {
+            "lanes": (2, 32, 32),
+            "depth": (2, 1, 32, 32),
+        }
+    assert (labels["lanes"][1] == 255).all() and labels["depth"][0].isnan().all()
+    assert list(collate(parts[:1], ["depth", "saliency"])["labels"]) == ["depth", "saliency"]
+
+
+def test_missing_labels_give_no_loss_no_score_and_no_fault(dataset):
+    model = make_dense(TWO)
+    transformed = dataset.with_transform(JointTransform(32, train=False))
+    whole, nothing = collate([transformed[0]]), collate([transformed[3]])
+    output = model(**nothing)
+    assert output.loss == 0
+    output.loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    losses = add_gradients(model, [whole, nothing], TWO, Accelerator(cpu=True))
+    expected = model(**whole).losses
+    torch.testing.assert_close(losses, torch.stack([expected[task] for task in TWO]).detach(), rtol=1e-4, atol=1e-5)
+    scores = [evaluate_tasks(model, batches, TWO, Accelerator(cpu=True)) for batches in ([whole], [whole, nothing])]
+    assert scores[0] == scores[1]
+    unmeasured = evaluate_tasks(model, [nothing], TWO, Accelerator(cpu=True))
+    assert all(math.isnan(score) for values in unmeasured.values() for score in values.values())
+
+
+def test_labels_that_lack_classes_are_said_at_the_first_evaluation():
+    """Five classes that are called semseg score a mean over 21."""
+    labels = torch.arange(5).repeat_interleave(13).view(1, 5, 13)
+    batch = {"pixel_values": torch.randn(1, 3, 32, 32), "labels": {"semseg": labels}}
+    with pytest.warns(
+        UserWarning, match=r"Labels of 'semseg' hold 5 of its 21 classes: background, .* `segmentation`"
+    ):
+        evaluate_tasks(make_dense(["semseg"]), [batch], ["semseg"], Accelerator(cpu=True))

@@ -1,0 +1,157 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of one's own: made in one call, checked, read from YAML, and true to what their kinds say of labels."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from peft_polyhistor.data.geometry import Draw, Geometry
+from peft_polyhistor.tasks import (
+    TASKS,
+    Task,
+    binary,
+    declare_tasks,
+    describe_tasks,
+    register_task,
+    regression,
+    segmentation,
+    vectors,
+)
+from peft_polyhistor.tasks.table import check_labels
+
+
+SIZE = (6, 8)  # (height, width)
+LANES = segmentation("lanes", classes={"road": [9, 8, 7], "lane": [0, 255, 0], "curb": [200, 0, 0]})
+ROWS = [
+    LANES,
+    segmentation("ids", classes=["a", "b"], values=[7, 11], ignore=[0, 255]),
+    regression("depth", unit="m", scale=0.001, valid=(0.1, 10)),
+    regression("disparity", objective="silog", valid=[0.5, 64], zoom="multiply", loss_weight=2),
+    binary("edges", score="odsF", positive_weight=0.95, tolerance=0.011),
+    vectors("surface", objective="cosine"),
+]
+
+
+@pytest.fixture(autouse=True)
+def table():
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def target_of(row, values, size=None, draw=None):
+    label = Image.fromarray(values) if isinstance(values, np.ndarray) else values
+    return row.to_target(label, Geometry((label.height, label.width), size or (label.height, label.width), draw))
+
+
+@pytest.mark.parametrize("task", ROWS, ids=lambda task: task.name)
+def test_a_row_trains_scores_and_goes_through_yaml(task):
+    row = task
+    [again] = declare_tasks(yaml.safe_load(yaml.safe_dump([{row.name: row.to_dict()}])))
+    assert TASKS[again] == row and describe_tasks([again, "semseg"]) == [{row.name: row.to_dict()}, "semseg"]
+    logits = torch.randn(2, row.channels, 3, 4, requires_grad=True)
+    target = torch.stack([row.unlabeled(SIZE)] * 2)
+    check_labels(row.name, logits.shape, target)
+    loss = row.loss(logits, target)
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
+    metric = row.metric()
+    scores = metric.compute(predictions=logits.detach(), references=target)
+    assert row.score in scores and all(map(math.isnan, scores.values()))
+    assert row.predict(logits).shape == torch.stack([row.unlabeled((3, 4))] * 2).shape
+    painted = row.paint(target[0], row.find_ends(target[0]))
+    assert painted.shape == (*SIZE, 3) and (painted == (224, 224, 192)).all()
+
+
+def test_rows_of_pascal_are_not_described_and_a_class_of_ones_own_is_left_out():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Flow(type(TASKS["normals"])):
+        kind = "flow"
+
+    register_task(Flow("flow"))
+    names = ["semseg", "normals", "flow", "nowhere"]
+    assert describe_tasks(names) == names
+
+
+@pytest.mark.parametrize(("description", "message"), [
+    ({"kind": "depth"}, r"Give `kind`, one of \['segmentation', 'regression', 'binary', 'vectors'\]"),
+    ("regression", "Give `kind`"),
+    ({"kind": "regression", "units": "m"}, r"the settings \['units'\], which a regression does not know: .*'unit'"),
+    ({"kind": "segmentation"}, "cannot be made: .*classes"),
+    ({"kind": "regression", "valid": [3, 1]}, "a lower and a higher value, got \\(3, 1\\)"),
+    ({"kind": "regression", "valid": 3}, "a lower and a higher value, got 3"),
+    ({"kind": "regression", "value_range": [1, math.nan]}, "`value_range` must be a finite number, got nan"),
+    ({"kind": "regression", "objective": "silog"}, "silog, which needs values above 0, got valid=None"),
+    ({"kind": "regression", "objective": "l2"}, r"must be one of \['l1', 'silog'\], got 'l2'"),
+    ({"kind": "binary", "score": "IoU"}, r"`score` of task 'x' must be one of \['maxF', 'mIoU', 'odsF'\], got 'IoU'"),
+    ({"kind": "binary", "positive_weight": 1}, "must be between 0 and 1, got 1"),
+    ({"kind": "vectors", "within": ["a"]}, "`within` must be a finite number"),
+])  # fmt: skip
+def test_a_description_that_cannot_be_is_refused(description, message):
+    with pytest.raises(ValueError, match=message):
+        declare_tasks([{"x": description}])
+    assert "x" not in TASKS
+
+
+def test_classes_are_taken_from_stored_values():
+    row = segmentation("ids", classes=["a", "b"], values=[7, 11], ignore=[0, 255])
+    assert target_of(row, np.array([[7, 11, 0, 255]], np.uint8)).tolist() == [[0, 1, 255, 255]]
+    with pytest.raises(ValueError, match="found the values 1, 12, allowed are 7, 11 and 0, 255"):
+        target_of(row, np.array([[7, 12, 1]], np.uint8))
+
+
+def test_colours_of_classes_become_class_ids():
+    colours = np.array([[[200, 0, 0], [9, 8, 7], [0, 255, 0], [224, 224, 192]]], np.uint8)
+    assert target_of(LANES, colours).tolist() == [[2, 0, 1, 255]]
+    colours[0, 1] = (10, 8, 7)
+    with pytest.raises(ValueError, match=r"no class in 25.0% of the pixels, such as \(10, 8, 7\).*without loss"):
+        target_of(LANES, colours)
+    assert "RGB" not in TASKS["semseg"].modes  # whose colours say nothing of its files
+
+
+def test_the_border_of_a_turn_is_unlabeled_without_a_background():
+    draw = Draw(False, 0.0, 0.5)
+    ones = np.ones((8, 8), np.uint8)
+    assert target_of(LANES, ones, draw=draw).unique().tolist() == [1, 255]
+    with_background = dataclasses.replace(LANES, background=True)
+    assert target_of(with_background, ones, draw=draw).unique().tolist() == [0, 1]
+    depth = target_of(ROWS[2], (2000 * ones.astype(np.uint16)), draw=draw)
+    assert depth[0, 4, 4] == 2 and depth[0, 0, 0].isnan() and depth.isnan().sum() == 48
+
+
+@pytest.mark.parametrize(("zoom", "factor"), [("keep", 1), ("divide", 1 / 1.25), ("multiply", 1.25)])
+def test_a_number_follows_the_scale_of_the_picture(zoom, factor):
+    row = regression("depth", zoom=zoom)
+    values = np.full((8, 8), 3.5, np.float32)
+    assert target_of(row, values, draw=Draw(False, 0.0, 1.25))[0, 4, 4] == pytest.approx(3.5 * factor)
+    assert target_of(row, values)[0, 4, 4] == 3.5
+
+
+@pytest.mark.parametrize("values", [
+    np.array([[0, 50, 2000, 20000]], np.uint16),
+    np.array([[0, 50, 2000, 20000]], np.int32),
+    np.array([[math.nan, math.inf, 2000, -1]], np.float32),
+])  # fmt: skip
+def test_only_valid_numbers_are_labels(values):
+    target = target_of(ROWS[2], values)
+    assert target.isnan().tolist() == [[[True, True, False, True]]] and target[0, 0, 2] == 2
+
+
+def test_a_binary_label_may_have_unlabeled_pixels():
+    row = binary("mask", ignore=255)
+    assert target_of(row, np.array([[0, 1, 255]], np.uint8)).tolist() == [[[0, 1, 255]]]
+    assert target_of(binary("mask"), Image.new("1", (2, 1), 1)).tolist() == [[[1, 1]]]
+
+
+def test_a_row_of_another_kind_needs_its_methods_alone():
+    class Half(Task):
+        kind = "half"
+
+    assert Half("half").channels == 1 and Half("half").class_names == ()
