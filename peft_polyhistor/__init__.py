@@ -17,6 +17,7 @@ from .methods.polyhistor import PolyhistorConfig, PolyhistorLiteConfig
 from .methods.vmt_adapter import VmtAdapterConfig, VmtAdapterLiteConfig
 from .methods.vpt import VptDeepConfig, VptShallowConfig
 from .models.encoder import load_encoder, view_encoder
+from .models.image_processor import DenseImageProcessor
 from .models.multitask import MultiTaskDenseModel, MultiTaskDenseOutput
 from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
@@ -47,6 +48,7 @@ __all__ = [
     "CompacterConfig",
     "CompacterPlusPlusConfig",
     "DecodersConfig",
+    "DenseImageProcessor",
     "HyperformerConfig",
     "LowRankAdapterConfig",
     "MultiTaskDenseConfig",

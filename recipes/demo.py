@@ -51,7 +51,7 @@ def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., Sho
         if not tasks:
             raise gr.Error("Choose at least one task.")
         loaded = predictors[checkpoint]
-        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.image_size)(picture)
+        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(picture)
         return [(prediction.overlay(task, opacity), caption(task, prediction)) for task in tasks]
 
     return answer

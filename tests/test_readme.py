@@ -5,6 +5,9 @@
 import re
 from pathlib import Path
 
+from peft_polyhistor import TASKS, load
+from peft_polyhistor.inference import MultiTaskPredictor
+
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -12,10 +15,18 @@ README = Path(__file__).parent.parent / "README.md"
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 4
-    namespace = {}
+    assert len(blocks) == 5
+    namespace, before = {}, dict(TASKS)
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
+    assert set(TASKS) - set(before) == {"lanes", "depth"}
+    for name in set(TASKS) - set(before):
+        del TASKS[name]
+    loaded = load("my-lanes")  # which brings its rows
+    assert TASKS["lanes"].class_names[3] == "car" and loaded.config.tasks == ["lanes", "depth"]
+    assert MultiTaskPredictor.from_pretrained("my-lanes").image_size == (64, 64)
+    TASKS.clear()
+    TASKS.update(before)
 
 
 def test_ci_runs_the_test_command_of_the_readme():

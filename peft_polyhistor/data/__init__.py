@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and dense labels by task name, and their transforms."""
 
+from ..models.image_processor import IMAGENET_MEAN, IMAGENET_STD, normalize_image_size
 from ..tasks import PASCAL_TASKS as DENSE_TASKS
 from ..tasks.vectors import flip_normals, rotate_normals
 from .check import check_archive, find_faults
@@ -9,13 +10,7 @@ from .folder import DenseFolder
 from .loading import load_dense_dataset, load_pascal_context
 from .shrink import shrink, write_shrunk
 from .synthetic import synthetic_scenes
-from .transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    JointTransform,
-    collate,
-    normalize_image_size,
-)
+from .transforms import JointTransform, collate
 
 
 __all__ = [

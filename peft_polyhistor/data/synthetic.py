@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image as PILImage
 
 from ..extras import needs_extra
+from ..models.image_processor import normalize_image_size
 from ..tasks import PASCAL_TASKS
 from .archive import check_tasks
-from .transforms import normalize_image_size
 
 
 with needs_extra("train"):

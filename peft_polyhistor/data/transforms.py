@@ -17,32 +17,19 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..checks import check_truth, check_whole
+from ..models.image_processor import DenseImageProcessor
 from ..tasks import TASKS, Task, get_tasks
 from .geometry import Draw, Geometry
 
-
-# ImageNet's statistics of RGB in [0, 1] (torchvision).
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Augmentation of the Polyhistor line: degrees, and factors about 1.
 _MAX_DEGREES = 20.0
 _SCALES = (0.75, 1.25)
 
 _NO_EPOCH = -1
-
-
-def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """`image_size` as (height, width) in pixels; an int means a square. ValueError unless both are at least 1."""
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        raise ValueError(f"`image_size` must be a side or (height, width), whole pixels above 0, got {image_size!r}.")
-    height, width = size
-    return height, width
 
 
 class JointTransform:
@@ -63,15 +50,19 @@ class JointTransform:
       in shared memory, so that it reaches workers that run already, and copies of the dataset.
 
     Args:
-        image_size: Side or (height, width) of the result in pixels; the ratio is not kept.
+        image_size: Side or (height, width) of the result in pixels; the ratio is not kept. Or the processor of images,
+            for another mean and standard deviation than ImageNet's.
         train: Flip, turn and scale at random; otherwise only resize.
         seed: Seed of the draws, 0 or more; part of both ways.
     """
 
-    def __init__(self, image_size: int | tuple[int, int], train: bool, seed: int = 0):
+    def __init__(self, image_size: int | tuple[int, int] | DenseImageProcessor, train: bool, seed: int = 0):
         check_whole("seed", seed)
         check_truth("train", train)
-        self.image_size = normalize_image_size(image_size)
+        is_processor = isinstance(image_size, DenseImageProcessor)
+        self.processor = image_size if is_processor else DenseImageProcessor(image_size)
+        height, width = self.processor.image_size
+        self.image_size = height, width
         self.train = train
         self.seed = seed
         self._epoch = torch.full((), _NO_EPOCH).share_memory_()
@@ -111,7 +102,8 @@ class JointTransform:
             _check_image(image_id, image)
             draw = self._draw(image_id) if self.train else None
             geometry = Geometry((image.height, image.width), self.image_size, draw)
-            result["pixel_values"].append(_to_pixel_values(image, geometry))
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            result["pixel_values"].append(self.processor.normalize_pixels(geometry.interpolate(pixels)))
             for row in rows:
                 result[row.name].append(_to_target(image_id, row, batch[row.name][index], image.size, geometry))
         return result
@@ -162,14 +154,6 @@ def _check_image(image_id: Any, image: Any) -> None:
             f"The image of {image_id} must be a picture of 8 bits a channel, such as of mode RGB or L, got {found}. "
             "Convert it, or leave out the row."
         )
-
-
-def _to_pixel_values(image: Image.Image, geometry: Geometry) -> Tensor:
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    # Whole values, as decoding gives them; a cubic kernel overshoots.
-    pixels = geometry.interpolate(pixels).float().round_().clamp_(0, 255)
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return pixels.sub_(mean).div_(std)
 
 
 def _to_target(image_id: Any, row: Task, label: Any, size: tuple[int, int], geometry: Geometry) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..checks import DECODERS
 from ..config import MultiTaskConfig
 from ..models.encoder import load_encoder
+from ..models.image_processor import FILE as PROCESSOR
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
 from ..registry import METHODS
@@ -61,7 +62,7 @@ def load(
     unknown = [option for option in kwargs if option not in DOWNLOAD_OPTIONS]
     if unknown:
         raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
-    folder = _find(str(name), revision=revision, token=token, **kwargs)
+    folder = find_checkpoint(str(name), revision=revision, token=token, **kwargs)
     if not (folder / CONFIG).is_file():
         if encoder is not None:
             raise ValueError(f"'{name}' is a model with an encoder of its own. Leave `encoder` out.")
@@ -113,16 +114,16 @@ def _is_dense(folder: Path, name: str) -> bool:
     return model_type == MultiTaskDenseConfig.model_type
 
 
-def _find(name: str, **kwargs: Any) -> Path:
+def find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
     """The folder of a checkpoint, downloaded where it is one of the Hub."""
     if Path(os.path.expanduser(name)).is_dir():
         folder = Path(os.path.expanduser(name))
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
     else:
-        folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME], **kwargs)
+        folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME, PROCESSOR], revision, token, **kwargs)
         if _is_dense(folder, name):
-            folder = _download(name, [CONFIG_NAME, SAFE_WEIGHTS_NAME], **kwargs)
+            folder = _download(name, [CONFIG_NAME, SAFE_WEIGHTS_NAME, PROCESSOR], revision, token, **kwargs)
     files = [CONFIG_NAME, SAFE_WEIGHTS_NAME] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:

@@ -19,6 +19,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..config import MultiTaskConfig
+from ..models.image_processor import DenseImageProcessor
+from ..models.multitask_config import MultiTaskDenseConfig
 from .cards import base_of, config_of, make_card
 from .merged_cards import make_merged_card, origin_of
 from .record import TrainingRecord
@@ -106,7 +108,10 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
     """Saves one adapter in or below `folder`, and returns where its files are."""
     # There is no vocabulary to look up on the Hub.
     model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
-    return folder if adapter_name == "default" else folder / adapter_name
+    saved = folder if adapter_name == "default" else folder / adapter_name
+    if isinstance(model.config, MultiTaskDenseConfig):
+        DenseImageProcessor.save_for(model.config, saved)
+    return saved
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ..models.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
 from ..tasks.task import Ends, to_bytes

@@ -13,8 +13,8 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
-from ..data.transforms import JointTransform, normalize_image_size
-from ..hub.loading import load
+from ..hub.loading import find_checkpoint, load
+from ..models.image_processor import FILE, DenseImageProcessor, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
 from ..tasks import TASKS, Task
@@ -97,7 +97,8 @@ class MultiTaskPredictor:
     Args:
         model: A `MultiTaskDenseModel`, adapted or not, as `load` returns it. It stays on its device.
         tasks: Those to predict; `None` for all of the model.
-        image_size: Side or (height, width) that pictures are resized to, pixels; `None` for that of its training.
+        image_size: Side or (height, width) that pictures are resized to, pixels; `None` for that of its training. Or
+            the processor that prepares them.
 
     Raises:
         TypeError: It is no dense model.
@@ -108,7 +109,7 @@ class MultiTaskPredictor:
         self,
         model: MultiTaskDenseModel | PeftModel,
         tasks: Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
     ):
         config = getattr(model, "config", None)
         if not isinstance(config, MultiTaskDenseConfig):
@@ -123,8 +124,8 @@ class MultiTaskPredictor:
             )
         self.model = model
         self.tasks = config.choose_tasks(tasks)
-        self.image_size = normalize_image_size(size)
-        self._transform = JointTransform(self.image_size, train=False)
+        self.processor = size if isinstance(size, DenseImageProcessor) else DenseImageProcessor(size)
+        self.image_size = normalize_image_size(self.processor.image_size)
 
     @classmethod
     def from_pretrained(
@@ -134,8 +135,16 @@ class MultiTaskPredictor:
         image_size: int | tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> "MultiTaskPredictor":
-        """A predictor of a checkpoint; `name` and `kwargs` as in `load`, whose errors it raises."""
-        return cls(load(name, **kwargs), tasks, image_size)
+        """A predictor of a checkpoint, with the processor that is saved with it unless `image_size` is given.
+
+        `name` and `kwargs` are those of `load`, whose errors it raises.
+        """
+        model = load(name, **kwargs)
+        options = {option: value for option, value in kwargs.items() if option not in ("encoder", "is_trainable")}
+        folder = find_checkpoint(str(name), **options)
+        if image_size is None and (folder / FILE).is_file():
+            return cls(model, tasks, DenseImageProcessor.from_pretrained(str(folder)))
+        return cls(model, tasks, image_size)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str
@@ -165,8 +174,7 @@ class MultiTaskPredictor:
 
     @torch.no_grad()
     def _predict(self, pictures: list[Image.Image]) -> list[Prediction]:
-        prepared = self._transform({"image_id": [""] * len(pictures), "image": pictures})
-        pixel_values = torch.stack(prepared["pixel_values"]).to(self.model.device, self.model.dtype)
+        pixel_values = self.processor(pictures)["pixel_values"].to(self.model.device, self.model.dtype)
         training = self.model.training
         self.model.eval()
         logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits

@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..evaluation import find_best
 from ..methods.per_task import PerTaskEncoder, save_per_task
+from ..models.image_processor import DenseImageProcessor
 from ..version import __version__
 from .files import beside, discard, explain_failure, flush, link, read_json, write_json
 
@@ -253,3 +254,4 @@ def _save_weights(model: Any, folder: Path) -> None:
         save_per_task(model, folder)
     else:
         model.save_pretrained(folder)
+    DenseImageProcessor.save_for(model.config, folder)

@@ -25,7 +25,7 @@ from peft_polyhistor.training import parse_settings
 
 TASKS = ["semseg", "saliency", "normals"]
 BASE, REPO = "ann/tiny-swin", "ann/lite"
-FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"}
 
 
 @pytest.fixture(autouse=True)
