@@ -114,7 +114,7 @@ def read_stored(path: Path, row: Task, size: Size | None, kinds: Sequence[str] =
 
 def _read_array(path: Path, data: bytes) -> np.ndarray:
     try:
-        return np.load(BytesIO(data), allow_pickle=False)
+        return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
     except Exception as error:
         raise ValueError(f"{path}: found a damaged array ({error}). Restore it.") from error
 

@@ -59,8 +59,7 @@ class JointTransform:
     def __init__(self, image_size: int | tuple[int, int] | DenseImageProcessor, train: bool, seed: int = 0):
         check_whole("seed", seed)
         check_truth("train", train)
-        is_processor = isinstance(image_size, DenseImageProcessor)
-        self.processor = image_size if is_processor else DenseImageProcessor(image_size)
+        self.processor = image_size if isinstance(image_size, DenseImageProcessor) else DenseImageProcessor(image_size)
         height, width = self.processor.image_size
         self.image_size = height, width
         self.train = train

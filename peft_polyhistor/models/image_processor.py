@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
+from transformers import AutoImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from ..checks import check_number
 from .multitask_config import MultiTaskDenseConfig

