@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..tasks import PASCAL_TASKS
-from .decode import READERS, Size
+from .decode import READERS, Size, check_readers
 from .folder import DenseFolder
 
 
@@ -45,7 +45,6 @@ class PascalArchive(DenseFolder):
     """
 
     image_formats = ("JPEG",)
-    whole = True
 
     def _check_root(self) -> None:
         if not (self.root / "ImageSets" / "Context").is_dir():
@@ -53,6 +52,17 @@ class PascalArchive(DenseFolder):
                 f"{self.root}: no folder ImageSets/Context in it, so it is no PASCAL_MT archive. Give the folder that "
                 "holds ImageSets, JPEGImages and the labels."
             )
+
+    def choose_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """The names of tasks, in the order of `PASCAL_TASKS`.
+
+        Raises:
+            ValueError: One is unknown, or there is none.
+            ModuleNotFoundError: The files of one need SciPy, which is not installed.
+        """
+        tasks = check_tasks(tasks)
+        check_readers(tasks)
+        return tasks
 
     def find_list(self, split: str) -> Path:
         """The file that lists a split."""

@@ -17,7 +17,7 @@ from ..tasks.segmentation import Segmentation
 from .archive import SPLITS, PascalArchive
 from .decode import Size
 from .folder import FAULTS, DenseFolder
-from .loading import Source, check_folder_tasks, load_dense_dataset, open_folder
+from .loading import Source, load_dense_dataset, open_folder
 
 
 @dataclass
@@ -122,7 +122,7 @@ def check_archive(
 def _check_folder(
     folder: DenseFolder, tasks: Sequence[str], splits: Sequence[str], workers: int, report: DataReport
 ) -> Iterator[tuple[str, _Findings]]:
-    tasks = check_folder_tasks(type(folder), tasks)
+    tasks = folder.choose_tasks(tasks)
     unknown = [split for split in splits if split not in SPLITS] if isinstance(folder, PascalArchive) else []
     if unknown:
         raise ValueError(f"Unknown splits {unknown}; PASCAL_MT has {', '.join(SPLITS)}.")

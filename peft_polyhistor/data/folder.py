@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ..tasks import TASKS
+from ..tasks import TASKS, get_tasks
 from .decode import Size, is_turned, open_picture, read_bytes, read_stored
 
 
@@ -51,7 +51,6 @@ class DenseFolder:
     """
 
     image_formats: tuple[str, ...] = FORMATS
-    whole = False  # each image has a label of each task
 
     def __init__(self, data_dir: str | os.PathLike[str], layout: Mapping[str, str] | None = None):
         self.root = Path(os.path.abspath(os.path.expanduser(data_dir)))
@@ -68,6 +67,21 @@ class DenseFolder:
         name = self.layout.get(column, "images" if column == "image" else column)
         folder, star, end = name.partition("*")
         return folder, (end,) if star else IMAGE_SUFFIXES if column == "image" else SUFFIXES
+
+    def choose_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """The names of tasks.
+
+        Raises:
+            ValueError: One is no row of `TASKS`.
+            FileNotFoundError: There is no folder of its labels.
+        """
+        names = tuple(task.name for task in get_tasks(tasks))
+        for folder in (self.root / self._split_name(name)[0] for name in names):
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"{folder}: no such folder. Put the labels there, name theirs in the layout, or leave the task out."
+                )
+        return names
 
     def find_list(self, split: str) -> Path:
         """The file that lists a split, or the folder that holds its images; FileNotFoundError if there is neither."""

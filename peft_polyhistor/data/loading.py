@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..extras import needs_extra
-from ..tasks import PASCAL_TASKS, get_tasks
-from .archive import PascalArchive, check_tasks
-from .decode import check_readers
+from ..tasks import PASCAL_TASKS, TASKS, get_tasks
+from .archive import PascalArchive
 from .folder import FAULTS, DenseFolder
 
 
@@ -63,7 +62,7 @@ def load_pascal_context(
             `python -m peft_polyhistor data check FOLDER` lists all faults.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
-    return _load_folder(PascalArchive(data_dir), check_folder_tasks(PascalArchive, tasks), split, num_proc, cache_dir)
+    return _load_folder(PascalArchive(data_dir), tasks, split, num_proc, cache_dir)
 
 
 def load_dense_dataset(
@@ -99,11 +98,14 @@ def load_dense_dataset(
             something else than pictures and arrays.
     """
     layout = layout or {}
+    known = ("image_id", "image", "train", "val", split, *TASKS)
+    if unknown := [name for name in layout if name not in known]:
+        raise ValueError(f"The layout names {unknown}, which are none of {', '.join(dict.fromkeys(known))}.")
     folder = open_folder(source, split, layout)
     if folder is not None:
-        return _load_folder(folder, check_folder_tasks(type(folder), tasks), split, num_proc, cache_dir)
-    names = [task.name for task in get_tasks(tasks)]
-    return choose_columns(_open_dataset(source, split, layout, cache_dir, **kwargs), names, layout, source)
+        return _load_folder(folder, tasks, split, num_proc, cache_dir)
+    dataset = _open_dataset(source, split, layout, cache_dir, **kwargs)
+    return _choose_columns(dataset, [task.name for task in get_tasks(tasks)], layout, source)
 
 
 def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseFolder | None:
@@ -128,17 +130,8 @@ def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseF
     )
 
 
-def check_folder_tasks(kind: type[DenseFolder], tasks: Sequence[str]) -> tuple[str, ...]:
-    """The names of tasks that a folder of that kind can have; raises for others, or where SciPy is missing."""
-    if not issubclass(kind, PascalArchive):
-        return tuple(task.name for task in get_tasks(tasks))
-    tasks = check_tasks(tasks)
-    check_readers(tasks)
-    return tasks
-
-
-def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, str], source: object) -> Dataset:
-    """A dataset cut to `image_id`, `image` and the tasks under their names here; errors of `load_dense_dataset`."""
+def _choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, str], source: object) -> Dataset:
+    """A dataset cut to `image_id`, `image` and the tasks, under these names."""
     theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
     if "image_id" not in layout and "image_id" not in dataset.features:
         dataset = dataset.add_column("image_id", list(range(len(dataset))))
@@ -184,8 +177,9 @@ def _open_dataset(
 
 
 def _load_folder(
-    folder: DenseFolder, tasks: tuple[str, ...], split: str, num_proc: int | None, cache_dir: str | None
+    folder: DenseFolder, tasks: Sequence[str], split: str, num_proc: int | None, cache_dir: str | None
 ) -> Dataset:
+    tasks = folder.choose_tasks(tasks)
     image_ids = folder.read_ids(split)
     fingerprint = _fingerprint(folder, image_ids, tasks, split)
     with tempfile.TemporaryDirectory() as fault_dir:
@@ -222,23 +216,12 @@ def _read_examples(
 
 
 def _fingerprint(folder: DenseFolder, image_ids: list[str], tasks: tuple[str, ...], split: str) -> str:
-    """Key of the cache: what is read, and the absolute path, size and time of change of every file it is read from.
-
-    Raises:
-        FileNotFoundError: An image is missing, or all labels of a task are.
-    """
+    """Key of the cache: what is read, and the absolute path, size and time of change of every file it is read from."""
     rows = [task.to_dict() for task in get_tasks(tasks)]
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, split, tasks, rows]).encode())
-    for column in ("image", *tasks):
-        paths = [path for image_id in image_ids for path in folder.paths(image_id, column)]
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder.root}: found no label of '{column}' for any image of the split '{split}'. Name the folder "
-                "of these labels in the layout, or leave out the task."
-            )
-        for path in paths:
-            status = path.stat()
-            digest.update(json.dumps([str(path), status.st_size, status.st_mtime_ns]).encode())
+    for path in (path for column in ("image", *tasks) for name in image_ids for path in folder.paths(name, column)):
+        status = path.stat()
+        digest.update(json.dumps([str(path), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()[:32]
 
 

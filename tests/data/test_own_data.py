@@ -90,7 +90,7 @@ def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp
 
 
 def test_faults_of_a_folder_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="found no label of 'normals' for any image of the split 'train'"):
+    with pytest.raises(FileNotFoundError, match=r"data/normals: no such folder\. .* name theirs in the layout"):
         load_dense_dataset(folder, ["normals"], layout=LAYOUT)
     PILImage.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "masks/0.png")
     np.save(folder / "depth/0.npy", np.ones((4, 5), np.float32))
@@ -149,6 +149,8 @@ def test_columns_and_splits_of_any_dataset_are_mapped(hub_like, tmp_path):
     np.testing.assert_array_equal(np.array(again[1]["depth"]), make_label("depth", 1))
     with pytest.raises(ValueError, match=r"has the splits \['validation'\], not 'train'"):
         load_dense_dataset(hub_like, TWO, "train", layout=NAMES)
+    with pytest.raises(ValueError, match=r"The layout names \['lane'\], which are none of image_id, image, "):
+        load_dense_dataset(hub_like, TWO, "val", layout=NAMES | {"lane": "mask"})
     with pytest.raises(ValueError, match="found no normals of the right kind"):
         load_dense_dataset(hub_like["validation"], ["normals"], layout=NAMES)
 

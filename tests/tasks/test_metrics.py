@@ -416,7 +416,7 @@ def test_the_help_of_evaluate_works():
 
 
 def test_rows_are_checked():
-    with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(pictures, 9\)"):
+    with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(pictures, 13\)"):
         MeanIoU(4).update(torch.zeros(2, 9))
     with pytest.raises(ValueError, match=r"MeanIoU.picture_scores got .* of shape \(2, 3\)"):
         MeanIoU(4).picture_scores(torch.zeros(2, 3, dtype=torch.int64))
