@@ -37,7 +37,7 @@ class DataReport:
 
 @dataclass
 class _Findings:
-    """What is wrong with an image and its labels, notes by task, and the classes that labels hold, by task."""
+    """Faults of an image and its labels, notes by task, and the classes that the labels hold, by task."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)

@@ -63,7 +63,7 @@ class DenseFolder:
             raise FileNotFoundError(f"{folder}: no such folder. Put the images there, or name theirs as `image`.")
 
     def _split_name(self, column: str) -> tuple[str, tuple[str, ...]]:
-        """Of a column, the folder, and what may follow the id in the names of its files."""
+        """The folder of a column, and the endings that may follow the id in the names of its files."""
         name = self.layout.get(column, "images" if column == "image" else column)
         folder, star, end = name.partition("*")
         return folder, (end,) if star else IMAGE_SUFFIXES if column == "image" else SUFFIXES
@@ -79,7 +79,7 @@ class DenseFolder:
         for folder in (self.root / self._split_name(name)[0] for name in names):
             if not folder.is_dir():
                 raise FileNotFoundError(
-                    f"{folder}: no such folder. Put the labels there, name theirs in the layout, or leave the task out."
+                    f"{folder}: no such folder. Put labels there, name theirs in the layout, or leave the task out."
                 )
         return names
 

@@ -124,7 +124,7 @@ def collate(samples: Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = 
     A sample without the label of a task is unlabeled there: it gives no loss and no score.
 
     Args:
-        samples: Of one image size.
+        samples: Their images have one size.
         tasks: Those to have labels for, in every batch; `None` takes those of any sample.
 
     Raises:

@@ -39,7 +39,7 @@ class Binary(Task):
         score: Headline score, in percent: `maxF` or `mIoU` of `SaliencyScores`, or `odsF` of `EdgeScores`, for edges.
         positive_weight: Weight of the foreground in the loss, between 0 and 1; that of the background is the rest.
             `None` balances them by their pixels in each step.
-        tolerance: Of `odsF`: the distance within which edges match, as a share of the diagonal.
+        tolerance: Distance within which edges match for `odsF`, as a share of the diagonal.
         ignore: Stored value of unlabeled pixels, 0 to 255; `None` for none.
     """
 

@@ -203,7 +203,7 @@ class MeanAngularError(RunningMetric):
 
 
 def _median_bin(histogram: Sequence[int]) -> float:
-    """Where half of the values lie below, in bins, as if those of a bin were spread evenly; NaN without a value."""
+    """The median in bins, as if the values of a bin were spread evenly; NaN without a value."""
     half, below = sum(histogram) / 2, 0
     for number, count in enumerate(histogram):
         if count and below + count >= half:

@@ -131,7 +131,7 @@ class EdgeScores(RunningMetric):
 
 
 def _count_above(logits: Tensor, thresholds: Tensor, counted: Tensor) -> Tensor:
-    """How many of the counted pixels of each picture lie above each threshold, `(batch, thresholds)`."""
+    """Counts the pixels of each picture that lie above each threshold, `(batch, thresholds)`."""
     bins = len(thresholds) + 1
     passed = torch.where(counted, torch.bucketize(logits, thresholds), bins)  # the others go to a bin of their own
     return count_bins(passed, bins + 1)[:, 1:bins].flip(1).cumsum(dim=1).flip(1)

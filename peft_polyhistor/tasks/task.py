@@ -109,7 +109,7 @@ class Task:
         raise NotImplementedError
 
     def count(self, target: Tensor) -> Tensor:
-        """What the loss divides or weighs by: whole numbers, `()` or `(numbers,)`."""
+        """The numbers of pixels or images that the loss divides or weighs by, `()` or `(numbers,)`."""
         raise NotImplementedError
 
     def metric(self) -> RunningMetric:
@@ -172,11 +172,11 @@ class Task:
         raise NotImplementedError
 
     def read(self, label: Image.Image) -> Any:
-        """What is stored, in the form that the geometry works on; raises ValueError as `to_target` does."""
+        """Decodes a stored label into the form that the geometry works on; raises ValueError as `to_target` does."""
         raise NotImplementedError
 
     def note(self, label: Image.Image) -> str:
-        """How a stored label is read, where people should know of it; else empty. A part of a sentence."""
+        """Part of a sentence on how a stored label is read, where people should know of it; else empty."""
         return ""
 
     def unlabeled(self, size: tuple[int, int]) -> Tensor:

@@ -57,6 +57,8 @@ class TaskVerbs(BaseTuner):
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:
             decoders.add_task(name, from_)
+            config = self.peft_config[adapter_name]  # it describes the rows of tasks, for whoever loads it
+            config.made_for = (config.made_for or {}) | {"decoders": decoders.config.decoder_settings()}
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
         """Takes a task out of a trained adapter, and its decoder out of a dense model. The other tasks stay as is.

@@ -11,7 +11,16 @@ from methods_table import check_equal
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor import (
+    TASKS,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    load,
+    load_encoder,
+    register_task,
+    regression,
+    segmentation,
+)
 
 
 NAMES = ["semseg", "normals"]
@@ -70,6 +79,30 @@ def tasks():
     yield TASKS
     TASKS.clear()
     TASKS.update(before)
+
+
+def test_rows_of_tasks_are_saved_with_adapters_and_models(tasks, pixels, tmp_path):
+    rows = [segmentation("lanes", classes=["road", "lane"]), regression("depth", unit="m")]
+    for row in rows:
+        register_task(row)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), ["lanes", "semseg"], decoder_width=8)
+    dense.save_pretrained(tmp_path / "dense")
+    model = get_peft_model(dense, PolyhistorLiteConfig(tasks=["lanes", "semseg"])).eval()
+    model.add_task("depth", from_="lanes")
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model(pixels).logits
+    for row in rows:
+        del tasks[row.name]
+    with torch.no_grad():
+        check_equal(load(tmp_path / "adapter")(pixels).logits, expected)
+    assert [tasks[row.name] for row in rows] == rows
+    del tasks["lanes"]
+    again = MultiTaskDenseModel.from_pretrained(tmp_path / "dense")
+    assert tasks["lanes"] == rows[0] and again.config.tasks == ["lanes", "semseg"]
+    tasks["depth"] = regression("depth", unit="mm")
+    with pytest.raises(ValueError, match=r"asks for a model that cannot be: A task named 'depth' exists already"):
+        load(tmp_path / "adapter")
 
 
 def test_other_tasks_are_refused(saved, tasks):
