@@ -9,6 +9,7 @@ from methods_table import BASES, FEW, METHODS_UNDER_TEST, TASKS
 from peft import get_peft_model
 from transformers import SwinModel
 
+from peft_polyhistor import TASKS as DENSE_ROWS
 from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
@@ -19,6 +20,15 @@ torch.set_num_threads(1)  # for models this small, threads cost more than they g
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def table_of_tasks():
+    """The rows of `TASKS`, which are after a test what they were before it."""
+    before = dict(DENSE_ROWS)
+    yield before
+    DENSE_ROWS.clear()
+    DENSE_ROWS.update(before)
 
 
 @pytest.fixture

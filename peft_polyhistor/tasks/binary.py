@@ -17,7 +17,7 @@ from .losses import IGNORE_INDEX, balanced_binary_cross_entropy, count_binary
 from .metrics import SaliencyScores
 from .running_metric import RunningMetric
 from .scalar_metrics import EdgeScores
-from .task import Task
+from .task import MODES, Task
 
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Binary(Task):
     ignore: int | None = None
 
     kind: ClassVar[str] = "binary"
+    modes: ClassVar[tuple[str, ...]] = (*MODES, "1")
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -73,10 +74,6 @@ class Binary(Task):
 
     def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
         check_binary_labels(self.name, logits_shape, target)
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("L", "P", "1")
 
     def read(self, label: Image.Image) -> np.ndarray:
         """0, 1, or 255 where unlabeled, uint8 `(height, width)`."""

@@ -54,6 +54,9 @@ class Regression(Task):
     value_range: tuple[float, float] | None = None
 
     kind: ClassVar[str] = "regression"
+    score: ClassVar[str] = "RMSE"
+    higher_is_better: ClassVar[bool] = False
+    modes: ClassVar[tuple[str, ...]] = ("L", "P", "I;16", "I", "F")
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -77,14 +80,6 @@ class Regression(Task):
                 "valid=(lowest, highest) with a lowest value above 0."
             )
 
-    @property
-    def score(self) -> str:
-        return "RMSE"
-
-    @property
-    def higher_is_better(self) -> bool:
-        return False
-
     def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
         return (scale_invariant_loss if self.objective == "silog" else l1_loss)(logits, target, count)
 
@@ -97,10 +92,6 @@ class Regression(Task):
 
     def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
         check_scalar_labels(self.name, logits_shape, target, positive=self.objective == "silog")
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("L", "P", "I;16", "I", "F")
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         return Image.fromarray(values if values.dtype == np.uint16 else values.astype(np.float32))

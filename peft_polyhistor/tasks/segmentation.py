@@ -47,6 +47,7 @@ class Segmentation(Task):
     ignore_empty: bool = False
 
     kind: ClassVar[str] = "segmentation"
+    score: ClassVar[str] = "mIoU"
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -79,10 +80,6 @@ class Segmentation(Task):
     @property
     def channels(self) -> int:
         return len(self.classes)
-
-    @property
-    def score(self) -> str:
-        return "mIoU"
 
     @property
     def class_names(self) -> tuple[str, ...]:

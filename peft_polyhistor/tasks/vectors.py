@@ -56,28 +56,17 @@ class Vectors(Task):
     within: tuple[float, ...] = (11.25, 22.5, 30.0)
 
     kind: ClassVar[str] = "vectors"
+    channels: ClassVar[int] = 3
+    score: ClassVar[str] = "mErr"
+    higher_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = "degrees"
+    modes: ClassVar[tuple[str, ...]] = ("RGB",)
 
     def _check_settings(self) -> None:
         super()._check_settings()
         self._check_choice("objective", list(LOSSES))
         for angle in self.within:
             check_number("within", angle)
-
-    @property
-    def channels(self) -> int:
-        return 3
-
-    @property
-    def score(self) -> str:
-        return "mErr"
-
-    @property
-    def higher_is_better(self) -> bool:
-        return False
-
-    @property
-    def unit(self) -> str:
-        return "degrees"
 
     def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
         return LOSSES[self.objective](logits, target, count)
@@ -90,10 +79,6 @@ class Vectors(Task):
 
     def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
         check_normal_labels(self.name, logits_shape, target)
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        return ("RGB",)
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         """An RGB picture of components from -1 to 1, channels first or last; what is not finite has no direction."""

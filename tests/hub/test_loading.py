@@ -72,16 +72,7 @@ def test_another_encoder_is_refused(saved, make_swin, tmp_path):
         load(folder, encoder=tmp_path / "swin")
 
 
-@pytest.fixture
-def tasks():
-    """The known tasks, which are afterwards what they were, in their order."""
-    before = dict(TASKS)
-    yield TASKS
-    TASKS.clear()
-    TASKS.update(before)
-
-
-def test_rows_of_tasks_are_saved_with_adapters_and_models(tasks, pixels, tmp_path):
+def test_rows_of_tasks_are_saved_with_adapters_and_models(pixels, tmp_path):
     rows = [segmentation("lanes", classes=["road", "lane"]), regression("depth", unit="m")]
     for row in rows:
         register_task(row)
@@ -93,24 +84,24 @@ def test_rows_of_tasks_are_saved_with_adapters_and_models(tasks, pixels, tmp_pat
     with torch.no_grad():
         expected = model(pixels).logits
     for row in rows:
-        del tasks[row.name]
+        del TASKS[row.name]
     with torch.no_grad():
         check_equal(load(tmp_path / "adapter")(pixels).logits, expected)
-    assert [tasks[row.name] for row in rows] == rows
-    del tasks["lanes"]
+    assert [TASKS[row.name] for row in rows] == rows
+    del TASKS["lanes"]
     again = MultiTaskDenseModel.from_pretrained(tmp_path / "dense")
-    assert tasks["lanes"] == rows[0] and again.config.tasks == ["lanes", "semseg"]
-    tasks["depth"] = regression("depth", unit="mm")
+    assert TASKS["lanes"] == rows[0] and again.config.tasks == ["lanes", "semseg"]
+    TASKS["depth"] = regression("depth", unit="mm")
     with pytest.raises(ValueError, match=r"asks for a model that cannot be: A task named 'depth' exists already"):
         load(tmp_path / "adapter")
 
 
-def test_other_tasks_are_refused(saved, tasks):
+def test_other_tasks_are_refused(saved):
     _, folder = saved
-    tasks["semseg"] = replace(tasks["semseg"], classes=list("abcde"))
+    TASKS["semseg"] = replace(TASKS["semseg"], classes=list("abcde"))
     with pytest.raises(ValueError, match=r"does not fit .* 2 weights differ.*\(21,\) in it, \(5,\) in the model"):
         load(folder)
-    del tasks["semseg"]
+    del TASKS["semseg"]
     with pytest.raises(ValueError, match=r"Unknown tasks \['semseg'\].*`register_task` adds one"):
         load(folder)
 

@@ -38,14 +38,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def table():
-    before = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(before)
-
-
 def target_of(row, values, size=None, draw=None):
     label = Image.fromarray(values) if isinstance(values, np.ndarray) else values
     return row.to_target(label, Geometry((label.height, label.width), size or (label.height, label.width), draw))

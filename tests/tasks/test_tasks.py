@@ -38,14 +38,6 @@ LABELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def table():
-    before = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(before)
-
-
 @pytest.fixture
 def depth():
     return dataclasses.replace(TASKS["saliency"], name="depth")

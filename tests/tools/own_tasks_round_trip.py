@@ -35,14 +35,6 @@ LAYOUT = {"image": "photo", "lanes": "mask"}
 REPO = "ann/lanes"
 
 
-@pytest.fixture(autouse=True)
-def table():
-    before = dict(TASKS)
-    yield before
-    TASKS.clear()
-    TASKS.update(before)
-
-
 def forget(before):
     """Leaves the table as a process finds it that never heard of the rows."""
     TASKS.clear()
@@ -81,7 +73,9 @@ def config(folder):
     return file
 
 
-def test_the_recipe_trains_scores_and_publishes_and_others_load(hub, table, folder, config, monkeypatch, capsys):
+def test_the_recipe_trains_scores_and_publishes_and_others_load(
+    hub, table_of_tasks, folder, config, monkeypatch, capsys
+):
     monkeypatch.setenv("HF_TOKEN", "hf_ann")
     assert main(["data", "check", str(folder), "--config", str(config)]) == 0
     assert "Labels of depth that are missing: 3, such as 2." in capsys.readouterr().out
@@ -90,21 +84,21 @@ def test_the_recipe_trains_scores_and_publishes_and_others_load(hub, table, fold
     )
     assert results["scores"]["lanes"].keys() == {"mIoU"} and results["scores"]["depth"]["RMSE"] > 0
     assert set(results["classes"]["lanes"]) == set(CLASSES)
-    forget(table)
+    forget(table_of_tasks)
     checkpoint = folder / "runs/polyhistor_lite/best"
     assert main(["report", str(folder / "runs")]) == 0 and "RMSE in m" in (folder / "runs/report.html").read_text()
-    forget(table)
+    forget(table_of_tasks)
     publish.main([str(checkpoint), "--repo", REPO])
     card = ModelCard.load(REPO)
     assert {"lanes", "depth"} <= set(card.data.tags) and "| depth | RMSE, m | down |" in card.text
-    forget(table)
+    forget(table_of_tasks)
     prediction = MultiTaskPredictor.from_pretrained(REPO)(np.zeros((50, 70, 3), np.uint8))
     assert {task: values.shape for task, values in prediction.maps.items()} == {"lanes": (50, 70), "depth": (50, 70)}
     assert set(prediction.classes("lanes")) <= set(CLASSES) and (prediction.maps["depth"] > 0).all()
     assert prediction.overlay("depth").size == prediction.paint("lanes").size == (70, 50)
     picture = folder / "a.png"
     Image.new("RGB", (70, 50)).save(picture)
-    forget(table)
+    forget(table_of_tasks)
     assert main(["predict", str(checkpoint), str(picture), "--out", str(folder / "out")]) == 0
     assert " m </li>" in (folder / "out/index.html").read_text()
 
