@@ -6,15 +6,18 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
-from ..tasks import relative_change
+from ..tasks import TASKS, relative_change
 from .results import Grid
+
+
+_TINY = 1e-12
 
 
 def choose_rate(grid: Grid) -> float:
     """Returns the rate with the highest mean relative change against the median score of each task over the grid.
 
-    So tasks count alike, whatever the unit of their score. A median below 1 (percent or degrees) counts as 1: parts
-    of a score near zero must not outweigh a task that works. A rate with a score that is not finite, such as that of
+    So tasks count alike, whatever the unit of their score. A median below 1 percent or degree counts as 1: parts of a
+    score near zero must not outweigh a task that works. A rate with a score that is not finite, such as that of
     a diverged model, cannot win. A task without a finite score at any rate is left out: no held-out image has a label.
 
     Args:
@@ -27,7 +30,8 @@ def choose_rate(grid: Grid) -> float:
         task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
     ]
     finite = {rate: scores for rate, scores in grid.items() if all(math.isfinite(scores[task]) for task in tasks)}
-    medians = {task: max(1.0, median(scores[task] for scores in finite.values())) for task in tasks if finite}
+    least = {task: 1.0 if TASKS[task].unit in ("percent", "degrees") else _TINY for task in tasks}
+    medians = {task: max(least[task], median(scores[task] for scores in finite.values())) for task in tasks if finite}
     if not medians:
         raise ValueError(
             f"No learning rate can be chosen: the scores by rate are {dict(grid)}. Give lower --learning_rates, or "

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from peft_polyhistor import register_task, regression
 from peft_polyhistor.studies.rates import choose_rate, edge_note
 
 
@@ -32,3 +33,10 @@ def test_a_best_rate_at_the_edge_of_its_grid_is_named():
     note = edge_note({"a": rising, "b": falling, "c": inside, "d": {1: scores(1, 1)}, "decoders": {}})
     assert note.endswith("may be better: a (highest), b (lowest).")
     assert edge_note({"c": inside}) == edge_note({}) == ""
+
+
+def test_the_unit_of_a_score_does_not_matter():
+    register_task(regression("depth", unit="m"))
+    metres = {1e-4: {"semseg": 40.0, "depth": 0.4}, 1e-3: {"semseg": 44.0, "depth": 0.5}}
+    millimetres = {rate: scores | {"depth": 1000 * scores["depth"]} for rate, scores in metres.items()}
+    assert choose_rate(metres) == choose_rate(millimetres) == 1e-4
