@@ -29,7 +29,8 @@ from .decode import Size, is_turned, open_picture, read_bytes, read_stored
 
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+_LOWER = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+IMAGE_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
 SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 LISTS = ("{}.txt", "splits/{}.txt", "gt_sets/{}.txt", "ImageSets/{}.txt")
 
@@ -146,7 +147,9 @@ class DenseFolder:
         """
         folder, ends = self._split_name(column)
         start = self.root / folder / image_id
-        found = tuple(path for path in (Path(f"{start}{end}") for end in ends) if path.is_file())
+        paths = [path for path in (Path(f"{start}{end}") for end in ends) if path.is_file()]
+        # One file has several of these names where the system does not tell capitals from small letters.
+        found = tuple({path.stat().st_ino: path for path in reversed(paths)}.values())
         if len(found) > 1:
             raise ValueError(f"{found[0]}: found {len(found)} files of this name, such as {found[1]}. Keep one.")
         if not found and column == "image":

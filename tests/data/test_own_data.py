@@ -44,9 +44,9 @@ def folder(tmp_path):
     root = tmp_path / "data"
     for name in ("photos", "masks", "depth", "lists"):
         (root / name).mkdir(parents=True)
-    for number in range(4):
+    for number, suffix in enumerate((".png", ".PNG", ".bmp", ".png")):
         noise = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-        PILImage.fromarray(noise).save(root / f"photos/{number}.png")
+        PILImage.fromarray(noise).save(root / f"photos/{number}{suffix}")
         if number in (0, 2):
             colours = np.array(TASKS["lanes"].palette, np.uint8)[make_label("lanes", number)]
             PILImage.fromarray(colours).save(root / f"masks/{number}.png")
@@ -100,6 +100,9 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
     assert report.notes[0] == "Labels of depth that are missing: 2, such as 2."
     with pytest.raises(ValueError, match=r"masks/0\.png: found colours of no class in 100\.0%"):
         load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
+    PILImage.new("L", (1, 1)).save(folder / "masks/0.tif")
+    with pytest.raises(ValueError, match=r"masks/0\.tif: found 2 files of this name, such as .*0\.png\. Keep one"):
+        load_dense_dataset(folder, TWO, layout=LAYOUT)
     (folder / "lists/all.txt").write_text("../secret\n")
     with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be picture ids"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
