@@ -118,8 +118,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
 
         # Data. It is prepared for all tasks, so that a run on one of them prepares nothing of its own.
         set_seed(settings.seed)
-        all_tasks, source = declare_tasks(settings.tasks), (settings.data, arguments.read_layout(settings.layout))
-        data = load_splits(*source, all_tasks, accelerator, settings.holdout, settings.preparation_workers)
+        names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
+        data = load_splits(settings.data, names, accelerator, settings.holdout, settings.preparation_workers, layout)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
         augment, resize = (JointTransform(settings.image_size, is_train, settings.seed) for is_train in (True, False))
         train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
@@ -132,7 +132,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             decoder_width=settings.decoder_width,
             decoder_dropout=settings.decoder_dropout,
             shared_norms=shares_pass(choice.name),
-            loss_weights=arguments.read_loss_weights(settings.loss_weights, all_tasks),
+            loss_weights=arguments.read_loss_weights(settings.loss_weights, names),
             image_size=settings.image_size,
         )
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)

@@ -23,21 +23,21 @@ Batch = dict[str, Any]
 
 def load_splits(
     source: str,
-    layout: Mapping[str, str],
     tasks: Sequence[str],
     accelerator: Accelerator,
     holdout: float = 0.0,
     workers: int = 1,
+    layout: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
     """Loads the splits `train` and `val`, untransformed, with the labels of `tasks`.
 
     Args:
         source: 'scenes', or a source of `load_dense_dataset`.
-        layout: As for `load_dense_dataset`; empty for none.
         tasks: Names of the tasks.
         accelerator: The accelerator of this process. One process per machine prepares the data, for the others.
         holdout: Part of the training images that becomes `val`, the same one in every run; 0: the split `val`.
         workers: Processes that prepare the data.
+        layout: Names of the source, as for `load_dense_dataset`.
     """
     load = synthetic_scenes if source == "scenes" else partial(load_dense_dataset, source, layout=layout)
     num_proc = workers if workers > 1 else None
