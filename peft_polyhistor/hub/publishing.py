@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from ..config import MultiTaskConfig
 from ..models.image_processor import DenseImageProcessor
-from ..models.multitask_config import MultiTaskDenseConfig
 from .cards import base_of, config_of, make_card
 from .merged_cards import make_merged_card, origin_of
 from .record import TrainingRecord
@@ -109,8 +108,7 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
     # There is no vocabulary to look up on the Hub.
     model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
     saved = folder if adapter_name == "default" else folder / adapter_name
-    if isinstance(model.config, MultiTaskDenseConfig):
-        DenseImageProcessor.save_for(model.config, saved)
+    DenseImageProcessor.save_for(model, saved)
     return saved
 
 

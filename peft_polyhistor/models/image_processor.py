@@ -98,9 +98,10 @@ class DenseImageProcessor(BaseImageProcessor):
         return pixels.sub_(mean).div_(std)
 
     @classmethod
-    def save_for(cls, config: MultiTaskDenseConfig, folder: str | Path) -> None:
-        """Saves the processor of a model beside its weights, if its config knows the size of its images."""
-        if config.image_size is not None:
+    def save_for(cls, model: Any, folder: str | Path) -> None:
+        """Saves the processor of a dense model beside its weights, if its config knows the size of its images."""
+        config = getattr(model, "config", None)
+        if isinstance(config, MultiTaskDenseConfig) and config.image_size is not None:
             cls(config.image_size).save_pretrained(str(folder))
 
 

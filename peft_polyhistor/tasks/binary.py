@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from .labels import check_binary_labels
-from .losses import IGNORE_INDEX, balanced_binary_cross_entropy, count_binary
+from .losses import IGNORE_INDEX, NO_LABEL, balanced_binary_cross_entropy, count_binary
 from .metrics import SaliencyScores
 from .running_metric import RunningMetric
 from .scalar_metrics import EdgeScores
@@ -31,7 +31,7 @@ SCORES = "maxF", "mIoU", "odsF"
 class Binary(Task):
     """Foreground or background: balanced binary cross-entropy, and foreground scores at the best threshold.
 
-    Targets are 0, 1, or 255 where unlabeled, float32 `(1, height, width)`. Labels take the nearest pixel, and the
+    Targets are 0, 1, or -1 where unlabeled, float32 `(1, height, width)`. Labels take the nearest pixel, and the
     border that a turn exposes is background. A label that holds 0 and 1 alone is a mask; of any other, values above
     127 are foreground.
 
@@ -100,14 +100,15 @@ class Binary(Task):
         return "of 0 and 1 alone, which are read as masks of 0 and 1" if is_mask else ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
-        return torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()
+        target = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()
+        return target.masked_fill_(target == IGNORE_INDEX, NO_LABEL)
 
     def unlabeled(self, size: tuple[int, int]) -> Tensor:
-        return torch.full((1, *size), float(IGNORE_INDEX))
+        return torch.full((1, *size), NO_LABEL)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The probability that a pixel is foreground."""
         return logits.float().sigmoid()
 
     def _is_unlabeled(self, label: Tensor) -> Tensor:
-        return (~label.isfinite() | (label == IGNORE_INDEX))[0]
+        return (~label.isfinite() | (label == NO_LABEL))[0]

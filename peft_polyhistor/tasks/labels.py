@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .losses import IGNORE_INDEX
+from .losses import IGNORE_INDEX, NO_LABEL
 
 
 UNIT_TOLERANCE = 0.01  # labels may have been stored in bfloat16, 8 bits of mantissa
@@ -47,18 +47,18 @@ def check_class_labels(
 def check_binary_labels(
     name: str, logits_shape: Sequence[int], target: Tensor, check_values: bool | None = None
 ) -> None:
-    """Checks a map of 0, 1 and 255, unlabeled, `(batch, 1, height, width)`; arguments as in `check_class_labels`.
+    """Checks a map of 0, 1 and -1, unlabeled, `(batch, 1, height, width)`; arguments as in `check_class_labels`.
 
     Raises:
         ValueError: For a wrong shape or dtype, or another value.
     """
     _check_form(name, logits_shape, target, channels=1)
     if _looks_at_values(target, check_values):
-        known = (target == 0) | (target == 1) | (target == IGNORE_INDEX)
+        known = (target == 0) | (target.abs() == 1)  # NO_LABEL is -1
         if not known.all():
             raise ValueError(
                 f"Labels of {name} hold the values {_some_values(target, ~known)}; allowed are 0 (background) and 1 "
-                f"(foreground), and {IGNORE_INDEX} for pixels to ignore. Threshold probabilities or gray values first."
+                f"(foreground), and {NO_LABEL:g} for pixels to ignore. Threshold probabilities or gray values first."
             )
 
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-IGNORE_INDEX = 255  # marks unlabeled pixels of classes and binary maps, as in VOC
+IGNORE_INDEX = 255  # marks unlabeled pixels of classes, as in VOC
+NO_LABEL = -1.0  # marks those of binary maps, as 255 would take in masks of 0 and 255
 SHORTEST_NORMAL = 1e-6  # below it a prediction has no direction worth a gradient of 1 / length
 FEWEST = 1e-6  # pixels; below any mean of counts, so that no pixels make 0 / FEWEST = 0
 VARIANCE_SHARE = 0.5  # lambda of the scale-invariant error
@@ -40,8 +41,8 @@ def count_labeled(target: Tensor) -> Tensor:
 
 
 def count_binary(target: Tensor) -> Tensor:
-    """Pixels of a binary map that are 0, and those that are not 255, `(2,)`."""
-    return torch.stack([(target == 0).sum(), count_labeled(target)])
+    """Pixels of a binary map that are 0, and those that are not -1, `(2,)`."""
+    return torch.stack([(target == 0).sum(), (target >= 0).sum()])
 
 
 def count_valid(target: Tensor) -> Tensor:
@@ -83,18 +84,19 @@ def balanced_binary_cross_entropy(
 
     Args:
         logits: `(batch, 1, h, w)`; the probability is their sigmoid.
-        target: 1 is foreground, 0 is background, 255 is unlabeled, `(batch, 1, height, width)`.
+        target: 1 is foreground, 0 is background, -1 is unlabeled, `(batch, 1, height, width)`.
         counts: Negatives and pixels, in place of `count_binary(target)`.
         positive_weight: A fixed w, such as the 0.95 of the literature on edges.
     """
     target = target.float()
-    background, pixels = count_binary(target) if counts is None else counts
+    labeled = target >= 0
+    background, pixels = ((target == 0).sum(), labeled.sum()) if counts is None else counts.unbind()
     pixels = pixels.clamp(min=FEWEST)
     weight = background / pixels if positive_weight is None else target.new_tensor(positive_weight)
-    weights = torch.where(target > 0, weight, 1 - weight) * (target != IGNORE_INDEX)
+    weights = torch.where(target > 0, weight, 1 - weight) * labeled
     logits = resize_to_label(logits, target)
     # An unlabeled pixel has the weight 0.
-    return F.binary_cross_entropy_with_logits(logits, target.clamp(max=1), weight=weights, reduction="sum") / pixels
+    return F.binary_cross_entropy_with_logits(logits, target, weight=weights, reduction="sum") / pixels
 
 
 def normal_loss(prediction: Tensor, target: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
@@ -108,8 +110,9 @@ def normal_loss(prediction: Tensor, target: Tensor, valid_pixels: Tensor | None 
         target: Unit vectors; a zero vector marks an ignored pixel, `(batch, 3, height, width)`.
         valid_pixels: What to divide by, times 3, in place of `count_valid(target)`.
     """
-    distance = torch.where(_is_valid(target), (_directions(prediction, target) - target.float()).abs(), 0.0)
-    components = target.shape[1] * (count_valid(target) if valid_pixels is None else valid_pixels)
+    target, valid = target.float(), _is_valid(target)
+    distance = torch.where(valid, (_directions(prediction, target) - target).abs(), 0.0)
+    components = target.shape[1] * (valid.sum() if valid_pixels is None else valid_pixels)
     return distance.sum() / components.clamp(min=FEWEST)
 
 

@@ -114,7 +114,7 @@ class SaliencyScores(RunningMetric):
     In `picture_scores`, the best threshold is that of the picture, and one without foreground has no score.
     A picture without a labeled pixel does not count; NaN if there is no other.
 
-    Predictions are logits `(batch, 1, h, w)`, references are 0, 1 or 255, unlabeled, in floating point,
+    Predictions are logits `(batch, 1, h, w)`, references are 0, 1 or -1, unlabeled, in floating point,
     `(batch, 1, height, width)`.
     """
 
@@ -131,7 +131,8 @@ class SaliencyScores(RunningMetric):
         # (batch, 1, height, width): how many thresholds a logit is strictly greater than, 0 to 15
         passed = torch.bucketize(logits, thresholds)
         bins = len(thresholds) + 1
-        labels = references.long().clamp(max=2)  # unlabeled pixels go to a row of their own, which is then left out
+        # Unlabeled pixels go to a row of their own, which is then left out.
+        labels = torch.where(references < 0, 2, references.long())
         counts = count_bins(labels * bins + passed, 3 * bins).view(len(logits), 3, bins)[:, :2]
         # Pixels that pass a threshold are those of its bin and of all bins above it.
         positives = counts.flip(2).cumsum(dim=2).flip(2)[:, :, 1:]  # (batch, label, thresholds)

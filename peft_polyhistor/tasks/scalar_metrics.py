@@ -101,7 +101,7 @@ class EdgeScores(RunningMetric):
         check_binary_labels("EdgeScores", shape, references, check_values=True)
 
     def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
-        edges, labeled = references == 1, references <= 1
+        edges, labeled = references == 1, references >= 0
         radius = self.tolerance * math.hypot(*references.shape[-2:])
         limits = [math.log(probability / (1 - probability)) for probability in EDGE_THRESHOLDS]
         thresholds = torch.tensor(limits, dtype=logits.dtype, device=logits.device)

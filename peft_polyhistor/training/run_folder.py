@@ -254,4 +254,4 @@ def _save_weights(model: Any, folder: Path) -> None:
         save_per_task(model, folder)
     else:
         model.save_pretrained(folder)
-    DenseImageProcessor.save_for(model.config, folder)
+    DenseImageProcessor.save_for(model, folder)

@@ -44,7 +44,7 @@ def class_case(size=SMALL):
 
 def binary_case(size=SMALL):
     target = (torch.rand(BATCH, 1, HEIGHT, WIDTH) < 0.3).float()
-    target[torch.rand(target.shape) < 0.2] = 255
+    target[torch.rand(target.shape) < 0.2] = -1
     return balanced_binary_cross_entropy, torch.randn(BATCH, 1, *size), target
 
 
@@ -94,7 +94,7 @@ def test_cross_entropy_matches_the_definition():
 
 def test_balanced_binary_cross_entropy_matches_the_definition():
     _, logits, target = binary_case(size=(HEIGHT, WIDTH))
-    labeled = [(i, y, x) for i, y, x in pixels() if target[i, 0, y, x] != 255]
+    labeled = [(i, y, x) for i, y, x in pixels() if target[i, 0, y, x] != -1]
     negatives = sum(1 for i, y, x in labeled if target[i, 0, y, x] == 0)
     assert len(labeled) < target.numel()
     w = negatives / len(labeled)
@@ -111,7 +111,7 @@ def test_a_fixed_weight_of_positives_is_that_of_the_definition():
     _, logits, target = binary_case(size=(HEIGHT, WIDTH))
     total, count = 0, 0
     for i, y, x in pixels():
-        if target[i, 0, y, x] != 255:
+        if target[i, 0, y, x] != -1:
             probability = 1 / (1 + math.exp(-logits[i, 0, y, x].item()))
             total += -0.95 * math.log(probability) if target[i, 0, y, x] else -0.05 * math.log(1 - probability)
             count += 1
@@ -202,7 +202,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(case, scale):
     (balanced_binary_cross_entropy, 1, torch.zeros(BATCH, 1, HEIGHT, WIDTH)),
     (balanced_binary_cross_entropy, 1, torch.ones(BATCH, 1, HEIGHT, WIDTH)),
     (balanced_binary_cross_entropy, 1, torch.zeros(0, 1, HEIGHT, WIDTH)),
-    (balanced_binary_cross_entropy, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), 255.0)),
+    (balanced_binary_cross_entropy, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), -1.0)),
     (cosine_loss, 3, torch.zeros(BATCH, 3, HEIGHT, WIDTH)),
     (l1_loss, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), math.nan)),
     (scale_invariant_loss, 1, torch.full((BATCH, 1, HEIGHT, WIDTH), math.nan)),
@@ -219,7 +219,7 @@ def test_a_batch_without_information_gives_exactly_zero(loss, channels, target):
     ("case", "count", "nothing"),
     [
         (class_case, count_labeled, 255),
-        (binary_case, count_binary, 255),
+        (binary_case, count_binary, -1),
         (normal_case, count_valid, 0),
         (cosine_case, count_valid, 0),
         (scalar_case, count_numbers, math.nan),

@@ -138,7 +138,7 @@ def test_only_valid_numbers_are_labels(values):
 
 def test_a_binary_label_may_have_unlabeled_pixels():
     row = binary("mask", ignore=255)
-    assert target_of(row, np.array([[0, 1, 255]], np.uint8)).tolist() == [[[0, 1, 255]]]
+    assert target_of(row, np.array([[0, 1, 255]], np.uint8)).tolist() == [[[0, 1, -1]]]
     assert target_of(binary("mask"), Image.new("1", (2, 1), 1)).tolist() == [[[1, 1]]]
 
 

@@ -26,7 +26,7 @@ def scalar_case(log=False):
 
 def edge_case():
     references = (torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.15).float()
-    references[torch.rand(references.shape) < 0.2] = 255
+    references[torch.rand(references.shape) < 0.2] = -1
     return EdgeScores(tolerance=0.15), 2 * torch.randn(PICTURES, 1, HEIGHT, WIDTH), references
 
 
@@ -71,7 +71,7 @@ def test_the_f_measure_of_edges_matches_the_definition():
     for step in range(1, 100):
         right = predicted = found = edges = 0
         for logit, label in zip(logits[:, 0].sigmoid().tolist(), references[:, 0].tolist(), strict=True):
-            labeled = [(y, x) for y, x in places if label[y][x] != 255]
+            labeled = [(y, x) for y, x in places if label[y][x] != -1]
             positive = {(y, x) for y, x in labeled if logit[y][x] > step / 100}
             true = {(y, x) for y, x in labeled if label[y][x] == 1}
             right += sum(any(math.dist(p, t) <= radius for t in true) for p in positive)
@@ -113,13 +113,13 @@ def test_scores_do_not_depend_on_batches(case):
 
 def test_pictures_without_a_label_change_no_score_of_a_binary_task():
     logits, references = torch.randn(3, 1, HEIGHT, WIDTH), (torch.rand(3, 1, HEIGHT, WIDTH) < 0.4).float()
-    references[2] = 255
+    references[2] = -1
     expected = SaliencyScores().compute(predictions=logits[:2], references=references[:2])
     assert SaliencyScores().compute(predictions=logits, references=references) == expected
     assert all(
-        math.isnan(v) for v in SaliencyScores().compute(predictions=logits, references=references * 0 + 255).values()
+        math.isnan(v) for v in SaliencyScores().compute(predictions=logits, references=references * 0 - 1).values()
     )
-    references[0, 0, 3:] = 255
+    references[0, 0, 3:] = -1
     assert SaliencyScores().compute(predictions=logits[:1], references=references[:1]) == SaliencyScores().compute(
         predictions=logits[:1, :, :3], references=references[:1, :, :3]
     )

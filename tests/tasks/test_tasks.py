@@ -70,7 +70,7 @@ def test_the_functions_of_a_row_fit_together(name):
 def test_labels_are_counted_as_the_losses_count():
     labels = dict(LABELS)
     labels["semseg"] = labels["semseg"].index_fill(1, torch.tensor([1, 4]), 255)
-    labels["saliency"] = torch.tensor([0.0, 1.0, 255.0]).repeat_interleave(14).view(1, 1, 6, 7)
+    labels["saliency"] = torch.tensor([0.0, 1.0, -1.0]).repeat_interleave(14).view(1, 1, 6, 7)
     expected = {"semseg": 2 * 5 * 5, "human_parts": 2 * 7 * 5, "saliency": [14, 28], "normals": 2 * 7 * 5}
     assert {task: count.tolist() for task, count in count_labels(labels, list(labels)).items()} == expected
 
