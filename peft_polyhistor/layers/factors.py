@@ -147,8 +147,10 @@ class ScalingKernels(nn.Module):
     def __init__(self, scale: int):
         super().__init__()
         if scale > 1:
-            for name, axes in (("weight", 3), ("bias", 2), ("norm", 2)):
-                self.register_parameter(name, nn.Parameter(torch.randn([scale] * axes) / math.sqrt(scale)))
+            std = 1 / math.sqrt(scale)
+            self.weight = nn.Parameter(std * torch.randn(scale, scale, scale))
+            self.bias = nn.Parameter(std * torch.randn(scale, scale))
+            self.norm = nn.Parameter(std * torch.randn(scale, scale))
         self.scale = scale
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
