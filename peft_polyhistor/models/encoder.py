@@ -26,16 +26,11 @@ from transformers import (
     Swinv2Backbone,
     Swinv2Model,
 )
+from transformers.backbone_utils import BackboneMixin
 
 from .pvt import PvtStages
 from .stages import BackboneStages, StageEncoder
 from .swin import SwinStages, Swinv2Stages
-
-
-try:
-    from transformers.backbone_utils import BackboneMixin
-except ImportError:  # transformers 5.0 has it elsewhere, where later versions warn of it
-    from transformers.utils.backbone_utils import BackboneMixin  # type: ignore[assignment]
 
 
 # The first that a model is an instance of.

@@ -101,7 +101,8 @@ class Hub:
             raise RefusalError(403 if user else 401, "You have no right to create this repository")
         if name in self.repos:
             raise RefusalError(409, "You already created this model repo", url=f"{self.url}/{name}")
-        self.repos[name] = Repo(body.get("visibility") == "private")
+        # Clients send the one or the other, by their version.
+        self.repos[name] = Repo(body.get("visibility") == "private" or body.get("private", False))
         return {"url": f"{self.url}/{name}", "name": name}
 
     def validate(self, token, body, query) -> dict:
