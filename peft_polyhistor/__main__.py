@@ -15,12 +15,9 @@ from pathlib import Path
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .data import check_archive, write_shrunk
-from .data.archive import SPLITS
 from .inference import MultiTaskPredictor
 from .inference.page import PredictionPage
 from .tasks import PASCAL_TASKS, declare_tasks
-from .training.arguments import read_layout, read_yaml
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,18 +81,22 @@ def add_data(parser: argparse.ArgumentParser) -> None:
             "--config", type=Path, help="YAML file of train_pascal.py: its `tasks` and `layout` count"
         )
         command.add_argument("--tasks", nargs="+", help="names of tasks (default: those of the file, or of PASCAL_MT)")
-        command.add_argument("--splits", nargs="+", default=SPLITS, help="default: train and val")
+        command.add_argument("--splits", nargs="+", default=["train", "val"], help="default: train and val")
         command.add_argument("--workers", type=int, default=1, help="processes that read (default: 1)")
 
 
 def read_data_options(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """The tasks, whose rows are registered, and the layout of a command."""
+    from .training.arguments import read_layout, read_yaml  # needs the extra `train`, which `predict` does not
+
     settings = read_yaml(options.config.read_text(encoding="utf-8")) if options.config else {}
     tasks = declare_tasks(settings.get("tasks", PASCAL_TASKS))
     return declare_tasks(options.tasks or tasks), read_layout(settings.get("layout", []))
 
 
 def run_check(options: argparse.Namespace) -> int:
+    from .data import check_archive
+
     tasks, layout = read_data_options(options)
     report = check_archive(options.source, tasks, options.splits, layout=layout, workers=options.workers)
     for line in (*report.faults, *report.notes):
@@ -110,6 +111,8 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def run_shrink(options: argparse.Namespace) -> int:
+    from .data import write_shrunk
+
     tasks, layout = read_data_options(options)
     workers = options.workers if options.workers > 1 else None
     files = write_shrunk(options.source, options.folder, options.longest, tasks, options.splits, workers, layout)
@@ -124,7 +127,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from .studies.report import make_report  # needs matplotlib, which the other commands do not
+    from .studies.report import make_report
 
     file = make_report(options.folder, options.out)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB.")

@@ -30,7 +30,11 @@ model(torch.randn(1, 3, 64, 64), {"semseg": torch.zeros(1, 64, 64, dtype=torch.l
 model.save_pretrained(folder)
 peft_polyhistor.load(folder)
 
-import peft_polyhistor.inference  # a published checkpoint predicts without the packages of training
+from PIL import Image
+from peft_polyhistor.__main__ import main
+
+Image.new("RGB", (64, 48)).save(f"{folder}/picture.png")
+assert main(["predict", folder, f"{folder}/picture.png", "--out", f"{folder}/out", "--image_size", "64"]) == 0
 
 PARTS = {"data": "train", "tasks.evaluate_metric": "train", "models.timm_stages": "timm"}
 for module, extra in PARTS.items():
@@ -43,7 +47,7 @@ for module, extra in PARTS.items():
 """
 
 
-def test_models_are_adapted_saved_and_loaded_without_extras_and_the_rest_names_its_extra(tmp_path):
+def test_models_are_adapted_loaded_and_predict_without_extras_and_the_rest_names_its_extra(tmp_path):
     command = [sys.executable, "-c", WITHOUT_EXTRAS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
