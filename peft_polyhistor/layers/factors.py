@@ -16,7 +16,7 @@ from .bottleneck import BottleneckWeights
 # Sizes in Hyperformer and Polyhistor, from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
 RAW_EMBEDDING = 512  # length of a learned embedding (E)
 HIDDEN = 128  # hidden width of the projector (H)
-RANDOM_STD = 0.1  # standard deviation of what starts at zero, where `init_weights` is off
+SMALL_STD = 0.1  # standard deviation of generated biases and norms at the start
 
 
 class PacedLinear(nn.Linear):
@@ -87,7 +87,7 @@ class Hypernetworks(nn.Module):
         embedding_dim: Length of the embedding v, whose entries are about N(0, 1).
         shapes: Shape of each output, by name.
         inputs: Number of different embeddings.
-        stds: Standard deviation of the entries of each output at the start, by name; others are zero.
+        stds: Standard deviation of the entries of each output at the start, by name.
 
     Parameters: (embedding_dim + 1) * sum of the sizes of the outputs.
     """
@@ -99,7 +99,7 @@ class Hypernetworks(nn.Module):
         self.linear = PacedLinear(embedding_dim, sum(self.sizes), inputs, std=1 / math.sqrt(embedding_dim))
         with torch.no_grad():
             for name, rows in zip(shapes, self.linear.weight.split(self.sizes), strict=True):
-                rows.mul_(stds.get(name, 0.0))
+                rows.mul_(stds[name])
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         """`(..., embedding_dim)` to one tensor `(..., *shape)` per output."""

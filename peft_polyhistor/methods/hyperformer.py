@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import check_positive
 from ..config import BottleneckConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
-from ..layers.factors import HIDDEN, RANDOM_STD, RAW_EMBEDDING, Hypernetworks, Projector, around_one
+from ..layers.factors import HIDDEN, RAW_EMBEDDING, SMALL_STD, Hypernetworks, Projector, around_one
 from ..registry import register
 from ..tuner.site import Site
 
@@ -88,16 +88,11 @@ class Hyperformer(nn.Module):
         self.projectors = nn.ModuleList(
             Projector(RAW_EMBEDDING, HIDDEN, embedding_dim, tasks) for _ in range(max(projector_of) + 1)
         )
-        rest = 0.0 if identity else RANDOM_STD
-        self.hypernetworks = nn.ModuleList(
-            Hypernetworks(
-                embedding_dim,
-                shape,
-                tasks,
-                dict.fromkeys(shape, rest) | {"down": 1 / math.sqrt(3 * shape["down"][1])},
-            )
-            for shape in shapes
-        )
+        self.hypernetworks = nn.ModuleList()
+        for shape in shapes:
+            stds = dict.fromkeys(shape, SMALL_STD) | {"down": 1 / math.sqrt(3 * shape["down"][1])}
+            stds |= {"up": 0.0, "up_bias": 0.0} if identity else {}
+            self.hypernetworks.append(Hypernetworks(embedding_dim, shape, tasks, stds))
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Indices `(tasks,)` to the weights of every site."""

@@ -25,8 +25,8 @@ from ..config import LowRankConfig
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.factors import (
     HIDDEN,
-    RANDOM_STD,
     RAW_EMBEDDING,
+    SMALL_STD,
     Hypernetworks,
     Projector,
     ScalingKernels,
@@ -202,8 +202,9 @@ def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, fl
     """
     rank, width = shapes["down_right"]
     right = 1 / math.sqrt(rank)
-    stds = {"down_left": 1 / math.sqrt(3 * width), "down_right": right, "up_right": right}
-    return stds if identity else dict.fromkeys(shapes, RANDOM_STD) | stds
+    stds = dict.fromkeys(shapes, SMALL_STD) | {"down_right": right, "up_right": right}
+    zero = {"up_left": 0.0, "up_bias": 0.0} if identity else {}
+    return stds | {"down_left": 1 / math.sqrt(3 * width)} | zero
 
 
 def make_projector(raw: int, embedding_dim: int, inputs: int) -> nn.Module:

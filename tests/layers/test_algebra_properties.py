@@ -105,7 +105,7 @@ def test_low_rank_matrices_have_the_rank_that_is_said(rank):
 
 
 def test_hypernetworks_are_affine_in_the_embedding():
-    hypernetworks = randomise(Hypernetworks(4, {"matrix": (3, 2), "vector": (5,)}, 2, {}))
+    hypernetworks = randomise(Hypernetworks(4, {"matrix": (3, 2), "vector": (5,)}, 2, {"matrix": 1, "vector": 1}))
     u, v = torch.randn(2, 6, 4)
     between, at_u, at_v = hypernetworks(0.3 * u + 0.7 * v), hypernetworks(u), hypernetworks(v)
     for name in hypernetworks.shapes:
@@ -114,7 +114,7 @@ def test_hypernetworks_are_affine_in_the_embedding():
 
 def test_hypernetworks_start_with_the_deviations_that_are_named():
     shapes = {"first": (8, 9), "second": (7,), "third": (10, 80)}
-    hypernetworks = Hypernetworks(50, shapes, 2, {"first": 0.3, "third": 2.0})
+    hypernetworks = Hypernetworks(50, shapes, 2, {"first": 0.3, "second": 0.0, "third": 2.0})
     outputs = hypernetworks(torch.randn(1000, 50))
     assert not outputs["second"].any() and not hypernetworks.linear.bias.any()
     assert abs(outputs["first"].std() - 0.3) < 0.03 and abs(outputs["third"].std() - 2.0) < 0.1

@@ -90,14 +90,17 @@ def test_compacter_matches_the_definition():
                 torch.testing.assert_close(matrices[i], expected)
 
 
+def paced(layer, x):
+    return layer.gain * (layer.weight @ x) + layer.bias
+
+
 def test_hyperformer_matches_the_definition():
     generator, weights = generate(HyperformerConfig, reduction_factor=4, embedding_dim=5)
     for site, (hypernetworks, site_weights) in enumerate(zip(generator.hypernetworks, weights, strict=True)):
         first, _, second = generator.projectors[[0, 0, 1][site]]
         for i, task in enumerate(CHOSEN.tolist()):
-            hidden = (first.weight @ generator.task_embedding[task] + first.bias).clamp(min=0)
-            v = second.weight @ hidden + second.bias
-            numbers = hypernetworks.linear.weight @ v + hypernetworks.linear.bias
+            hidden = paced(first, generator.task_embedding[task]).clamp(min=0)
+            numbers = paced(hypernetworks.linear, paced(second, hidden))
             got = [tensor[i].flatten() for tensor in site_weights]
             got[4] = got[4] - 1  # the norm's weight is one plus what is generated
             torch.testing.assert_close(torch.cat(got), numbers, rtol=1e-4, atol=1e-4)
