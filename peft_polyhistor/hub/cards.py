@@ -175,7 +175,7 @@ def _metadata(
 
 
 def words_for(tasks: Sequence[str]) -> list[str]:
-    """What people search for who want one of the tasks."""
+    """Search words of tasks: their names, and their tags where they have one."""
     words = ((task, TASKS[task].tag if task in TASKS else "") for task in tasks)
     return [word for pair in words for word in pair if word]
 

@@ -16,7 +16,7 @@ from .cards import Base, find_base, words_for
 
 @dataclass(frozen=True)
 class Origin:
-    """What a model was merged from.
+    """Adapter and encoder that a model was merged from.
 
     Args:
         method: PEFT type of the adapter.
@@ -32,7 +32,7 @@ class Origin:
 
 
 def origin_of(model: nn.Module, base_model: str | None = None, adapter: str | None = None) -> Origin:
-    """What `merge_and_unload` recorded in the config of a model.
+    """Reads the record that `merge_and_unload` leaves in the config of a model.
 
     Raises:
         TypeError: The model was not made by it, or cannot be saved.
@@ -54,8 +54,8 @@ def make_merged_card(model: nn.Module, origin: Origin, license: str, tags: Seque
     Args:
         model: The model.
         origin: What it was merged from.
-        license: Of the weights, as the Hub spells it.
-        tags: Besides those that say what it is.
+        license: License of the weights, as the Hub spells it.
+        tags: Further tags, besides those that say what it is.
         repo_id: Where it will be.
     """
     is_dense = isinstance(model, MultiTaskDenseModel)

@@ -51,9 +51,9 @@ def publish(
         model: It carries an adapter of one of this package's methods, or is what `merge_and_unload` made of one.
         repo_id: `"user/name"`.
         base_model: Hub id of the encoder, where it was loaded from a folder. The adapter keeps it.
-        adapter: Of a merged model, the Hub id of the adapter, for the card.
+        adapter: Hub id of the adapter that a merged model was made of, for its card.
         training: What is known of the training of an adapter, for the card, and files to upload with it.
-        license: Of the weights, as the Hub spells it.
+        license: License of the weights, as the Hub spells it.
         tags: Of the card, besides those that say what it is.
         private: Of a repository that is made; `None` for the default of its owner.
         token: Of a user who may write there; `None` for the one that `hf auth login` left.

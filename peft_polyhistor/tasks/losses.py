@@ -89,11 +89,10 @@ def balanced_binary_cross_entropy(
         positive_weight: A fixed w, such as the 0.95 of the literature on edges.
     """
     target = target.float()
-    labeled = target >= 0
-    background, pixels = ((target == 0).sum(), labeled.sum()) if counts is None else counts.unbind()
+    background, pixels = (count_binary(target) if counts is None else counts).unbind()
     pixels = pixels.clamp(min=FEWEST)
     weight = background / pixels if positive_weight is None else target.new_tensor(positive_weight)
-    weights = torch.where(target > 0, weight, 1 - weight) * labeled
+    weights = torch.where(target > 0, weight, 1 - weight) * (target >= 0)
     logits = resize_to_label(logits, target)
     # An unlabeled pixel has the weight 0.
     return F.binary_cross_entropy_with_logits(logits, target, weight=weights, reduction="sum") / pixels

@@ -95,7 +95,7 @@ class EdgeScores(RunningMetric):
 
     def __init__(self, tolerance: float = 0.0075):
         self.tolerance = tolerance
-        super().__init__(columns=4 * len(EDGE_THRESHOLDS) + 1)  # the last one counts labeled pixels
+        super().__init__(columns=3 * len(EDGE_THRESHOLDS) + 2)  # the last ones count edges and labeled pixels
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_binary_labels("EdgeScores", shape, references, check_values=True)
@@ -114,17 +114,18 @@ class EdgeScores(RunningMetric):
                 (logits, labeled & near_edge),
                 (logits, labeled),
                 (nearby_logits, edges),
-                (torch.full_like(logits, math.inf), edges),
             )
         ]
-        return torch.cat([*columns, labeled.flatten(1).sum(dim=1, keepdim=True)], dim=1)
+        columns += [pixels.flatten(1).sum(dim=1, keepdim=True) for pixels in (edges, labeled)]
+        return torch.cat(columns, dim=1)
 
     def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
-        if not totals[-1]:
+        *columns, edges, labeled = totals
+        if not labeled:
             return {"odsF": math.nan}
         count, best = len(EDGE_THRESHOLDS), 0.0
-        parts = (totals[start : start + count] for start in range(0, 4 * count, count))
-        for right, predicted, found, edges in zip(*parts, strict=True):
+        parts = (columns[start : start + count] for start in range(0, 3 * count, count))
+        for right, predicted, found in zip(*parts, strict=True):
             precision, recall = right / max(predicted, 1), found / max(edges, 1)
             best = max(best, 2 * precision * recall / max(precision + recall, 1e-12))
         return {"odsF": 100 * best}
