@@ -59,14 +59,29 @@ def load(
             the encoder or the tasks registered here. Nothing larger than the encoder and the file was made till then.
         TypeError: There is no such option of downloads.
     """
+    return load_with_folder(
+        name, encoder=encoder, revision=revision, token=token, is_trainable=is_trainable, **kwargs
+    )[0]
+
+
+def load_with_folder(
+    name: str | Path,
+    *,
+    encoder: nn.Module | str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> tuple[PeftModel | MultiTaskDenseModel, Path]:
+    """The model of `load`, whose arguments and errors these are, and the folder that its checkpoint lies in."""
     unknown = [option for option in kwargs if option not in DOWNLOAD_OPTIONS]
     if unknown:
         raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
-    folder = find_checkpoint(str(name), revision=revision, token=token, **kwargs)
+    folder = _find_checkpoint(str(name), revision=revision, token=token, **kwargs)
     if not (folder / CONFIG).is_file():
         if encoder is not None:
             raise ValueError(f"'{name}' is a model with an encoder of its own. Leave `encoder` out.")
-        return _load_dense(folder, str(name)).requires_grad_(is_trainable)
+        return _load_dense(folder, str(name)).requires_grad_(is_trainable), folder
     config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
@@ -92,7 +107,7 @@ def load(
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
     model = PeftModel(dense, config)
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
-    return model
+    return model, folder
 
 
 def _load_dense(folder: Path, name: str) -> MultiTaskDenseModel:
@@ -114,7 +129,7 @@ def _is_dense(folder: Path, name: str) -> bool:
     return model_type == MultiTaskDenseConfig.model_type
 
 
-def find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
+def _find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
     """The folder of a checkpoint, downloaded where it is one of the Hub."""
     if Path(os.path.expanduser(name)).is_dir():
         folder = Path(os.path.expanduser(name))

@@ -13,7 +13,7 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
-from ..hub.loading import find_checkpoint, load
+from ..hub.loading import load_with_folder
 from ..models.image_processor import FILE, DenseImageProcessor, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
@@ -139,9 +139,7 @@ class MultiTaskPredictor:
 
         `name` and `kwargs` are those of `load`, whose errors it raises.
         """
-        model = load(name, **kwargs)
-        options = {option: value for option, value in kwargs.items() if option not in ("encoder", "is_trainable")}
-        folder = find_checkpoint(str(name), **options)
+        model, folder = load_with_folder(name, **kwargs)
         if image_size is None and (folder / FILE).is_file():
             return cls(model, tasks, DenseImageProcessor.from_pretrained(str(folder)))
         return cls(model, tasks, image_size)
