@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictions for images: from files to label maps, painted maps and a page that shows them."""
 
-from .predictor import MultiTaskPredictor
+from .predictor import MultiTaskPredictor, Prediction
 
 
-__all__ = ["MultiTaskPredictor"]
+__all__ = ["MultiTaskPredictor", "Prediction"]
