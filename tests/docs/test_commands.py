@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 import sys
-import tomllib
 from unittest.mock import MagicMock
 
 import pytest
@@ -18,9 +17,9 @@ import peft_polyhistor.__main__
 from peft_polyhistor.training import parse_settings
 
 
-PROJECT = tomllib.loads(read(ROOT / "pyproject.toml"))
-EXTRAS = PROJECT["project"]["optional-dependencies"]
-MARKS = [mark.partition(":")[0] for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"]]
+_, _, AFTER = read(ROOT / "pyproject.toml").partition("[project.optional-dependencies]")
+EXTRAS = re.findall(r"^(\w+) = \[", AFTER.partition("\n[")[0], flags=re.MULTILINE)
+MARKS = re.findall(r'^    "(\w+): ', AFTER, flags=re.MULTILINE)
 PLAIN = [  # that have no parser of ours
     "python -m venv .venv",
     "source .venv/bin/activate",
@@ -99,14 +98,14 @@ def check_script(arguments, monkeypatch):
     name, *argv = arguments
     assert (ROOT / name).is_file()
     if name == "recipes/demo.py":
-        return check_demo(argv, monkeypatch)
-    if name in ("recipes/paper/parameters.py", "tests/tools/recorded_cards.py"):
+        check_demo(argv, monkeypatch)
+    elif name in WITHOUT_ARGUMENTS:
         assert argv == []
-        return None
-    try:
+    elif argv == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            PARSERS[name](argv)
+    else:
         PARSERS[name](argv)
-    except SystemExit as stop:
-        assert stop.code == 0 and argv == ["--help"]
 
 
 def check_demo(argv, monkeypatch):
@@ -122,13 +121,14 @@ def recipe(name):
     return importlib.import_module(name)
 
 
-def parse_comparison(argv):
-    return parse_settings(argv, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings, recipe("compare_methods").Comparison)
+def parse_training(argv, *more):
+    return parse_settings(argv, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings, *more)
 
 
+WITHOUT_ARGUMENTS = ("recipes/paper/parameters.py", "tests/tools/recorded_cards.py")
 PARSERS = {
-    "recipes/train_pascal.py": lambda argv: parse_settings(argv, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings),
-    "recipes/compare_methods.py": parse_comparison,
+    "recipes/train_pascal.py": parse_training,
+    "recipes/compare_methods.py": lambda argv: parse_training(argv, recipe("compare_methods").Comparison),
     "recipes/publish.py": lambda argv: recipe("publish").parse_arguments(argv),
     "recipes/pretrain_encoder.py": lambda argv: recipe("pretrain_encoder").parse_arguments(argv),
     "recipes/benchmarks/training.py": lambda argv: recipe("common").parse_options("training", "", argv),
