@@ -38,9 +38,12 @@ def run(text, file, namespace):
     exec(compile(text, str(file), "exec"), namespace)
 
 
-@pytest.mark.parametrize("number", range(len(blocks_of(README, "python"))))
-def test_every_python_block_runs_by_itself(number, published):
-    run(blocks_of(README, "python")[number], README, {})
+USE, PREDICT, OWN_TASK, PUBLISHED = blocks_of(README, "python")
+
+
+@pytest.mark.parametrize("block", [USE, PREDICT], ids=["use", "predict"])
+def test_a_python_block_runs_by_itself(block, published):
+    run(block, README, {})
 
 
 def test_there_are_no_python_blocks_that_do_not_run():
@@ -49,8 +52,7 @@ def test_there_are_no_python_blocks_that_do_not_run():
 
 def test_the_model_of_an_own_task_loads_without_other_code(published):
     before = dict(TASKS)
-    [block] = [block for block in blocks_of(README, "python") if "register_task" in block]
-    run(block, README, {})
+    run(OWN_TASK, README, {})
     for name in set(TASKS) - set(before):
         del TASKS[name]
     loaded = load("my-lanes")
@@ -59,8 +61,7 @@ def test_the_model_of_an_own_task_loads_without_other_code(published):
 
 def test_the_published_adapter_is_merged_into_a_plain_model(published):
     namespace = {}
-    [block] = [block for block in blocks_of(README, "python") if "merge_and_unload" in block]
-    run(block, README, namespace)
+    run(PUBLISHED, README, namespace)
     assert type(namespace["plain"]).__name__ == "SwinModel" and (published / "swin-semseg/model.safetensors").is_file()
 
 
