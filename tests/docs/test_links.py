@@ -5,7 +5,8 @@
 import json
 
 import pytest
-from documents import DOCUMENTS, INDEX, ROOT, anchors_of, links_of, read
+from documents import DOCUMENTS, INDEX, ROOT, anchors_of, blocks_of, links_of, read
+from PIL import Image
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -27,6 +28,20 @@ def test_the_index_of_results_names_every_file():
 def test_pictures_are_small():
     sizes = {file.name: file.stat().st_size for file in (ROOT / "recipes" / "results").glob("*.png")}
     assert all(size <= 300_000 for size in sizes.values()), sizes
+
+
+def test_the_picture_of_the_readme_is_cut_out_of_that_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/scenes/polyhistor_lite", "recipes/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (9 * 128, 14 + 6 * 128)).save("runs/scenes/polyhistor_lite/predictions.png")
+    [block] = blocks_of(INDEX, "python")
+    exec(compile(block, str(INDEX), "exec"), {})
+    with (
+        Image.open("recipes/results/predictions.png") as cut,
+        Image.open(INDEX.with_name("predictions.png")) as stored,
+    ):
+        assert cut.size == stored.size
 
 
 def test_documents_speak_of_the_project_alone():
