@@ -1,11 +1,13 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The settings that methods share."""
+"""The configs that methods build on, and the docstring of a method's config."""
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from inspect import cleandoc, formatannotation
+from textwrap import fill
 from typing import Any, ClassVar, TypeVar
 
 from peft import PeftConfig, PeftType
@@ -15,57 +17,69 @@ from .checks import check_positive, check_probability, check_record, check_truth
 from .tasks import PASCAL_TASKS
 
 
+SUBLAYERS = ("feed_forward", "attention")
+PLACEMENTS = ("parallel", "serial")
+
+
+def setting(default: Any, text: str, check: Callable[[str, Any], None] | None = None) -> Any:
+    """Defines a field of a config: its default, its documentation, and a check of values other than `None`."""
+    return field(default=default, metadata={"help": text, "check": check})
+
+
+def _metadata_of(config_class: type, name: str) -> Mapping[str, Any]:
+    """Returns the metadata of a field, from a base class if `config_class` changes only the default."""
+    inherited = (vars(cls).get("__dataclass_fields__", {}).get(name) for cls in config_class.__mro__)
+    return next((item.metadata for item in inherited if item is not None and "help" in item.metadata), {})
+
+
 @dataclass
 class MultiTaskConfig(PeftConfig):
-    """Settings of every method that adapts one frozen encoder to several tasks.
-
-    Args:
-        tasks: Names of the tasks, in the order of their embeddings. Any names that can be part of a parameter name.
-        target_modules: Which modules carry an adapter. `None` takes every transformer block of a known encoder. Else
-            names, or endings of names after a dot, or one regular expression that must match whole names.
-        exclude_modules: Modules to leave out, in the same notation.
-        layers_to_transform: Indices of the blocks to adapt, counted from 0 over all stages in the order of the
-            encoder; `None` adapts all. Needs `target_modules=None`.
-        modules_to_save: Further modules that train and are saved as a whole. The decoders of a
-            `MultiTaskDenseModel` are among them without being named.
-        init_weights: Start as an exact identity of the frozen encoder. `False` gives random weights, for tests.
-        tasks_per_pass: Tasks that go through the encoder as one batch; a call runs as many batches as it takes, with
-            the same results but for what is drawn at random (dropout). `None`: all at once on accelerators, on a
-            CPU as many as are faster together. Without effect where one pass serves all tasks, and on models of
-            unknown families, which run one task per pass: nothing tells which rows of their outputs are images. May be
-            changed in a model's `peft_config` at any time.
-        made_for: Encoder architecture and decoder settings of the adapted model; set automatically, in the model's
-            copy of this config. `load` builds the model again from it, and another encoder raises.
-
-    Raises:
-        ValueError: A field is out of its range; the message says what is allowed.
-        TypeError: A field has the wrong type.
-    """
+    """Base of the configs of all methods; `document` lists the fields in the docstring of each method's config."""
 
     method: ClassVar[str]  # the PEFT type, set by each method's config
     shares_pass: ClassVar[bool] = False  # one pass of the encoder serves all tasks
-    dropout = 0.0  # a field where a method has one
+    dropout = 0.0  # a field in methods with dropout
 
-    tasks: Sequence[str] = field(
-        default=PASCAL_TASKS, metadata={"help": "Names of the tasks, in the order of their embeddings."}
+    tasks: Sequence[str] = setting(
+        PASCAL_TASKS,
+        "Names of the tasks, in the order of their embeddings. Letters, digits and underscores are allowed.",
     )
-    target_modules: Sequence[str] | str | None = field(
-        default=None, metadata={"help": "Modules to adapt; None: every block of a known encoder."}
+    target_modules: Sequence[str] | str | None = setting(
+        None,
+        "The modules to adapt: a list of module names or of endings of names after a dot, or a regular expression "
+        "that matches whole names. `None` adapts every transformer block of a known encoder.",
     )
-    exclude_modules: Sequence[str] | str | None = field(default=None, metadata={"help": "Modules to leave out."})
-    layers_to_transform: Sequence[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the blocks to adapt, over all stages; None: all."}
+    exclude_modules: Sequence[str] | str | None = setting(
+        None, "The modules to leave out, in the notation of `target_modules`."
     )
-    modules_to_save: Sequence[str] | None = field(
-        default=None, metadata={"help": "Further modules that train and are saved as a whole."}
+    layers_to_transform: Sequence[int] | int | None = setting(
+        None,
+        "Indices of the transformer blocks to adapt, counted from 0 over all stages. `None` adapts all blocks. Needs "
+        "`target_modules=None`.",
     )
-    init_weights: bool = field(default=True, metadata={"help": "Start as an exact identity of the frozen encoder."})
-    tasks_per_pass: int | None = field(
-        default=None,
-        metadata={"help": "Tasks that go through the encoder as one batch; None: by device and picture size."},
+    modules_to_save: Sequence[str] | None = setting(
+        None,
+        "Further modules that are trained and saved as a whole. The decoders of a `MultiTaskDenseModel` are always "
+        "among them.",
     )
-    made_for: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Recorded: encoder and decoders of the model it was made for."}
+    init_weights: bool = setting(
+        True,
+        "Whether the adapted encoder starts out identical to the frozen encoder. `False` gives random weights, for "
+        "tests.",
+        check_truth,
+    )
+    tasks_per_pass: int | None = setting(
+        None,
+        "The largest number of tasks that run through the encoder as one batch; a call makes as many passes as it "
+        "needs. The results are the same, except for dropout. `None` runs all tasks at once on accelerators, and on "
+        "CPUs as many as run faster together. No effect if one pass serves all tasks, or if the encoder's family is "
+        "unknown: such encoders run one task per pass. May be changed in `model.peft_config` at any time.",
+        check_positive,
+    )
+    made_for: dict[str, Any] | None = setting(
+        None,
+        "Encoder architecture and decoder settings of the adapted model. Set automatically in the model's own copy of "
+        "the config. `load` rebuilds the model from it; loading onto another encoder raises an error.",
     )
 
     def __post_init__(self) -> None:
@@ -84,22 +98,23 @@ class MultiTaskConfig(PeftConfig):
         self._check_modules()
         if self.layers_to_transform is not None:
             self._check_layers()
-        if self.tasks_per_pass is not None:
-            check_positive("tasks_per_pass", self.tasks_per_pass)
-        for name in ("init_weights", "inference_mode"):
-            check_truth(name, getattr(self, name))
+        check_truth("inference_mode", self.inference_mode)
+        for item in fields(self):
+            check, value = _metadata_of(type(self), item.name).get("check"), getattr(self, item.name)
+            if check is not None and (value is not None or item.default is not None):
+                check(item.name, value)
         for name in ("base_model_name_or_path", "revision"):
             value = getattr(self, name)
-            if not (value is None or isinstance(value, str)):
-                raise TypeError(f"`{name}` must be a text or None, got {value!r}.")
+            if not isinstance(value, str | None):
+                raise TypeError(f"`{name}` must be a string or None, got {value!r}.")
         check_record(self.made_for)
 
     @abstractmethod
     def make_generator(self, sites: list[Any]) -> nn.Module:
-        """The module that makes the weights of every site and task: `(tasks,)` indices to one entry per site.
+        """Builds the module that makes the weights of every site: task indices `(tasks,)` to one entry per site.
 
         Args:
-            sites: The `Site`s that the method's tuner chose, of whatever kind it makes.
+            sites: The sites that the method's tuner chose, of the class that the tuner makes.
         """
 
     def _check_modules(self) -> None:
@@ -136,29 +151,31 @@ ConfigT = TypeVar("ConfigT", bound=MultiTaskConfig)
 
 @dataclass
 class BottleneckConfig(MultiTaskConfig):
-    """Settings of the methods whose layer is a bottleneck adapter, up(gelu(down(norm(x)))).
+    """Base of the configs whose layer is a bottleneck adapter, up(gelu(down(norm(x))))."""
 
-    Args:
-        reduction_factor: Width of a layer over its bottleneck.
-        placement: `"parallel"` adds the adapter of the residual stream in front of the feed-forward block's norm to
-            the block's output (the paper's). `"serial"` applies the adapter to the feed-forward block's output. The
-            same goes for attention, where adapters sit there too. A module named in `target_modules` that is part of
-            no known block has no such norm: there the parallel adapter reads the module's own input.
-        sublayers: Where in a block of a known encoder adapters sit: `"feed_forward"`, `"attention"` or both. Without
-            effect where `target_modules` names the modules.
-        dropout: Probability of zeroing an activation of the bottleneck while training.
-    """
-
-    reduction_factor: int = field(default=16, metadata={"help": "Width of a layer over its bottleneck."})
-    placement: str = field(default="parallel", metadata={"help": "'parallel' to the feed-forward block or 'serial'."})
-    sublayers: Sequence[str] = field(
-        default=("feed_forward",), metadata={"help": "Where adapters sit: 'feed_forward', 'attention' or both."}
+    reduction_factor: int = setting(
+        16,
+        "Width of a layer divided by its bottleneck (rho in Polyhistor, Sec. 4.1), at least 1.",
+        check_positive,
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout probability in the bottleneck."})
+    placement: str = setting(
+        "parallel",
+        'Either `"parallel"` (as in Polyhistor): the adapter reads the residual stream before the norm of the '
+        'feed-forward block and is added to the output of the block. Or `"serial"`: the adapter is applied to the '
+        "output of the feed-forward block. Adapters beside attention follow the same rule. If `target_modules` names "
+        "a module outside of the known blocks, a parallel adapter reads the input of the module.",
+    )
+    sublayers: Sequence[str] = setting(
+        ("feed_forward",),
+        'The sublayers of a transformer block that carry adapters: `"feed_forward"`, `"attention"` or both. No effect '
+        "with `target_modules`.",
+    )
+    dropout: float = setting(
+        0.0, "Dropout probability of the activations in the bottleneck, in [0, 1).", check_probability
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("reduction_factor", self.reduction_factor)
         is_list = isinstance(self.sublayers, Sequence) and not isinstance(self.sublayers, str)
         if not is_list or not self.sublayers or any(name not in SUBLAYERS for name in self.sublayers):
             raise ValueError(
@@ -167,10 +184,9 @@ class BottleneckConfig(MultiTaskConfig):
         self.sublayers = list(dict.fromkeys(self.sublayers))
         if self.placement not in PLACEMENTS:
             raise ValueError(f"`placement` must be one of {list(PLACEMENTS)}, got {self.placement!r}.")
-        check_probability("dropout", self.dropout)
 
     def bottleneck_of(self, width: int) -> int:
-        """Bottleneck of a layer of this width, in channels.
+        """Returns the bottleneck of a layer of this width, in channels.
 
         Raises:
             ValueError: The reduction factor is larger than the width.
@@ -185,30 +201,35 @@ class BottleneckConfig(MultiTaskConfig):
 
 @dataclass
 class LowRankConfig(BottleneckConfig):
-    """Settings of the bottleneck methods whose weights are products of two factors.
+    """Base of the configs of bottleneck methods whose weights are products of two factors."""
 
-    Args:
-        rank: Rank of a weight; `None` takes `max(1, bottleneck // rank_divisor)`.
-        rank_divisor: Bottleneck over rank where `rank` is not given.
-    """
-
-    rank: int | None = field(default=None, metadata={"help": "Rank of a weight; None: by rank_divisor."})
-    rank_divisor: int = field(default=4, metadata={"help": "Bottleneck over rank where rank is not given."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("rank_divisor", self.rank_divisor)
-        if self.rank is not None:
-            check_positive("rank", self.rank)
+    rank: int | None = setting(
+        None,
+        "Rank of each adapter weight (Polyhistor, Sec. 4.1). `None` takes `max(1, bottleneck // rank_divisor)`.",
+        check_positive,
+    )
+    rank_divisor: int = setting(
+        4, "Bottleneck divided by rank, at least 1. Takes effect if `rank` is `None`.", check_positive
+    )
 
     def rank_of(self, width: int) -> int:
-        """Rank of the weights of a layer of this width; errors as in `bottleneck_of`."""
+        """Returns the rank of the weights of a layer of this width; raises the errors of `bottleneck_of`."""
         bottleneck = self.bottleneck_of(width)
         return self.rank or max(1, bottleneck // self.rank_divisor)
 
 
-SUBLAYERS = ("feed_forward", "attention")
-PLACEMENTS = ("parallel", "serial")
+def document(config_class: type[MultiTaskConfig]) -> str:
+    """Returns the docstring of a config, with every field of the class and its bases listed under `Args:`."""
+    text = [cleandoc(config_class.__doc__ or ""), "", "Args:"]
+    inherited = {item.name for item in fields(PeftConfig)}
+    for item in (item for item in fields(config_class) if item.name not in inherited):
+        kind = re.sub(r"\b(collections\.abc|typing)\.", "", formatannotation(item.type))
+        default = list(item.default) if isinstance(item.default, tuple) else item.default
+        meaning = _metadata_of(config_class, item.name).get("help", "")
+        text.append(f"    {item.name} (`{kind}`, *optional*, defaults to `{default!r}`):")
+        text.append(fill(meaning, 112, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False))
+    text += ["", "Raises:", "    ValueError: A field is out of its range; the message says which values are allowed."]
+    return "\n".join([*text, "    TypeError: A field has the wrong type."])
 
 
 def _check_names(tasks: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adds the methods of this package to PEFT. The only module that touches PEFT's enum, method tables and loading."""
+"""Registers the methods of this package with PEFT. No other module changes PEFT's enum, tables or loading."""
 
 from functools import wraps
 from typing import Any
@@ -11,33 +11,32 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
-from .config import MultiTaskConfig
+from .config import MultiTaskConfig, document
 
 
-# Config of each registered method, by its name in lower case, less the prefix that keeps it apart from PEFT's own.
+# The config of each method by its lower-case name, without the prefix that keeps it apart from PEFT's own methods.
 METHODS: dict[str, type[MultiTaskConfig]] = {}
 
 
 def register(name: str, config_class: type[MultiTaskConfig], tuner_class: type[BaseTuner]) -> PeftType:
-    """Makes `config_class` and `tuner_class` the PEFT method called `name`, and returns its `PeftType`.
-
-    Registering the same method again changes nothing, so a second import is harmless.
+    """Registers a method with PEFT, and returns its `PeftType`. Registering the same method again changes nothing.
 
     Args:
-        name: The type string that every saved adapter_config.json carries; upper case.
-        config_class: Its config.
-        tuner_class: Its tuner, whose `prefix` no other PEFT method uses.
+        name: The type string in each saved adapter_config.json, in upper case.
+        config_class: The config of the method. Its docstring gets the list of its fields.
+        tuner_class: The tuner of the method, whose `prefix` no other PEFT method uses.
 
     Raises:
         RuntimeError: PEFT, or another plugin, already has a method of this name or this parameter prefix.
     """
     if name not in PeftType.__members__:
         _check_prefix(name, tuner_class.prefix)
-        _add_member(name)  # nothing can go wrong from here on: PEFT checks what was checked here
+        _add_member(name)  # no step from here on can fail, so that a method is registered completely or not at all
         register_peft_method(
             name=name.lower(), config_cls=config_class, model_cls=tuner_class, prefix=tuner_class.prefix
         )
         METHODS[name.lower().removeprefix("mtl_")] = config_class
+        config_class.__doc__ = document(config_class)
         return PeftType[name]
     owner = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[name])
     if owner is None or _qualified_name(owner) != _qualified_name(config_class):
@@ -63,8 +62,8 @@ def _check_prefix(name: str, prefix: str) -> None:
 
 
 def _add_member(name: str) -> None:
-    # PEFT indexes its tables both with members and with the raw JSON string; a true member of the string enum,
-    # name equal to value, is found by either, and survives pickle, deepcopy and iteration.
+    # PEFT indexes its tables with members and with the raw string from JSON. A true member of the string enum whose
+    # name equals its value works as both, and survives pickle, deepcopy and iteration.
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     member._sort_order_ = len(PeftType._member_names_)  # type: ignore[attr-defined]  # not told by enum
@@ -80,8 +79,9 @@ _load_adapter = PeftModel.load_adapter
 
 @wraps(_load_adapter)
 def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-    # PEFT reads no config where the adapter is there already, and copies the weights row by row. A row is a task, so
-    # weights of other tasks, or of the same ones in another order, would silently go to the wrong ones.
+    # PEFT reads no config if the adapter exists already, and copies the weights row by row. A row belongs to a task,
+    # so the weights of other tasks, or of the same tasks in another order, would go to the wrong tasks without an
+    # error.
     config = self.peft_config.get(adapter_name)
     if isinstance(config, MultiTaskConfig):
         hub_options, _ = self._split_kwargs(kwargs)
@@ -89,7 +89,7 @@ def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, 
         if saved != config.tasks:
             raise ValueError(
                 f"The adapter in '{model_id}' is for the tasks {saved}, and '{adapter_name}' is for {config.tasks}, "
-                "in this order. Load it under another name, or leave `config` out, so that it brings its own tasks."
+                "in this order. Load it under another name, or leave `config` out, so that the saved tasks are used."
             )
     return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
 

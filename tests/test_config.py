@@ -100,7 +100,7 @@ BAD_FIELDS = [
     *((name, 2**31, ValueError, "at most 65536") for name in ["rank", "embedding_dim", "reduction_factor"]),
     *(("made_for", v, ValueError, "what an adapter recorded") for v in [[], {}, "x", {"decoders": 3}]),
     ("target_modules", "(", ValueError, "unterminated subpattern"),
-    ("base_model_name_or_path", 3, TypeError, "a text or None, got 3"),
+    ("base_model_name_or_path", 3, TypeError, "a string or None, got 3"),
     ("modules_to_save", "head", TypeError, "a list of names, got 'head'"),
     ("target_modules", 3, TypeError, "a list of names or a regular expression, got 3"),
     ("target_modules", [3], TypeError, r"a list of names or a regular expression, got \[3\]"),

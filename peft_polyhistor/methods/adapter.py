@@ -1,20 +1,20 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adapter, Shared Adapter and Low-rank Adapter: one set of weights per task, or one for all.
+"""Adapter, Shared Adapter and Low-rank Adapter: one set of weights per task, or one set for all tasks.
 
-Baselines of Polyhistor (arXiv:2210.03265, Table 1). The adapter is that of Houlsby et al. (arXiv:1902.00751), in the
-place and with the norm that Polyhistor gives all bottleneck methods.
+These are baselines of Polyhistor (arXiv:2210.03265, Table 1). The adapter is that of Houlsby et al.
+(arXiv:1902.00751), with the placement and the norm of Polyhistor.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..checks import check_positive
-from ..config import BottleneckConfig, LowRankConfig
+from ..config import BottleneckConfig, LowRankConfig, setting
 from ..layers.baked import BakedLayer
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.matrices import DenseMatrix, LowRankMatrix, SiteGenerators, TaskWeights
@@ -26,20 +26,18 @@ from ..tuner.site import Site
 
 @dataclass
 class AdapterConfig(BottleneckConfig):
-    """Settings of Adapter: dense weights, learned for every task.
-
-    Args:
-        bottlenecks: Bottleneck of every site in the order of the model, in place of `reduction_factor`: how `bake`
-            keeps those of another method.
+    """Config of Adapter: dense weights, learned for each task.
 
     Parameters, per task and site of width d and bottleneck n: 2 d n + n + 3 d.
     """
 
     method: ClassVar[str] = "MTL_ADAPTER"
 
-    reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
-    bottlenecks: Sequence[int] | None = field(
-        default=None, metadata={"help": "Bottleneck of every site, in place of reduction_factor."}
+    reduction_factor: int = 2
+    bottlenecks: Sequence[int] | None = setting(
+        None,
+        "Bottleneck of each site in the order of the model, in place of `reduction_factor`. `bake` sets it to keep "
+        "the bottlenecks of another method.",
     )
 
     def __post_init__(self) -> None:
@@ -51,10 +49,10 @@ class AdapterConfig(BottleneckConfig):
         return self.make_weights(len(self.tasks), sites)
 
     def make_weights(self, sets: int, sites: list[Site]) -> SiteGenerators:
-        """Weights of every site, as many sets of them.
+        """Makes `sets` sets of weights for each site.
 
         Raises:
-            ValueError: There are not as many `bottlenecks` as sites.
+            ValueError: `bottlenecks` does not have one entry per site.
         """
         bottlenecks = self.bottlenecks or [self.bottleneck_of(site.width) for site in sites]
         if len(bottlenecks) != len(sites):
@@ -69,12 +67,12 @@ class AdapterConfig(BottleneckConfig):
 
 @dataclass
 class SharedAdapterConfig(AdapterConfig):
-    """Settings of Shared Adapter: one adapter for all tasks, and the encoder's LayerNorms train.
+    """Config of Shared Adapter: one adapter for all tasks; the LayerNorms of the encoder train too.
 
-    The tasks share one pass of the encoder and its outputs; they differ in their decoders alone. With `target_modules`
-    the norms stay frozen, and with `layers_to_transform` those outside of the chosen blocks.
+    The tasks share one pass of the encoder and differ only in their decoders. With `target_modules` all norms stay
+    frozen, and with `layers_to_transform` the norms outside of the chosen blocks.
 
-    Parameters, per site of width d and bottleneck n: 2 d n + n + 3 d; and 2 d per LayerNorm of the encoder.
+    Parameters, per site of width d and bottleneck n: 2 d n + n + 3 d; plus 2 d per LayerNorm of the encoder.
     """
 
     method: ClassVar[str] = "MTL_SHARED_ADAPTER"
@@ -89,13 +87,7 @@ class SharedAdapterConfig(AdapterConfig):
 
 
 class SharedAdapter(nn.Module):
-    """The one set of weights of every site.
-
-    Args:
-        adapters: Weights of the bottleneck sites.
-        norms: Additions to the LayerNorms.
-        is_norm: Whether a site takes the next of `norms` or of `adapters`, for each site in order.
-    """
+    """The generator of Shared Adapter. `is_norm` tells for each site whether it belongs to `norms` or `adapters`."""
 
     def __init__(self, adapters: SiteGenerators, norms: ParameterAdditions, is_norm: list[bool]):
         super().__init__()
@@ -104,7 +96,7 @@ class SharedAdapter(nn.Module):
         self.is_norm = is_norm
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights | dict[str, Tensor]]:
-        """Indices `(tasks,)`, which make no difference, to the weights of every site, with an axis of one set."""
+        """Returns the weights of each site, `(1, ...)`; the task indices `(tasks,)` have no effect."""
         the_set = tasks.new_zeros(1)
         adapters, norms = iter(self.adapters(the_set)), iter(self.norms(the_set))
         return [next(norms if is_norm else adapters) for is_norm in self.is_norm]
@@ -112,7 +104,7 @@ class SharedAdapter(nn.Module):
 
 @dataclass
 class LowRankAdapterConfig(LowRankConfig):
-    """Settings of Low-rank Adapter: every weight is a product of two factors.
+    """Config of Low-rank Adapter: each weight is a product of two factors.
 
     Parameters, per task and site of width d, bottleneck n and rank r: 2 r (d + n) + n + 3 d.
     """
@@ -147,7 +139,7 @@ class SharedAdapterModel(BottleneckTuner):
         taken = {site.name for site in adapted} & {site.name for site in norms}
         if taken:
             raise ValueError(
-                f"{config.method} trains the norms of {type(model).__name__}, some of which carry adapters there: "
+                f"{config.method} trains the norms of {type(model).__name__} and puts adapters at the same modules: "
                 f"{sorted(taken)} cannot do both. Choose another method, e.g. MTL_ADAPTER."
             )
         return adapted + norms

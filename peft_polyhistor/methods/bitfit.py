@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BitFit (arXiv:2106.10199) and relative bias: parameters of the encoder itself, one set per task.
 
-As measured in Polyhistor (arXiv:2210.03265, Table 1). What trains is what is added to the frozen parameter, from zero.
+Both are baselines of Polyhistor (arXiv:2210.03265, Table 1). The trained values are added to the frozen parameters and
+start at zero.
 """
 
 from dataclasses import dataclass
@@ -25,19 +26,15 @@ from ..tuner.site import Site
 from ..tuner.tuner import AdapterTuner
 
 
-POSITION_TABLES = ("relative_position_bias_table",)  # of Swin, in transformers and timm
-RANDOM_STD = 0.1  # of the start with init_weights=False
+POSITION_TABLES = ("relative_position_bias_table",)  # the name in Swin of transformers and timm
+RANDOM_STD = 0.1  # standard deviation at the start with init_weights=False
 
 
 @dataclass
 class ParameterConfig(MultiTaskConfig):
-    """Settings of the methods that train parameters of the encoder itself, one set per task.
+    """Base of the configs of methods that train parameters of the encoder itself, one set per task."""
 
-    A module that `target_modules` names must be called with the batch on the first axis of its first tensor.
-    `layers_to_transform` leaves out what is part of no block, as the patch embedding is.
-    """
-
-    trains: ClassVar[tuple[str, ...]]  # endings of the parameters' own names
+    trains: ClassVar[tuple[str, ...]]  # endings of the names of the trained parameters
 
     def make_generator(self, sites: list[ParameterSite]) -> nn.Module:
         return ParameterAdditions(len(self.tasks), sites, 0.0 if self.init_weights else RANDOM_STD)
@@ -45,9 +42,12 @@ class ParameterConfig(MultiTaskConfig):
 
 @dataclass
 class BitFitConfig(ParameterConfig):
-    """Settings of BitFit: every bias of the encoder, and its tables of relative positions.
+    """Config of BitFit: trains all biases of the encoder and its tables of relative positions.
 
-    Parameters, per task: the number of those of the encoder, norms, patch embedding and patch merging included.
+    A module in `target_modules` must be called with the batch on the first axis of its first tensor.
+    `layers_to_transform` leaves out modules outside of the blocks, such as the patch embedding.
+
+    Parameters, per task: as many as the encoder has of these, including norms, patch embedding and patch merging.
     """
 
     method: ClassVar[str] = "MTL_BITFIT"
@@ -56,7 +56,9 @@ class BitFitConfig(ParameterConfig):
 
 @dataclass
 class RelativeBiasConfig(ParameterConfig):
-    """Settings of relative bias: the tables of relative positions of windowed attention.
+    """Config of relative bias: trains the tables of relative positions of windowed attention.
+
+    A module in `target_modules` must be called with the batch on the first axis of its first tensor.
 
     Parameters, per task and block with window w and h heads: (2 w - 1)^2 h.
     """
@@ -74,8 +76,8 @@ class ParameterTuner(AdapterTuner[ParameterConfig]):
         sites = parameter_sites(model, blocks, lambda name, owner: name.endswith(config.trains))
         if not sites and config.target_modules is None:
             raise ValueError(
-                f"{type(model).__name__} has no parameter called {' or '.join(config.trains)}, which is what "
-                f"{config.method} trains. Choose another method, or another encoder, e.g. Swin."
+                f"{config.method} trains parameters called {' or '.join(config.trains)}, and {type(model).__name__} "
+                "has none. Choose another method, or another encoder, e.g. Swin."
             )
         return sites
 
@@ -83,8 +85,8 @@ class ParameterTuner(AdapterTuner[ParameterConfig]):
         shapes = parameter_shapes(module, lambda own, owner: own.endswith(config.trains), recurse=True)
         if not shapes:
             raise ValueError(
-                f"'{name}' ({type(module).__name__}) has no parameter called {' or '.join(config.trains)}, which is "
-                f"what {config.method} trains. Name modules that have one."
+                f"{config.method} trains parameters called {' or '.join(config.trains)}, and '{name}' "
+                f"({type(module).__name__}) has none. Name modules that have such parameters."
             )
         return ParameterSite(name, ParameterLayer, last_axis(shapes), index, shapes)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PHM layer (arXiv:2102.08597) and Compacter (arXiv:2106.04647): adapter weights as sums of Kronecker products.
 
-The papers' letters and our names:
+Letters of the papers and names in this file:
 
     n               `order`, number of summands and side of a rule
     A_i             rule
@@ -10,14 +10,14 @@ The papers' letters and our names:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..checks import check_positive
-from ..config import SUBLAYERS, BottleneckConfig
+from ..config import SUBLAYERS, BottleneckConfig, setting
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.matrices import KroneckerMatrix, SiteGenerators, TaskWeights, new_rule
 from ..registry import register
@@ -26,23 +26,19 @@ from ..tuner.site import Site
 
 @dataclass
 class KroneckerConfig(BottleneckConfig):
-    """Settings of the methods whose weights are sums of Kronecker products.
+    """Base of the configs of methods whose weights are sums of Kronecker products."""
 
-    Args:
-        order: Number D of summands, and side of a rule; divides every width and bottleneck.
-    """
-
-    order: int = field(default=2, metadata={"help": "Number of summands, and side of a rule."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("order", self.order)
+    order: int = setting(
+        2,
+        "Number D of Kronecker products in a sum, and side of the rules. Must divide each width and bottleneck.",
+        check_positive,
+    )
 
     def bottleneck_of(self, width: int) -> int:
-        """Bottleneck of a layer of this width, in channels.
+        """Returns the bottleneck of a layer of this width, in channels.
 
         Raises:
-            ValueError: The reduction factor is larger than the width, or the order divides not both sizes.
+            ValueError: The reduction factor is larger than the width, or the order does not divide both sizes.
         """
         bottleneck = super().bottleneck_of(width)
         if width % self.order or bottleneck % self.order:
@@ -55,7 +51,7 @@ class KroneckerConfig(BottleneckConfig):
 
 @dataclass
 class PhmConfig(KroneckerConfig):
-    """Settings of PHM layer: dense kernels, and rules of its own for every weight.
+    """Config of PHM layer: each weight has dense kernels and its own rules (arXiv:2102.08597, Eq. 4).
 
     Parameters, per task and site of width d and bottleneck n: 2 d n / D + 2 D^3 + n + 3 d.
     """
@@ -72,16 +68,16 @@ class PhmConfig(KroneckerConfig):
 
 @dataclass
 class CompacterPlusPlusConfig(KroneckerConfig):
-    """Settings of Compacter++, which leaves attention alone.
+    """Config of Compacter++: Compacter without adapters beside attention (arXiv:2106.04647, Sec. 4).
 
-    Kernels have rank one, and the rules of a task are shared by all its weights (arXiv:2106.04647, Sec. 4).
+    Kernels have rank one, and all weights of a task share its rules.
 
-    Parameters, per task: D^3, and for a site of width d and bottleneck n 2 (d + n) + n + 3 d.
+    Parameters, per task: D^3, plus 2 (d + n) + n + 3 d for each site of width d and bottleneck n.
     """
 
     method: ClassVar[str] = "MTL_COMPACTER_PLUS_PLUS"
 
-    reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
+    reduction_factor: int = 2
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
         make_matrix = partial(KroneckerMatrix, order=self.order, own_rule=False, rank=1)
@@ -94,17 +90,15 @@ class CompacterPlusPlusConfig(KroneckerConfig):
 
 @dataclass
 class CompacterConfig(CompacterPlusPlusConfig):
-    """Settings of Compacter: Compacter++ with adapters beside attention too."""
+    """Config of Compacter: Compacter++ with adapters beside attention too (arXiv:2106.04647, Sec. 4)."""
 
     method: ClassVar[str] = "MTL_COMPACTER"
 
-    sublayers: Sequence[str] = field(
-        default=SUBLAYERS, metadata={"help": "Where adapters sit: 'feed_forward', 'attention' or both."}
-    )
+    sublayers: Sequence[str] = SUBLAYERS
 
 
 class Compacter(nn.Module):
-    """The rules of every task, and the sites whose weights they are part of."""
+    """The generator of Compacter: the rules of each task, and the kernels of each site."""
 
     def __init__(self, tasks: int, order: int, sites: SiteGenerators):
         super().__init__()
@@ -112,7 +106,7 @@ class Compacter(nn.Module):
         self.sites = sites
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
-        """Indices `(tasks,)` to the weights of every site."""
+        """Maps indices `(tasks,)` to the weights of each site."""
         return self.sites(tasks, self.rule[tasks])
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning decoders: the encoder stays as it is, and the decoders of a dense model train."""
+"""Fine-tuning of decoders: the decoders of a dense model train, and its encoder stays frozen."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,9 +18,9 @@ from ..tuner.tuner import AdapterTuner
 
 @dataclass
 class DecodersConfig(MultiTaskConfig):
-    """Settings of fine-tuning decoders: no adapters, so that the decoders are all that trains and is saved.
+    """Config of fine-tuning decoders: only the decoders train and are saved.
 
-    Parameters: none in the encoder.
+    There are no adapters: leave out `target_modules`, `exclude_modules` and `layers_to_transform`.
     """
 
     method: ClassVar[str] = "MTL_DECODERS"
@@ -32,29 +32,29 @@ class DecodersConfig(MultiTaskConfig):
                 raise ValueError(
                     f"{self.method} adapts no module, got `{name}` {getattr(self, name)!r}. Leave it out."
                 )
-        self.target_modules = DUMMY_TARGET_MODULES  # PEFT's word for none
+        self.target_modules = DUMMY_TARGET_MODULES  # PEFT's constant for no modules
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        return nn.Module()  # never asked for: there are no sites
+        return nn.Module()  # is never called, as there are no sites
 
 
 class DecodersModel(AdapterTuner[DecodersConfig]):
-    """PEFT tuner of fine-tuning decoders."""
+    """PEFT tuner of the fine-tuning of decoders."""
 
     prefix = "mtl_decoders_"
 
     def _choose_sites(self, model: nn.Module, config: DecodersConfig) -> list[Site]:
         if not isinstance(model, MultiTaskDenseModel):
             raise ValueError(
-                f"{config.method} trains the decoders of a MultiTaskDenseModel, got {type(model).__name__}, which has "
-                "none. Build one with `MultiTaskDenseModel.from_encoder`."
+                f"{config.method} trains the decoders of a MultiTaskDenseModel, got {type(model).__name__} without "
+                "decoders. Build a model with `MultiTaskDenseModel.from_encoder`."
             )
         return []
 
     def delete_adapter(self, adapter_name: str) -> None:
         active = [name for name in self.active_adapters if name != adapter_name]
         super().delete_adapter(adapter_name)
-        # PEFT reads off its layers which adapter is active afterwards, and there are none.
+        # PEFT asks its layers which adapter is active afterwards, and there are no layers.
         if active or self.peft_config:
             self.set_adapter(active or list(self.peft_config)[:1])
 

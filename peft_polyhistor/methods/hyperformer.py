@@ -1,16 +1,16 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Hyperformer (arXiv:2106.04489), as Polyhistor (arXiv:2210.03265) measures it on vision transformers."""
+"""Hyperformer (arXiv:2106.04489), as applied to vision transformers in Polyhistor (arXiv:2210.03265)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_positive
-from ..config import BottleneckConfig
+from ..config import BottleneckConfig, setting
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.factors import HIDDEN, RAW_EMBEDDING, SMALL_STD, Hypernetworks, Projector, around_one
 from ..registry import register
@@ -19,22 +19,15 @@ from ..tuner.site import Site
 
 @dataclass
 class HyperformerConfig(BottleneckConfig):
-    """Settings of Hyperformer: every site has hypernetworks that emit dense weights.
+    """Config of Hyperformer: each site has hypernetworks that generate dense weights (arXiv:2106.04489, Sec. 2.2).
 
-    The paper's Tables 1 and 6 have `sublayers=["attention", "feed_forward"]` and a reduction factor of 8; its other
-    tables are the defaults here.
-
-    Args:
-        embedding_dim: Length k of a projected embedding.
+    Tables 1 and 6 of Polyhistor (arXiv:2210.03265) use `sublayers=["attention", "feed_forward"]` and a reduction
+    factor of 8; its other tables use the defaults.
     """
 
     method: ClassVar[str] = "HYPERFORMER"
 
-    embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("embedding_dim", self.embedding_dim)
+    embedding_dim: int = setting(64, "Length of a projected task embedding, at least 1.", check_positive)
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
         shapes: list[dict[str, tuple[int, ...]]] = []
@@ -56,20 +49,20 @@ class HyperformerConfig(BottleneckConfig):
 
 
 class Hyperformer(nn.Module):
-    """Generates every adapter weight as a linear function of the projected task embedding.
+    """Generates each adapter weight as a linear function of the projected task embedding.
 
         W(t, l) = W_l v + b_l,    v = projector_l(z_t)    (arXiv:2106.04489, Sec. 2.2)
 
-    Every block has a projector of its own, and every site in it hypernetworks of its own.
+    Each block has its own projector, and each site has its own hypernetworks.
 
     Note:
-        Polyhistor's parameter counts have no norm at the end of the projector. The norm's weight is one plus what is
-        generated.
+        As in the parameter counts of Polyhistor, there is no norm at the end of the projector. The weight of the norm
+        is one plus the generated value.
 
     Args:
         tasks: Number of tasks.
-        projector_of: Index of the projector of each site's block.
-        shapes: Shape of every weight by name, for each site.
+        projector_of: For each site, the index of the projector of its block.
+        shapes: For each site, the shapes of its weights by name.
         embedding_dim: Length of v.
         identity: Start with an adapter output of exactly zero.
     """
@@ -95,7 +88,7 @@ class Hyperformer(nn.Module):
             self.hypernetworks.append(Hypernetworks(embedding_dim, shape, tasks, stds))
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
-        """Indices `(tasks,)` to the weights of every site."""
+        """Maps indices `(tasks,)` to the weights of each site."""
         raw = self.task_embedding[tasks]
         embeddings = [projector(raw) for projector in self.projectors]
         return [

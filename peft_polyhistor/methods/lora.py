@@ -1,12 +1,12 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-task LoRA, as measured in Polyhistor (arXiv:2210.03265, Table 1): LoRA (arXiv:2106.09685) of every task.
+"""Multi-task LoRA, a baseline of Polyhistor (arXiv:2210.03265, Table 1): LoRA (arXiv:2106.09685) for each task.
 
-PEFT's own LoRA, one adapter per task, has neither the norm nor the common projection down.
+Unlike PEFT's LoRA, it has a norm, and queries, keys and values share the projection down.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_number, check_positive
-from ..config import MultiTaskConfig
+from ..config import MultiTaskConfig, setting
 from ..models.blocks import Block
 from ..registry import register
 from ..tuner.layer import AdapterLayer, base_of
@@ -25,35 +25,22 @@ from ..tuner.tuner import AdapterTuner
 
 @dataclass(frozen=True)
 class ProjectionSite(Site):
-    """The site of a `LowRankLayer`.
+    """The site of a `LowRankLayer`."""
 
-    Args:
-        outputs: Channels of the projection's output.
-    """
-
-    outputs: int
+    outputs: int  # output channels of the projection
 
 
 @dataclass
 class MultiTaskLoraConfig(MultiTaskConfig):
-    """Settings of multi-task LoRA: a low-rank update of queries, keys and values together.
-
-    Args:
-        rank: Width of the low-rank update.
-        scale: Factor of the update.
+    """Config of multi-task LoRA: one low-rank update for queries, keys and values together.
 
     Parameters, per task and attention of width d and rank r: d r + 3 d r + 2 d.
     """
 
     method: ClassVar[str] = "MTL_LORA"
 
-    rank: int = field(default=4, metadata={"help": "Width of the low-rank update."})
-    scale: float = field(default=4.0, metadata={"help": "Factor of the update."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("rank", self.rank)
-        check_number("scale", self.scale)
+    rank: int = setting(4, "Rank of the update (arXiv:2106.09685, Sec. 4.1), at least 1.", check_positive)
+    scale: float = setting(4.0, "Factor of the update.", check_number)
 
     def make_generator(self, sites: list[ProjectionSite]) -> nn.Module:
         groups = [list(group) for _, group in groupby(sites, key=lambda site: site.block)]
@@ -61,23 +48,18 @@ class MultiTaskLoraConfig(MultiTaskConfig):
 
 
 class LowRankWeights(NamedTuple):
-    """Weights of one projection for several tasks, each with a leading axis of tasks."""
+    """Weights of one projection for several tasks."""
 
     down: Tensor  # (tasks, rank, width)
-    up: Tensor  # (tasks, outputs, rank), the factor included
+    up: Tensor  # (tasks, outputs, rank), multiplied by the scale
     norm_weight: Tensor  # (tasks, width)
     norm_bias: Tensor  # (tasks, width)
 
 
 class LowRankUpdate(nn.Module):
-    """The weights of one attention: scale up(down(norm(x))), its outputs cut for the projections that take part.
+    """The weights of one attention module: scale up(down(norm(x))), with the outputs split by projection.
 
-    Args:
-        tasks: Number of tasks.
-        width: Channels of the input.
-        outputs: Channels of each projection.
-        rank, scale: Width and factor of the update.
-        identity: Start with an update of zero.
+    With `identity`, the update starts at exactly zero.
     """
 
     def __init__(self, tasks: int, width: int, outputs: list[int], rank: int, scale: float, identity: bool):
@@ -90,7 +72,7 @@ class LowRankUpdate(nn.Module):
         self.norm_bias = nn.Parameter(torch.zeros(tasks, width))
 
     def forward(self, tasks: Tensor) -> list[LowRankWeights]:
-        """Indices `(tasks,)` to the weights of every projection."""
+        """Maps indices `(tasks,)` to the weights of each projection."""
         common = {
             "down": self.down[tasks],
             "norm_weight": self.norm_weight[tasks],
@@ -100,12 +82,7 @@ class LowRankUpdate(nn.Module):
 
 
 class MultiTaskLora(nn.ModuleList):
-    """One `LowRankUpdate` per attention.
-
-    Args:
-        groups: The projections of each attention, all of the same width.
-        The others are those of `LowRankUpdate`.
-    """
+    """The generator of multi-task LoRA, with one `LowRankUpdate` per group: the projections of an attention module."""
 
     def __init__(self, tasks: int, groups: list[list[ProjectionSite]], rank: int, scale: float, identity: bool):
         super().__init__(
@@ -114,14 +91,14 @@ class MultiTaskLora(nn.ModuleList):
         )
 
     def forward(self, tasks: Tensor) -> list[LowRankWeights]:
-        """Indices `(tasks,)` to the weights of every projection."""
+        """Maps indices `(tasks,)` to the weights of each projection."""
         return [weights for update in self for weights in update(tasks)]
 
 
 class LowRankLayer(AdapterLayer):
-    """Adds the low-rank update of a linear layer's input to its output."""
+    """Adds the low-rank update, computed from the input of a linear layer, to its output."""
 
-    obstacle = "norm the input of a projection by statistics of its own, which no weight of the projection can"
+    obstacle = "normalise the input of a projection, which no weight of the projection can do"
 
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
@@ -131,10 +108,10 @@ class LowRankLayer(AdapterLayer):
 
 
 def apply_low_rank(x: Tensor, w: LowRankWeights) -> Tensor:
-    """up(down(norm(x))) of every task; `(tasks * batch, ..., width)` to `(tasks, tokens, outputs)`."""
+    """Computes up(down(norm(x))) for each task; `(tasks * batch, ..., width)` to `(tasks, tokens, outputs)`."""
     tasks, _, width = w.down.shape
     tokens = F.layer_norm(x.to(w.down.dtype).reshape(tasks, -1, width), (width,))
-    # The norm's weight and bias are folded into the projection: one pass less over the tokens.
+    # Folding the norm's weight and bias into the projection saves one pass over the tokens.
     hidden = torch.baddbmm(w.norm_bias[:, None] @ w.down.mT, tokens, (w.down * w.norm_weight[:, None]).mT)
     return hidden @ w.up.mT
 
@@ -148,8 +125,8 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
         without = [block.self_attention for block in blocks if not block.projections]
         if without and config.target_modules is None:
             raise ValueError(
-                f"In '{without[0]}' of {type(model).__name__} no layer is called to make queries, keys and values, so "
-                "there is nothing for LoRA to update. Name other linear layers in `target_modules`."
+                f"'{without[0]}' of {type(model).__name__} calls no layer to make queries, keys and values, so LoRA "
+                "has no layer to update. Name other linear layers in `target_modules`."
             )
         return [
             self.site_at(base_of(model.get_submodule(name)), name, index, config)
@@ -160,8 +137,8 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
     def site_at(self, module: nn.Module, name: str, index: int, config: MultiTaskLoraConfig) -> Site:
         if not is_linear(module):
             raise ValueError(
-                f"'{name}' ({type(module).__name__}) is no linear layer, which is what LoRA updates. Name linear "
-                "layers in `target_modules`."
+                f"'{name}' ({type(module).__name__}) is not a linear layer, and LoRA updates linear layers only. Name "
+                "linear layers in `target_modules`."
             )
         return ProjectionSite(name, LowRankLayer, module.in_features, index, module.out_features)
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Polyhistor and Polyhistor-Lite (arXiv:2210.03265, NeurIPS 2022).
 
-The paper's letters and our names:
+Letters of the paper and names in this file:
 
     t, l            task, site (one per transformer block)
-    z, v            task embedding (raw, then projected), `embedding_dim` is the length of v
+    z, v            task embedding, raw and projected; `embedding_dim` is the length of v
     rho             `reduction_factor`
     W_d, W_u        down, up
     r               `rank`
@@ -14,14 +14,14 @@ The paper's letters and our names:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_positive
-from ..config import LowRankConfig
+from ..config import LowRankConfig, setting
 from ..layers.bottleneck import BottleneckTuner, BottleneckWeights
 from ..layers.factors import (
     HIDDEN,
@@ -40,20 +40,16 @@ from ..tuner.site import Site
 
 @dataclass
 class HypernetworkConfig(LowRankConfig):
-    """Settings of the methods that generate low-rank adapter weights from embeddings.
+    """Base of the configs of methods that generate low-rank adapter weights from embeddings."""
 
-    Args:
-        embedding_dim: Length k of a projected embedding.
-    """
-
-    embedding_dim: int = field(default=64, metadata={"help": "Length of a projected embedding."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("embedding_dim", self.embedding_dim)
+    embedding_dim: int = setting(64, "Length of a projected embedding, at least 1.", check_positive)
 
     def shapes_of(self, width: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of what the hypernetworks emit for a layer of this width; errors as in `bottleneck_of`."""
+        """Returns the shapes of the hypernetworks' outputs for a layer of this width, by name.
+
+        Raises:
+            ValueError: The reduction factor is larger than the width.
+        """
         bottleneck, rank = self.bottleneck_of(width), self.rank_of(width)
         return {
             "down_left": (bottleneck, rank),
@@ -69,7 +65,11 @@ class HypernetworkConfig(LowRankConfig):
 
 @dataclass
 class PolyhistorConfig(HypernetworkConfig):
-    """Settings of Polyhistor: decomposed hypernetworks in every layer (arXiv:2210.03265, Sec. 4.1, Eq. 3)."""
+    """Config of Polyhistor: decomposed hypernetworks for each layer (arXiv:2210.03265, Sec. 4.1, Eq. 3).
+
+    Parameters: 512 per task, plus 74,048 + 65 (2 r (d + n) + n + 3 d) for each site of width d, bottleneck n and
+    rank r, with the default `embedding_dim`.
+    """
 
     method: ClassVar[str] = "POLYHISTOR"
 
@@ -80,14 +80,21 @@ class PolyhistorConfig(HypernetworkConfig):
 
 @dataclass
 class PolyhistorLiteConfig(HypernetworkConfig):
-    """Settings of Polyhistor-Lite: one set of hypernetworks for all layers (arXiv:2210.03265, Sec. 4.2, Eq. 4-6)."""
+    """Config of Polyhistor-Lite: one set of hypernetworks for all layers (arXiv:2210.03265, Sec. 4.2, Eq. 4-6).
+
+    The width of each adapted layer must be a multiple of the smallest width.
+    """
 
     method: ClassVar[str] = "POLYHISTOR_LITE"
 
-    reduction_factor: int = field(default=2, metadata={"help": "Width of a layer over its bottleneck."})
+    reduction_factor: int = 2
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
-        """Raises ValueError where a width is no multiple of the smallest one."""
+        """Builds the generator.
+
+        Raises:
+            ValueError: A width is not a multiple of the smallest width.
+        """
         width = min(site.width for site in sites)
         for site in sites:
             if site.width % width:
@@ -101,21 +108,18 @@ class PolyhistorLiteConfig(HypernetworkConfig):
 
 
 class Polyhistor(nn.Module):
-    """Generates every adapter weight as a product of two factors, each linear in the task embedding.
+    """Generates each adapter weight as a product of two factors that are linear in the task embedding.
 
         W(t, l) = left_l(v) right_l(v),    v = projector_l(z_t)    (arXiv:2210.03265, Eq. 3)
 
-    Biases and norms are linear in v. Every layer has a projector and hypernetworks of its own; the embeddings z are
-    shared by all layers.
+    Biases and norms are linear in v. Each layer has its own projector and hypernetworks; all layers share the
+    embeddings z.
 
     Args:
         tasks: Number of tasks.
-        shapes: What the hypernetworks of each site emit, as in `HypernetworkConfig.shapes_of`.
+        shapes: For each site, the outputs of its hypernetworks, from `HypernetworkConfig.shapes_of`.
         embedding_dim: Length k of v.
         identity: Start with an adapter output of exactly zero.
-
-    Parameters: 512 per task, and for a site of width d, bottleneck n and rank r at k = 64
-    74,048 + 65 (2 r (d + n) + n + 3 d).
     """
 
     def __init__(self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool):
@@ -127,7 +131,7 @@ class Polyhistor(nn.Module):
         )
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
-        """Indices `(tasks,)` to the weights of every site."""
+        """Maps indices `(tasks,)` to the weights of each site."""
         raw = self.task_embedding[tasks]
         return [
             around_one(multiply_factors(hypernetworks(projector(raw))))
@@ -136,23 +140,23 @@ class Polyhistor(nn.Module):
 
 
 class PolyhistorLite(nn.Module):
-    """Generates small template kernels with one set of hypernetworks and scales them up to every layer.
+    """Generates small template kernels with one set of hypernetworks and scales them up to each layer.
 
         W(t, l) = sum_i  template_i(t, l) (x) scaling_i(l),    i = 1 .. s    (arXiv:2210.03265, Eq. 5)
         template_i(t, l) = left(v) right(v),    v = projector([z_t, z_l,i])
 
-    s is the layer's scale, its width over that of the first stage; layers of scale 1 use their template as it is.
-    Biases and norms are scaled in the same way by kernels that are vectors.
+    The scale s is the width of the layer divided by the smallest width; a layer of scale 1 uses its template unscaled.
+    Kernels of vectors scale biases and norms in the same way.
 
     Note:
-        The paper writes the scaling kernels as alpha^{t,i}, one per task. Its parameter counts have one set per
-        layer, shared by all tasks and by down and up; another set of vectors serves both biases and a third the norm.
-        We follow the counts.
+        The paper writes the scaling kernels as alpha^{t,i}, one per task. Its parameter counts have one set of
+        matrices per layer, which all tasks and both down and up share, one set of vectors for both biases, and one for
+        the norm. The code follows the counts.
 
     Args:
         tasks: Number of tasks.
         scales: Scale s of each site.
-        shapes: What the hypernetworks emit at the smallest width, as in `HypernetworkConfig.shapes_of`.
+        shapes: The outputs of the hypernetworks at the smallest width, from `HypernetworkConfig.shapes_of`.
         embedding_dim: Length k of v.
         identity: Start with an adapter output of exactly zero.
     """
@@ -169,16 +173,16 @@ class PolyhistorLite(nn.Module):
         self.scales = scales
         self.groups = group_equal(scales)
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
-        # One row per summand of every site, site by site.
+        # One row per summand of each site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
         inputs = tasks * sum(scales)
         self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim, inputs)
         self.hypernetworks = Hypernetworks(embedding_dim, shapes, inputs, start_of(shapes, identity))
         scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
-        self.scaling: Sequence[ScalingKernels] = scaling  # type: ignore[assignment]  # torch does not say of what
+        self.scaling: Sequence[ScalingKernels] = scaling  # type: ignore[assignment]  # a ModuleList has no item type
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
-        """Indices `(tasks,)` to the weights of every site."""
+        """Maps indices `(tasks,)` to the weights of each site."""
         by_site = self.layer_embedding.split(self.scales)
         rows = torch.cat([by_site[site] for group in self.groups for site in group])
         pairs = (len(tasks), len(rows), RAW_EMBEDDING)
@@ -195,10 +199,10 @@ class PolyhistorLite(nn.Module):
 
 
 def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, float]:
-    """Standard deviations of the outputs at the start, by name.
+    """Returns the standard deviations of the outputs at the start, by name.
 
-    down starts like a linear layer, and up at zero in its left factor, which gradient still reaches. A right factor of
-    N(0, 1 / rank) lets the product move as fast as its left factor.
+    down starts like a linear layer. The left factor of up starts at zero, with a gradient that is not zero. A right
+    factor of N(0, 1 / rank) lets the product change as fast as its left factor.
     """
     rank, width = shapes["down_right"]
     right = 1 / math.sqrt(rank)
@@ -208,12 +212,12 @@ def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, fl
 
 
 def make_projector(raw: int, embedding_dim: int, inputs: int) -> nn.Module:
-    """`(..., raw)` to `(..., embedding_dim)`; the counts of Polyhistor have a norm behind Hyperformer's projector."""
+    """Makes Hyperformer's projector with a norm behind it, which the parameter counts of Polyhistor contain."""
     return nn.Sequential(Projector(raw, HIDDEN, embedding_dim, inputs), nn.LayerNorm(embedding_dim))
 
 
 def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:
-    """Turns the outputs of hypernetworks into weights; leading axes stay as they are."""
+    """Multiplies the factors among the outputs of hypernetworks; leading axes do not change."""
     return BottleneckWeights(
         down=outputs["down_left"] @ outputs["down_right"],
         down_bias=outputs["down_bias"],

@@ -3,22 +3,23 @@
 """VMT-Adapter and VMT-Adapter-Lite (arXiv:2312.08733, AAAI 2024): one pass of the encoder serves all tasks.
 
 Note:
-    This is our reading. Known of the paper: an adapter shared by all tasks in parallel to the feed-forward block,
-    whose output goes on through the encoder; a small knowledge extraction module per task whose features go to that
-    task's decoder alone; a -Lite whose projections down and up share their parameters; and 1.0 % and 0.36 % of the
-    parameters of four single-task encoders (Swin-T: 1.10 M and 0.40 M). Read into it: the module is a scale and a
-    shift of the bottleneck, from which the same projection makes the task's features; those of a stage's blocks are
-    added to the stage's map; in -Lite up is the transpose of down, its rows scaled by a learned gate from zero.
+    The paper leaves details open. It states: all tasks share an adapter in parallel to the feed-forward block, whose
+    output continues through the encoder; a small knowledge extraction module per task makes features only for the
+    decoder of its task; in -Lite, the projections down and up share their parameters; and the parameters are 1.0 % and
+    0.36 % of those of four single-task encoders (Swin-T: 1.10 M and 0.40 M). This implementation assumes: the module
+    is a scale and a shift of the bottleneck, and the projection up of the adapter makes the features; the features of
+    the blocks of a stage are added to the stage map; in -Lite, up is the transpose of down with its rows scaled by a
+    learned gate, which starts at zero.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import BottleneckConfig
+from ..config import BottleneckConfig, setting
 from ..layers.bottleneck import (
     BottleneckTuner,
     BottleneckWeights,
@@ -40,10 +41,7 @@ SHARINGS = ("none", "transpose")
 
 @dataclass
 class VmtAdapterConfig(BottleneckConfig):
-    """Settings of VMT-Adapter.
-
-    Args:
-        sharing: What down and up share: `"none"`, or `"transpose"` for up = gate * down^T.
+    """Config of VMT-Adapter. It takes neither `target_modules` nor `placement="serial"`.
 
     Parameters, per site of width d and bottleneck n, with T tasks: 2 d n + n + 3 d + 2 n T; with shared projections
     d n + 2 n + 3 d + 2 n T.
@@ -52,8 +50,10 @@ class VmtAdapterConfig(BottleneckConfig):
     method: ClassVar[str] = "VMT_ADAPTER"
     shares_pass: ClassVar[bool] = True
 
-    reduction_factor: int = field(default=4, metadata={"help": "Width of a layer over its bottleneck."})
-    sharing: str = field(default="none", metadata={"help": "What down and up share: 'none' or 'transpose'."})
+    reduction_factor: int = 4
+    sharing: str = setting(
+        "none", 'Parameters that down and up share: `"none"`, or `"transpose"` for up = gate * down^T.'
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,28 +78,26 @@ class VmtAdapterConfig(BottleneckConfig):
 
 @dataclass
 class VmtAdapterLiteConfig(VmtAdapterConfig):
-    """Settings of VMT-Adapter-Lite, which shares the projections; the bottleneck is the nearest to 0.36 %."""
+    """Config of VMT-Adapter-Lite: VMT-Adapter with shared projections; its bottleneck comes nearest to 0.36 %."""
 
     method: ClassVar[str] = "VMT_ADAPTER_LITE"
 
-    reduction_factor: int = field(default=6, metadata={"help": "Width of a layer over its bottleneck."})
-    sharing: str = field(default="transpose", metadata={"help": "What down and up share: 'none' or 'transpose'."})
+    reduction_factor: int = 6
+    sharing: str = "transpose"
 
 
 class KnowledgeWeights(NamedTuple):
-    """Weights of one site: the adapter of all tasks, and what makes the features of each."""
+    """Weights of one site: the shared adapter, and scale and shift of the features of each task."""
 
-    adapter: BottleneckWeights  # of one set
+    adapter: BottleneckWeights  # with one set of weights
     scale: Tensor  # (tasks, bottleneck)
     shift: Tensor  # (tasks, bottleneck)
 
 
 class TiedWeights(nn.Module):
-    """The adapter weights of one site for all tasks, up being the transpose of down with its rows scaled by a gate.
+    """The adapter weights of one site for all tasks. up is the transpose of down, with rows scaled by a gate.
 
-    Args:
-        width, bottleneck: Channels of the adapter, outside and inside.
-        identity: Start with an adapter output of exactly zero, by a gate of zero.
+    With `identity`, the gate starts at zero, so that the output of the adapter is exactly zero.
 
     Parameters: width * bottleneck + 2 bottleneck + 3 width.
     """
@@ -114,20 +112,16 @@ class TiedWeights(nn.Module):
         self.norm_bias = nn.Parameter(torch.zeros(1, width))
 
     def forward(self, sets: Tensor) -> BottleneckWeights:
-        """Index `(1,)` of the one set to its weights."""
+        """Maps the index `(1,)` of the one set to its weights."""
         down = self.down(sets)
         up = (self.gate[..., None] * down).mT
         return BottleneckWeights(down, self.down_bias, up, self.up_bias, self.norm_weight, self.norm_bias)
 
 
 class KnowledgeExtraction(nn.Module):
-    """The adapter of one site and the knowledge extraction of every task.
+    """The generator of one site: the adapter and the knowledge extraction of each task.
 
-    Args:
-        tasks: Number of tasks.
-        width, bottleneck: Channels of the adapter, outside and inside.
-        sharing: What down and up share.
-        identity: Start with outputs of exactly zero.
+    With `identity`, the output of the adapter starts at exactly zero.
     """
 
     def __init__(self, tasks: int, width: int, bottleneck: int, sharing: str, identity: bool):
@@ -140,29 +134,25 @@ class KnowledgeExtraction(nn.Module):
         self.shift = nn.Parameter(torch.zeros(tasks, bottleneck))
 
     def forward(self, tasks: Tensor) -> KnowledgeWeights:
-        """Indices `(tasks,)` to weights."""
+        """Maps indices `(tasks,)` to weights."""
         return KnowledgeWeights(self.adapter(tasks.new_zeros(1)), self.scale[tasks], self.shift[tasks])
 
 
 @dataclass(frozen=True)
 class KnowledgeSite(ResidualSite):
-    """The site of a `KnowledgeLayer`.
+    """The site of a `KnowledgeLayer`."""
 
-    Args:
-        stage: Index of its stage.
-    """
-
-    stage: int
+    stage: int  # index of the stage of its block
 
 
 class KnowledgeLayer(ResidualLayer):
-    """Adds the adapter to the sublayer's output, and leaves the features of every task for the maps of its stage."""
+    """Adds the adapter to the output of the sublayer, and the features of each task to the features of its stage."""
 
     site: KnowledgeSite
     obstacle = "make features for the decoders of the tasks"
 
     def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
-        """`output` plus the adapter of `x`, both `(batch, tokens, width)`."""
+        """Adds the adapter of `x` to `output`, both `(batch, tokens, width)`."""
         for w, dropout in weights:
             hidden = to_bottleneck(x, w.adapter, dropout, self.eps)  # (1, tokens of the batch, bottleneck)
             output = output + from_bottleneck(hidden, w.adapter).view_as(output).to(output.dtype)
@@ -172,7 +162,7 @@ class KnowledgeLayer(ResidualLayer):
         return output
 
     def leave_features(self, features: Tensor) -> None:
-        """Adds `(tasks, batch, tokens, width)` to what other blocks of the stage left."""
+        """Adds features `(tasks, batch, tokens, width)` to the features of other blocks of the stage."""
         stages = self.router.present_route().features
         stages[self.site.stage] = stages[self.site.stage] + features if self.site.stage in stages else features
 
@@ -187,14 +177,14 @@ class VmtAdapterModel(BottleneckTuner):
         encoder = routed_module(model)
         if not isinstance(encoder, StageEncoder):
             raise ValueError(
-                f"{config.method} makes features for decoders, and {type(model).__name__} yields no stage maps for "
-                "them. Adapt a MultiTaskDenseModel, or the StageEncoder that `view_encoder` makes of an encoder."
+                f"{config.method} adds features to stage maps, and {type(model).__name__} has no stage maps. Adapt a "
+                "MultiTaskDenseModel, or the StageEncoder that `view_encoder` makes from an encoder."
             )
-        widths = list(dict.fromkeys(block.width for block in blocks))  # a stage is the blocks of a width
+        widths = list(dict.fromkeys(block.width for block in blocks))  # a stage consists of all blocks of one width
         if widths != list(encoder.widths):
             raise ValueError(
-                f"{config.method} tells stages by the widths of their blocks, and those are {widths}, where the "
-                f"stages' are {list(encoder.widths)}. Choose an encoder whose stages differ in width."
+                f"{config.method} tells stages apart by the widths of their blocks, got blocks of widths {widths} in "
+                f"stages of widths {list(encoder.widths)}. Choose an encoder whose stages differ in width."
             )
         return [
             KnowledgeSite(**vars(site) | {"widens": None}, stage=widths.index(site.width))

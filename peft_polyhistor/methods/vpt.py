@@ -1,23 +1,23 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Visual prompt tuning (VPT, arXiv:2203.12119) of windowed attention, as measured in Polyhistor (arXiv:2210.03265).
+"""Visual prompt tuning (VPT, arXiv:2203.12119) of windowed attention, a baseline of Polyhistor (arXiv:2210.03265).
 
-Prompts are further tokens of every window: its tokens attend to them, with no position bias, and what the prompts
-themselves become is dropped after attention. So a prompt acts through its key and its value alone, and those are
-computed once per task and not once per window.
+Prompts are additional tokens of each window. The tokens of the window attend to them without a position bias, and the
+outputs of the prompts are dropped after attention. So only the key and the value of a prompt matter, and they are
+computed once per task instead of once per window.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_positive
-from ..config import MultiTaskConfig
+from ..checks import check_positive, check_truth
+from ..config import MultiTaskConfig, setting
 from ..models.blocks import Block, family_of
 from ..models.onload import onloaded
 from ..registry import register
@@ -31,26 +31,20 @@ if TYPE_CHECKING:
     from timm.models.swin_transformer import WindowAttention
     from transformers.models.swin.modeling_swin import SwinAttention
 
-PATCH = 3 * 4 * 4  # inputs of a patch, which VPT counts in the range of the start (arXiv:2203.12119, official code)
+PATCH = 3 * 4 * 4  # inputs of a patch, in the range of the initial prompts (official code of arXiv:2203.12119)
 
 
 @dataclass
 class VptConfig(MultiTaskConfig):
-    """Settings of both forms of VPT.
+    """Base of the configs of both forms of VPT."""
 
-    Args:
-        prompts: Number of prompts, per task and layer.
-        init_weights: Without effect. Attention gives weight to every token, so that no prompt leaves the encoder as it
-            was: VPT does not start as the frozen encoder.
-
-    Parameters, per task and layer of width d with p prompts: p d.
-    """
-
-    prompts: int = field(default=50, metadata={"help": "Number of prompts, per task and layer."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("prompts", self.prompts)
+    prompts: int = setting(50, "Number of prompts per task and layer, at least 1.", check_positive)
+    init_weights: bool = setting(
+        True,
+        "No effect. Attention gives some weight to each token, so that an encoder with prompts never equals the "
+        "frozen encoder.",
+        check_truth,
+    )
 
     def make_generator(self, sites: list[Site]) -> nn.Module:
         return Prompts(len(self.tasks), self.prompts, [site.width for site in sites])
@@ -58,26 +52,26 @@ class VptConfig(MultiTaskConfig):
 
 @dataclass
 class VptShallowConfig(VptConfig):
-    """Settings of VPT-shallow: prompts in the first layer."""
+    """Config of VPT-shallow: prompts in the first layer (arXiv:2203.12119, Sec. 3.2).
+
+    Parameters, per task, with p prompts in a layer of width d: p d.
+    """
 
     method: ClassVar[str] = "MTL_VPT_SHALLOW"
 
 
 @dataclass
 class VptDeepConfig(VptConfig):
-    """Settings of VPT-deep: prompts in every layer."""
+    """Config of VPT-deep: prompts in all layers (arXiv:2203.12119, Sec. 3.2).
+
+    Parameters, per task and layer of width d, with p prompts: p d.
+    """
 
     method: ClassVar[str] = "MTL_VPT_DEEP"
 
 
 class Prompts(nn.Module):
-    """The prompts of every layer.
-
-    Args:
-        tasks: Number of tasks.
-        prompts: Number of prompts, per task and layer.
-        widths: Channels of each layer.
-    """
+    """The generator of VPT, which holds the prompts of each layer."""
 
     def __init__(self, tasks: int, prompts: int, widths: list[int]):
         super().__init__()
@@ -87,13 +81,13 @@ class Prompts(nn.Module):
             self.layers.append(nn.Parameter(torch.empty(tasks, prompts, width).uniform_(-bound, bound)))
 
     def forward(self, tasks: Tensor) -> list[Tensor]:
-        """Indices `(tasks,)` to the prompts of every layer, `(tasks, prompts, width)`."""
+        """Maps indices `(tasks,)` to the prompts of each layer, `(tasks, prompts, width)`."""
         with onloaded(self):
             return [prompts[tasks] for prompts in self.layers]
 
 
 class PromptLayer(AdapterLayer):
-    """Runs windowed attention with further tokens in every window."""
+    """Runs windowed attention with prompts in each window."""
 
     def __init__(self, base_layer: nn.Module, site: Site, router: Router):
         super().__init__(base_layer, site, router)
@@ -103,7 +97,7 @@ class PromptLayer(AdapterLayer):
         prompts = [prompts for prompts, _ in self.active_weights(x)]
         if not prompts:
             return self.base_layer(x, *args, **kwargs)
-        # Both families call it as (x, mask); transformers' further keywords choose outputs of other modules.
+        # Both families call attention as (x, mask); other keywords of transformers do not concern it.
         mask = args[0] if args else kwargs.get("attention_mask", kwargs.get("mask"))
         with onloaded(self.base_layer):
             return self._attend(self.base_layer, x, torch.cat(prompts, dim=1).to(x.dtype), mask)
@@ -118,19 +112,19 @@ def attend_in_windows(
     dropout: float,
     needs_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of windows whose last keys are prompts.
+    """Computes attention in windows whose last keys are prompts.
 
     Args:
         query: `(windows, heads, tokens, channels)`.
         key, value: `(windows, heads, tokens + prompts, channels)`.
-        bias: Bias of relative positions, `(1, heads, tokens, tokens)`.
+        bias: Bias by relative position, `(1, heads, tokens, tokens)`.
         mask: Mask of shifted windows, added to the bias, `(windows of an image, tokens, tokens)`.
-        dropout: Probability of zeroing a weight of attention.
-        needs_weights: Return the weights of attention too.
+        dropout: Dropout probability of the attention weights.
+        needs_weights: Also return the attention weights.
 
     Returns:
-        Outputs `(windows, tokens, heads * channels)`, and weights `(windows, heads, tokens, tokens + prompts)` or
-        `None`.
+        Outputs `(windows, tokens, heads * channels)`, and attention weights
+        `(windows, heads, tokens, tokens + prompts)` or `None`.
     """
     if mask is not None:
         bias = bias + mask.repeat(query.shape[0] // mask.shape[0], 1, 1)[:, None]
@@ -146,7 +140,7 @@ def attend_in_windows(
 
 
 def with_prompts(x: Tensor, prompts: Tensor) -> Tensor:
-    """The tokens of each window and behind them the prompts of its task.
+    """Appends the prompts of its task to the tokens of each window.
 
     Args:
         x: `(tasks * batch * windows, tokens, width)`.
@@ -157,14 +151,14 @@ def with_prompts(x: Tensor, prompts: Tensor) -> Tensor:
 
 
 def to_heads(x: Tensor, heads: int) -> Tensor:
-    """`(windows, tokens, width)` to `(windows, heads, tokens, width / heads)`."""
+    """Splits `(windows, tokens, width)` into heads, `(windows, heads, tokens, width / heads)`."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def attend_transformers(
     attention: "SwinAttention", x: Tensor, prompts: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`SwinAttention` of transformers, whose eager form alone returns the weights of attention."""
+    """Runs `SwinAttention` of transformers, which returns attention weights only in its eager form."""
     heads = attention.num_attention_heads
     key, value = (
         to_heads(with_prompts(project(x), project(prompts)), heads) for project in (attention.k_proj, attention.v_proj)
@@ -178,7 +172,7 @@ def attend_transformers(
 
 
 def attend_timm(attention: "WindowAttention", x: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
-    """`WindowAttention` of timm's Swin."""
+    """Runs `WindowAttention` of timm's Swin."""
     heads = attention.num_heads
     query, key, value = attention.qkv(x).chunk(3, dim=-1)
     _, prompt_key, prompt_value = attention.qkv(prompts).chunk(3, dim=-1)
@@ -189,7 +183,7 @@ def attend_timm(attention: "WindowAttention", x: Tensor, prompts: Tensor, mask: 
     return attention.proj_drop(attention.proj(output))
 
 
-# By module and class of the attention. Both scale scores by 1 / sqrt(channels of a head), as torch does.
+# By Python module and class. Both scale scores by 1 / sqrt(channels of a head), as PyTorch does.
 ATTENTION_FAMILIES: dict[tuple[str, str], Callable[..., Any]] = {
     ("transformers.models.swin.modeling_swin", "SwinAttention"): attend_transformers,
     ("timm.models.swin_transformer", "WindowAttention"): attend_timm,
@@ -209,15 +203,15 @@ class VptDeepModel(AdapterTuner[VptConfig]):
 
     def site_at(self, module: nn.Module, name: str, index: int, config: VptConfig) -> Site:
         raise ValueError(
-            f"{config.method} puts no prompts into '{name}' ({type(module).__name__}). Leave `target_modules` out, or "
-            "name attention in windows, that of the first layer for VPT-shallow."
+            f"{config.method} cannot put prompts into '{name}' ({type(module).__name__}). Leave `target_modules` out, "
+            "or name modules of windowed attention, for VPT-shallow that of the first layer."
         )
 
     def _site_of(self, module: nn.Module, name: str, width: int, index: int) -> Site:
         if family_of(module, ATTENTION_FAMILIES) is None:
             raise ValueError(
-                f"'{name}' ({type(module).__name__}) is no windowed attention that VPT knows, which is that of Swin "
-                "in transformers and timm. Choose another method, or leave `target_modules` out on a Swin."
+                f"'{name}' ({type(module).__name__}) is not the windowed attention of Swin in transformers or timm, "
+                "which VPT needs. Choose another method, or leave `target_modules` out on a Swin."
             )
         return Site(name, PromptLayer, width, index)
 

@@ -238,18 +238,30 @@ def test_decoders_weigh_what_the_papers_do(shared_norms, count):
 BAD_SETTINGS = [
     (MultiTaskLoraConfig, {"rank": 0}, "`rank` must be an integer of at least 1, got 0"),
     (MultiTaskLoraConfig, {"scale": float("nan")}, "`scale` must be a finite number, got nan"),
-    (MultiTaskLoraConfig, {"target_modules": ["layernorm_after"]}, "is no linear layer, which is what LoRA updates"),
+    (
+        MultiTaskLoraConfig,
+        {"target_modules": ["layernorm_after"]},
+        "is not a linear layer, and LoRA updates linear layers only",
+    ),
     (VptDeepConfig, {"prompts": 0}, "`prompts` must be an integer of at least 1, got 0"),
-    (VptShallowConfig, {"target_modules": ["mlp"]}, r"puts no prompts into '.*mlp' \(SwinMLP\)"),
-    (BitFitConfig, {"target_modules": ["drop_path"]}, "has no parameter called bias or relative_position_bias_table"),
-    (VptShallowConfig, {"target_modules": ["layers.1.blocks.0.attention"]}, "puts no prompts into '.*1.blocks.0.att"),
+    (VptShallowConfig, {"target_modules": ["mlp"]}, r"cannot put prompts into '.*mlp' \(SwinMLP\)"),
+    (
+        BitFitConfig,
+        {"target_modules": ["drop_path"]},
+        "trains parameters called bias or relative_position_bias_table, and .* has none",
+    ),
+    (
+        VptShallowConfig,
+        {"target_modules": ["layers.1.blocks.0.attention"]},
+        "cannot put prompts into '.*1.blocks.0.att",
+    ),
     (VptShallowConfig, {"layers_to_transform": [1]}, r"target_modules=None .* layers_to_transform=\[1\]"),
-    (BitFitConfig, {"target_modules": ["mlp", "fc1"]}, "matches '.*fc1' inside '.*mlp', a match too"),
-    (VmtAdapterConfig, {}, "makes features for decoders, and SwinModel yields no stage maps"),
+    (BitFitConfig, {"target_modules": ["mlp", "fc1"]}, "matches '.*mlp' and '.*fc1' inside it"),
+    (VmtAdapterConfig, {}, "adds features to stage maps, and SwinModel has no stage maps"),
     (VmtAdapterConfig, {"sharing": "all"}, r"`sharing` must be one of \['none', 'transpose'\], got 'all'"),
     (VmtAdapterConfig, {"placement": "serial"}, "`placement` of VMT_ADAPTER must be 'parallel', got 'serial'"),
     (VmtAdapterConfig, {"target_modules": ["mlp"]}, r"takes no `target_modules`, got \['mlp'\]"),
-    (DecodersConfig, {}, "trains the decoders of a MultiTaskDenseModel, got SwinModel, which has none"),
+    (DecodersConfig, {}, "trains the decoders of a MultiTaskDenseModel, got SwinModel without decoders"),
     (DecodersConfig, {"layers_to_transform": [0]}, r"adapts no module, got `layers_to_transform` \[0\]"),
 ]
 
@@ -298,7 +310,7 @@ def test_an_adapter_of_a_module_that_reads_nothing_is_refused():
 @pytest.mark.parametrize(("first", "second"), [(["mlp"], None), (None, ["mlp"])])
 def test_adapters_of_a_model_do_not_nest(make_swin, first, second):
     model = get_peft_model(make_swin(), BitFitConfig(tasks=NAMES, target_modules=first))
-    with pytest.raises(ValueError, match=r"already, one within the other\..*name the same ones"):
+    with pytest.raises(ValueError, match=r"already, one within the other\..*name the same modules"):
         model.add_adapter("second", BitFitConfig(tasks=NAMES, target_modules=second))
 
 

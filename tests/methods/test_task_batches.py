@@ -36,8 +36,8 @@ def test_one_task_needs_no_name(adapt, make_swin, pixels, perturb):
 
 
 BAD_CALLS = [
-    ({}, ValueError, "serves several tasks, and none was named"),
-    ({"task": None, "tasks": None}, ValueError, "serves several tasks, and none was named"),
+    ({}, ValueError, "serves several tasks, and the call names none"),
+    ({"task": None, "tasks": None}, ValueError, "serves several tasks, and the call names none"),
     ({"task": "depth"}, ValueError, r"each named once; got \['depth'\]"),
     ({"tasks": ["semseg", "depth"]}, ValueError, r"each named once; got \['semseg', 'depth'\]"),
     ({"tasks": []}, ValueError, r"each named once; got \[\]"),

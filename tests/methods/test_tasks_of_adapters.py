@@ -101,17 +101,17 @@ def test_bakes_into_plain_adapters(adapt, make_base, pixels, perturb, tmp_path):
 
 @rows(lambda row: row.config_class.shares_pass)
 def test_what_tasks_share_is_not_baked(adapt, make_dense):
-    with pytest.raises(ValueError, match="has no adapters of its own per task that could be baked"):
+    with pytest.raises(ValueError, match="has no adapters per task that could be baked"):
         adapt(make_dense()).bake()
 
 
 BAD_TASKS = [
     ("add_task", {"name": "semseg"}, r"'default' has a task 'semseg' already; its tasks are \['semseg'"),
     ("add_task", {"name": "a b"}, "at least one name of letters, digits and underscores"),
-    ("add_task", {"name": "x", "from_": "depth"}, r"no task 'depth'; the adapter has \['semseg'"),
+    ("add_task", {"name": "x", "from_": "depth"}, r"no task 'depth'; it has \['semseg'"),
     ("add_task", {"name": "x", "adapter_name": "other"}, r"`adapter_name` must be one of \['default'\], got 'other'"),
     ("bake", {"tasks": ["depth"]}, r"must be among \['semseg', .*'normals'\], each named once"),
-    ("remove_task", {"name": "depth"}, r"no task 'depth'; the adapter has \['semseg'"),
+    ("remove_task", {"name": "depth"}, r"no task 'depth'; it has \['semseg'"),
 ]
 
 
@@ -178,7 +178,7 @@ def test_memory_does_not_grow(adapt, make_dense, pixels):
 def test_the_last_task_stays(adapt, make_swin, make_dense):
     with pytest.raises(ValueError, match="'semseg' is the only task of the adapter 'default'"):
         adapt(make_swin(), tasks=["semseg"]).remove_task("semseg")
-    with pytest.raises(ValueError, match=r"decoders for \['semseg'\], of which 'semseg' cannot be taken away"):
+    with pytest.raises(ValueError, match=r"decoders for \['semseg'\], of which 'semseg' cannot be removed"):
         make_dense(["semseg"]).remove_task("semseg")
     with pytest.raises(ValueError, match=r"decoders for \['semseg'\]; got a new task 'normals' from 'saliency'"):
         make_dense(["semseg"]).add_task("normals", from_="saliency")

@@ -32,14 +32,17 @@ KINDS = {
     "lora": MultiTaskLoraConfig(tasks=TASKS),
     "vmt_adapter": VmtAdapterConfig(tasks=TASKS, sublayers=["attention", "feed_forward"]),
 }
-NO_TABLES = (ValueError, "has no parameter called relative_position_bias_table")
-NO_WINDOWS = (ValueError, "is no windowed attention that VPT knows")
+NO_TABLES = (ValueError, "trains parameters called relative_position_bias_table, and .* has none")
+NO_WINDOWS = (ValueError, "is not the windowed attention of Swin")
 REFUSALS = {
     **{("relative_bias", name): NO_TABLES for name in ("swinv2", "pvt", "pvt_v2", "timm_swinv2", "timm_pvt_v2")},
     **{("vpt", name): NO_WINDOWS for name in ("swinv2", "pvt", "pvt_v2", "timm_swinv2", "timm_pvt_v2")},
-    ("shared_adapter", "swinv2"): (ValueError, "trains the norms of Swinv2Stages, some of which carry adapters"),
-    ("shared_adapter", "timm_swinv2"): (ValueError, "trains the norms of .*, some of which carry adapters"),
-    ("lora", "timm_swinv2"): (ValueError, "no layer is called to make queries, keys and values"),
+    ("shared_adapter", "swinv2"): (
+        ValueError,
+        "trains the norms of Swinv2Stages and puts adapters at the same modules",
+    ),
+    ("shared_adapter", "timm_swinv2"): (ValueError, "trains the norms of .* and puts adapters at the same modules"),
+    ("lora", "timm_swinv2"): (ValueError, "calls no layer to make queries, keys and values"),
 }
 
 
