@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The layer of Adapter, which runs baked adapters as part of the feed-forward module beside them."""
+"""The layer of Adapter, which can run a baked adapter as part of the feed-forward module beside it."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -19,10 +19,11 @@ from .widening import widen
 
 
 class Copies:
-    """Copies of a feed-forward module by task, each with an adapter in it, for as long as no parameter changes.
+    """A cache of copies of a feed-forward module by task, each with an adapter merged into it.
 
-    They are no part of the model: what copies or saves it leaves them out. A change through `parameter.data`, which
-    PyTorch does not count, is seen only where it moves the parameter to other memory.
+    The cache is valid until a parameter changes. It is not part of the model: copies and checkpoints of the model
+    leave it out. PyTorch does not count a change through `parameter.data`; the cache notices it only if the parameter
+    moves to other memory.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Copies:
         return Copies, ()
 
     def made_of(self, parameters: Sequence[Tensor]) -> dict[str, nn.Module | None]:
-        """The copies made of `parameters` as they are now, to which further ones may be added."""
+        """Returns the copies made from the present values of `parameters`; the caller may add further copies."""
         before, copies = self.kept
         is_same = len(before) == len(parameters) and all(
             old.data_ptr() == new.data_ptr() and version == new._version and old.dtype == new.dtype
@@ -40,13 +41,13 @@ class Copies:
         )
         if not is_same:
             copies = {}
-            # The memory is held, so that no other tensor can come to lie where one of these lay.
+            # Holding the memory keeps other tensors from being allocated at the same address.
             self.kept = [(parameter.detach(), parameter._version) for parameter in parameters], copies
         return copies
 
 
 class BakedLayer(ResidualLayer):
-    """Runs a `ResidualLayer`, and at inference a baked adapter in one with the feed-forward module of each task."""
+    """A `ResidualLayer` that runs a baked adapter at inference as part of the feed-forward module of each task."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -61,7 +62,7 @@ class BakedLayer(ResidualLayer):
         return join([module(*own, **named) for module, (own, named) in zip(modules, calls, strict=True)])
 
     def _widened(self, route: Route) -> list[nn.Module]:
-        """The feed-forward module for each task of the pass; empty where there cannot be one, or none is asked for."""
+        """Returns a feed-forward module for each task of the pass; empty if the adapter runs beside the module."""
         names, weights = self.router.active_adapters, route.weights.get(self.site.name, [])
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(weights) != 1:
             return []
@@ -81,7 +82,7 @@ class BakedLayer(ResidualLayer):
         return widened if len(widened) == len(route.tasks) else []
 
     def _with_adapter(self, adapter: BottleneckWeights) -> nn.Module | None:
-        """A copy of the feed-forward module with the adapter in it; `None` where it cannot be merged."""
+        """Returns a copy of the feed-forward module with the adapter in it, or `None` if it cannot be merged."""
         if self.site.widens is None:
             return None
         try:

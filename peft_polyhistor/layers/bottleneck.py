@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The bottleneck adapter: its weights and equation, its layers by placement, and the tuner that all methods share."""
+"""The bottleneck adapter: its weights, its equation, a layer for each placement, and the tuner of its methods."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -24,11 +24,11 @@ from ..tuner.tuner import AdapterTuner
 from .widening import widen
 
 
-EPS = 1e-5  # of a norm in PyTorch
+EPS = 1e-5  # default of LayerNorm in PyTorch
 
 
 class BottleneckWeights(NamedTuple):
-    """Weights of one site for several tasks, each with a leading axis of tasks."""
+    """Weights of one site for several tasks."""
 
     down: Tensor  # (tasks, bottleneck, width)
     down_bias: Tensor  # (tasks, bottleneck)
@@ -39,13 +39,13 @@ class BottleneckWeights(NamedTuple):
 
 
 def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0, eps: float = EPS) -> Tensor:
-    """up(gelu(down(norm(x)))) with the weights of every task at once.
+    """Computes up(gelu(down(norm(x)))) with the weights of all tasks at once.
 
     Args:
         x: `(tasks * batch, ..., width)`, all images of the first task first.
         w: Weights of these tasks.
-        dropout: Probability of zeroing a bottleneck activation.
-        eps: What the norm adds to the variance.
+        dropout: Dropout probability of the activations in the bottleneck.
+        eps: Constant that the norm adds to the variance.
 
     Returns:
         A tensor of the shape and dtype of `x`.
@@ -54,10 +54,10 @@ def apply_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float = 0.0, eps:
 
 
 def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float, eps: float) -> Tensor:
-    """gelu(down(norm(x))); `(tasks * batch, ..., width)` to `(tasks, tokens, bottleneck)`."""
+    """Computes gelu(down(norm(x))); `(tasks * batch, ..., width)` to `(tasks, tokens, bottleneck)`."""
     tasks, _, width = w.down.shape
     tokens = x.to(w.down.dtype).reshape(tasks, -1, width)
-    # The norm's weight and bias are folded into the projection: one pass less over the tokens.
+    # Folding the norm's weight and bias into the projection saves one pass over the tokens.
     down = w.down * w.norm_weight[:, None]
     down_bias = torch.baddbmm(w.down_bias[:, None], w.norm_bias[:, None], w.down.mT)
     hidden = F.gelu(torch.baddbmm(down_bias, F.layer_norm(tokens, (width,), eps=eps), down.mT))
@@ -65,49 +65,49 @@ def to_bottleneck(x: Tensor, w: BottleneckWeights, dropout: float, eps: float) -
 
 
 def from_bottleneck(hidden: Tensor, w: BottleneckWeights) -> Tensor:
-    """up(hidden); `(tasks, tokens, bottleneck)` to `(tasks, tokens, width)`."""
+    """Computes up(hidden); `(tasks, tokens, bottleneck)` to `(tasks, tokens, width)`."""
     return torch.baddbmm(w.up_bias[:, None], hidden, w.up.mT)
 
 
 class BottleneckLayer(AdapterLayer):
-    """Adds the active adapters to the module's output. The subclasses say what the adapters read; see `PLACEMENTS`."""
+    """Adds the active adapters to the output of the module. Subclasses define the input of the adapters."""
 
-    eps = EPS  # of the adapters' norm
+    eps = EPS  # the constant of the adapters' norm
 
     def adapted(self, x: Tensor | None, output: Any) -> Any:
-        """The module's output with the adapters of `x` in it: in the first item where it returns several."""
+        """Adds the adapters of `x` to the output of the module, or to its first item if the output is a tuple."""
         weights = self.active_weights(x)
         if not weights:
             return output
         if x is None:
             raise ValueError(
-                f"'{self.site.name}' is called without a tensor, so its adapters have nothing to read. Name a module "
-                "around it in `target_modules`."
+                f"'{self.site.name}' is called without a tensor, so its adapters have no input. Name a module around "
+                "it in `target_modules`."
             )
         if isinstance(output, tuple):
             return (self.adapt(x, output[0], weights), *output[1:])
         return self.adapt(x, output, weights)
 
     def adapt(self, x: Tensor, output: Tensor, weights: list[tuple[Any, float]]) -> Tensor:
-        """`output` plus the adapters of `x`, both `(tasks * batch, ..., width)`."""
+        """Adds the adapters of `x` to `output`, both `(tasks * batch, ..., width)`."""
         for w, dropout in weights:
             output = output + apply_bottleneck(x, w, dropout, self.eps).to(output.dtype)
         return output
 
 
 class ParallelLayer(BottleneckLayer):
-    """Adapter(x) added to base_layer(x), both reading the module's own input."""
+    """Computes base_layer(x) + adapter(x) for the input x of the module."""
 
-    obstacle = "stand beside a module that is no feed-forward block of a known encoder"
+    obstacle = "are parallel to a module that is no feed-forward block of a known encoder"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.adapted(first_tensor((args, kwargs)), self.base_layer(*args, **kwargs))
 
 
 class SerialLayer(BottleneckLayer):
-    """Adapter applied to the module's output, with a skip connection (Houlsby et al., arXiv:1902.00751, Sec. 2)."""
+    """Applies the adapter to the output of the module, with a skip connection (arXiv:1902.00751, Sec. 2)."""
 
-    obstacle = "read what the module computes, behind all of its weights"
+    obstacle = "read the output of the module, after all of its weights"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(*args, **kwargs)
@@ -116,42 +116,37 @@ class SerialLayer(BottleneckLayer):
 
 @dataclass(frozen=True)
 class ResidualSite(Site):
-    """The site of a `ResidualLayer`.
+    """The site of a `ResidualLayer`."""
 
-    Args:
-        stream: Path of the module whose first argument is the residual stream in front of the sublayer.
-        widens: The feed-forward module that can take the adapters in; `None` where there is none.
-    """
-
-    stream: str
-    widens: FeedForward | None
+    stream: str  # path of the module whose first argument is the residual stream before the sublayer
+    widens: FeedForward | None  # the feed-forward module that adapters can be merged into
 
 
 class ResidualLayer(BottleneckLayer):
-    """The paper's placement: h + MLP(norm(h)) + Adapter(h), h being the residual stream in front of the norm.
+    """Polyhistor's placement: h + MLP(norm(h)) + Adapter(h), with the residual stream h before the norm.
 
-    h never reaches the wrapped module. `keep_stream` takes it as the input of the sublayer's first module, as a rule
-    its norm, and hands it to this layer in the store of the pass. The two run one after the other within a block, in
-    a recomputed forward pass too.
+    The wrapped module does not receive h. The hook `keep_stream` stores the input of the first module of the sublayer,
+    usually its norm, in the current pass, and this layer reads it from there. Both run within the same block, also in
+    a recomputed forward pass.
     """
 
     site: ResidualSite
     obstacle = (
-        "stand beside attention, or beside a feed-forward block whose norm is behind it, as in Swin V2, and neither "
-        "computes the GELU of a normed residual stream"
+        "are parallel to attention, or to a feed-forward block whose norm is behind it, as in Swin V2, and neither "
+        "computes the GELU of a normalised residual stream"
     )
 
     def attach(self, model: nn.Module) -> None:
         stream = model.get_submodule(self.site.stream)
         self._hook = stream.register_forward_pre_hook(self.keep_stream)
         self._norm: tuple[Any] = (base_of(stream),)  # in a tuple: a reference, not a submodule
-        self.eps = getattr(self._norm[0], "eps", EPS)  # that of the norm beside, where there is one
+        self.eps = getattr(self._norm[0], "eps", EPS)  # same constant as the norm of the sublayer
 
     def detach(self) -> None:
         self._hook.remove()
 
     def keep_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of the module that reads the residual stream."""
+        """Stores the residual stream; a forward pre-hook of the module that reads it."""
         if self.router.route is not None:
             self.router.route.streams[self.site.name] = args[0]
 
@@ -169,7 +164,7 @@ class ResidualLayer(BottleneckLayer):
 
 
 class BottleneckTuner(AdapterTuner[BottleneckConfig]):
-    """PEFT tuner of every bottleneck method. A method subclasses it only to set the `prefix` of its parameters."""
+    """PEFT tuner of the bottleneck methods. A subclass for a method sets the `prefix` of its parameters."""
 
     residual_layer: type[ResidualLayer] = ResidualLayer
 
@@ -190,24 +185,24 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
 
     @torch.no_grad()
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
-        """A copy of the model whose adapters are plain ones (MTL_ADAPTER), with the weights that are generated here.
+        """Returns a copy of the model with plain adapters (MTL_ADAPTER), which store the generated weights.
 
-        At inference nothing is generated any more, and adapters that can be merged run in one with their feed-forward
-        modules, of which a copy per task is held. The outputs are equal but for rounding. With one task the copy is a
-        model of its own, whose calls name no task.
+        Inference generates no weights any more. Adapters that can be merged run as part of their feed-forward module,
+        with one copy of the module per task. The outputs are the same up to rounding. Calls of a copy with one task
+        need not name the task.
 
         Args:
             tasks: The tasks to keep; `None` for all. A dense model keeps their decoders.
-            adapter_name: The adapter; `None` for the active one.
+            adapter_name: The adapter; `None` for the active adapter.
 
         Raises:
-            ValueError: A task is not among the adapter's, or the weights are not those of an adapter per task.
+            ValueError: The adapter does not have a task, or its method has no adapter per task.
         """
         adapter_name = self._one_adapter(adapter_name)
         config = self.peft_config[adapter_name]
         if self.router is None or config.shares_pass:
             raise ValueError(
-                f"{config.method} has no adapters of its own per task that could be baked. Use it as it is."
+                f"{config.method} has no adapters per task that could be baked. Use the adapter without `bake`."
             )
         tasks = config.tasks if tasks is None else tasks
         weights = self.router.weights_of([adapter_name], tasks=tasks)
@@ -230,15 +225,15 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
         return Site(name, layer, width_of(module, name), index)
 
 
-# The fields that all bottleneck methods have.
+# The fields of all bottleneck methods.
 COMMON_SETTINGS = {field.name for field in fields(BottleneckConfig)} - {field.name for field in fields(PeftConfig)}
 
 
 def width_of(module: nn.Module, name: str) -> int:
-    """Channels that `module` reads and writes on its last axis, from the linear layers it begins and ends with.
+    """Returns the channels of the input and output of `module`, read from its first and last linear layer.
 
     Raises:
-        ValueError: There are none, or they differ.
+        ValueError: The module has no linear layer, or input and output differ.
     """
     linears = [layer for layer in module.modules() if is_linear(layer)]
     if not linears or linears[0].in_features != linears[-1].out_features:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The algebra that generators are built from: hypernetworks, Kronecker sums, and templates scaled up to a layer."""
+"""The algebra of generators: hypernetworks, Kronecker sums, and templates scaled up to a layer."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,33 +13,33 @@ from torch.nn import functional as F
 from .bottleneck import BottleneckWeights
 
 
-# Sizes in Hyperformer and Polyhistor, from the parameter counts of Polyhistor, arXiv:2210.03265, Tables 1 and 2.
-RAW_EMBEDDING = 512  # length of a learned embedding (E)
-HIDDEN = 128  # hidden width of the projector (H)
+# Sizes in Hyperformer and Polyhistor, derived from the parameter counts in arXiv:2210.03265, Tables 1 and 2.
+RAW_EMBEDDING = 512  # length of a learned embedding
+HIDDEN = 128  # hidden width of the projector
 SMALL_STD = 0.1  # standard deviation of generated biases and norms at the start
 
 
 class PacedLinear(nn.Linear):
-    """A linear layer whose outputs move as fast as a single weight does, however many weights feed them.
+    """A linear layer whose outputs change as fast in training as a single weight does.
 
         y = gain W x + b,    gain = M^(1/4) / sum_j |x_j|
 
-    A step of Adam with rate eta moves every entry of W by about eta, in the direction of the gradient of all inputs
-    together. Where one input has gradient, or all have the same, W x moves by eta sum_j |x_j|, 51 eta for 64 entries
-    of N(0, 1). Where M inputs have independent gradients, each finds 1 / sqrt(M) of that; M is their number, at
-    the most that of the entries of x. The gain is half way between the two: W x moves by eta to within a factor of
-    M^(1/4), and b by eta. One learning rate is then right for weights that are learned and for weights that are
-    generated, as in maximal-update parametrisation (arXiv:2203.03466).
+    A step of Adam with learning rate eta changes each entry of W by about eta, in the direction of the summed gradient
+    of all inputs. If only one input has a gradient, or all have the same, W x changes by eta sum_j |x_j|: 51 eta for
+    64 entries of N(0, 1). If M inputs have independent gradients, the change for each input is 1 / sqrt(M) of that. M
+    is the number of inputs, and at most the number of entries of x. The gain is the geometric mean of both cases: the
+    output changes by eta to within a factor of M^(1/4), and b by eta. One learning rate then suits learned and
+    generated weights alike, as in maximal-update parametrisation (arXiv:2203.03466).
 
-    The gain changes neither the number of parameters nor what can be expressed, as W starts larger by its inverse. It
-    is a power of two, exact in every precision, and is saved with the weights; weights that were saved without one
-    were trained with 1.
+    W starts larger by the inverse of the gain, so that neither the number of parameters nor the functions that the
+    layer can express change. The gain is a power of two, exact in every precision, and is saved with the weights. For
+    weights that were saved without a gain it is 1.
 
     Args:
-        in_features, out_features: Entries of x and y.
+        in_features, out_features: Number of entries of x and y.
         inputs: Number of different x that W is applied to.
         std: Standard deviation of gain W at the start; b starts at zero.
-        size: Mean of |x_j|: 0.8 for N(0, 1), 0.4 behind a ReLU.
+        size: Mean of |x_j|: 0.8 for N(0, 1), 0.4 after a ReLU.
     """
 
     gain: Tensor
@@ -61,7 +61,7 @@ class PacedLinear(nn.Linear):
 
 
 class Projector(nn.Sequential):
-    """Turns raw embeddings into the short ones that hypernetworks read; `(..., raw)` to `(..., embedding_dim)`.
+    """Projects raw embeddings to the inputs of hypernetworks; `(..., raw)` to `(..., embedding_dim)`.
 
         v = W2 relu(W1 z)    (Hyperformer, arXiv:2106.04489, Sec. 2.2; sizes of arXiv:2210.03265)
 
@@ -79,9 +79,9 @@ class Projector(nn.Sequential):
 
 
 class Hypernetworks(nn.Module):
-    """A family of linear hypernetworks that read the same embedding, evaluated in one product.
+    """Linear hypernetworks that read the same embedding, evaluated in one matrix product.
 
-        output_j = reshape(W_j v + b_j)    for every named output j
+        output_j = reshape(W_j v + b_j)    for each named output j
 
     Args:
         embedding_dim: Length of the embedding v, whose entries are about N(0, 1).
@@ -102,7 +102,7 @@ class Hypernetworks(nn.Module):
                 rows.mul_(stds[name])
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
-        """`(..., embedding_dim)` to one tensor `(..., *shape)` per output."""
+        """Maps `(..., embedding_dim)` to one tensor `(..., *shape)` per output."""
         outputs = self.linear(embedding).split(self.sizes, dim=-1)
         return {
             name: output.unflatten(-1, shape)
@@ -111,18 +111,18 @@ class Hypernetworks(nn.Module):
 
 
 def around_one(weights: BottleneckWeights) -> BottleneckWeights:
-    """Reads the generated norm weight as a change of one, so that the norm starts near the identity."""
+    """Adds one to the generated norm weight, so that the norm starts near the identity."""
     return weights._replace(norm_weight=1 + weights.norm_weight)
 
 
 def kronecker_sum(templates: Tensor, kernels: Tensor) -> Tensor:
-    """Sums Kronecker products, template first: sum_i templates[..., i, :, :] (x) kernels[..., i, :, :].
+    """Sums Kronecker products: sum_i templates[..., i, :, :] (x) kernels[..., i, :, :].
 
     (Polyhistor, arXiv:2210.03265, Eq. 5; PHM, arXiv:2102.08597, Eq. 4)
 
     Args:
         templates: `(..., summands, rows, cols)`.
-        kernels: `(..., summands, kernel rows, kernel cols)`; leading axes as in broadcasting.
+        kernels: `(..., summands, kernel rows, kernel cols)`; leading axes broadcast.
 
     Returns:
         `(..., rows * kernel rows, cols * kernel cols)`.
@@ -131,17 +131,17 @@ def kronecker_sum(templates: Tensor, kernels: Tensor) -> Tensor:
 
 
 def kronecker_sum_of_vectors(templates: Tensor, kernels: Tensor) -> Tensor:
-    """`kronecker_sum` of vectors: `(..., summands, length)` and `(..., summands, kernel length)` to
-    `(..., length * kernel length)`.
-    """
+    """Sums Kronecker products of vectors, `(..., summands, length)` (x) `(..., summands, kernel length)`."""
     return torch.einsum("...ia,...ic->...ac", templates, kernels).flatten(-2)
 
 
 class ScalingKernels(nn.Module):
-    """The learned kernels that scale the templates of one site, shared by all tasks; s^3 + 2 s^2 parameters.
+    """The learned kernels that scale up the templates of one site, shared by all tasks.
 
-    They are drawn from N(0, 1 / s), so that a sum over s templates has the size of one. A site of scale 1 has none:
-    its template is its weight.
+    They are drawn from N(0, 1 / s) for scale s, so that the sum over s templates has the size of one template. A site
+    of scale 1 has no kernels: its template is its weight.
+
+    Parameters: s^3 + 2 s^2.
     """
 
     def __init__(self, scale: int):
@@ -154,16 +154,16 @@ class ScalingKernels(nn.Module):
         self.scale = scale
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Kernels of the matrices `(scale, scale, scale)`, of the biases and of the norm, both `(scale, scale)`."""
+        """Returns kernels of the matrices `(scale, scale, scale)`, and of the biases and the norm `(scale, scale)`."""
         return self.weight, self.bias, self.norm
 
 
 def scale_up(templates: BottleneckWeights, kernels: list[ScalingKernels]) -> Iterator[BottleneckWeights]:
-    """Weights of sites of one scale, each `(tasks, ...)`, in one product for all.
+    """Computes the weights `(tasks, ...)` of all sites of one scale in one product.
 
     Args:
         templates: `(tasks, sites * scale, ...)`, site by site.
-        kernels: One per site.
+        kernels: One item per site.
     """
     # (sites, tasks, scale, ...)
     t = BottleneckWeights(*(template.unflatten(1, (len(kernels), -1)).transpose(0, 1) for template in templates))
@@ -180,5 +180,5 @@ def scale_up(templates: BottleneckWeights, kernels: list[ScalingKernels]) -> Ite
 
 
 def group_equal(values: list[int]) -> list[list[int]]:
-    """Indices of equal values together."""
+    """Groups the indices of equal values."""
     return [[i for i, other in enumerate(values) if other == value] for value in dict.fromkeys(values)]

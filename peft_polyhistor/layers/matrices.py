@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Learned weights of one site for every task, in the forms the papers give them."""
+"""Learned weights of one site for each task: dense, low-rank or Kronecker matrices, biases and norms."""
 
 import math
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from .factors import kronecker_sum
 
 
 class DenseMatrix(nn.Module):
-    """A matrix per task; tasks * rows * cols parameters."""
+    """A dense matrix per task. Parameters: tasks * rows * cols."""
 
     def __init__(self, tasks: int, rows: int, cols: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(tasks, rows, cols) / math.sqrt(cols))
 
     def zero(self) -> None:
-        """Makes every matrix zero, such that gradient still reaches it."""
+        """Sets all matrices to zero, such that their gradient is not zero."""
         nn.init.zeros_(self.weight)
 
     def forward(self, tasks: Tensor) -> Tensor:
-        """Indices `(tasks,)` to matrices `(tasks, rows, cols)`."""
+        """Maps indices `(tasks,)` to matrices `(tasks, rows, cols)`."""
         return self.weight[tasks]
 
 
 class LowRankMatrix(nn.Module):
-    """left right per task; tasks * rank * (rows + cols) parameters."""
+    """A product of two factors per task. Parameters: tasks * rank * (rows + cols)."""
 
     def __init__(self, tasks: int, rows: int, cols: int, rank: int):
         super().__init__()
@@ -44,16 +44,16 @@ class LowRankMatrix(nn.Module):
 
 
 class KroneckerMatrix(nn.Module):
-    """sum_i rule_i (x) kernel_i per task, with `order` rules of order x order    (PHM, arXiv:2102.08597, Eq. 4).
+    """A sum of Kronecker products per task, sum_i rule_i (x) kernel_i (PHM, arXiv:2102.08597, Eq. 4).
 
     Args:
         tasks: Number of tasks.
         rows, cols: Size of the matrix; multiples of `order`.
-        order: Number of summands, and side of a rule.
-        own_rule: Learn rules for this matrix; otherwise they are given with every call.
-        rank: Rank of the kernels (Compacter, arXiv:2106.04647, Eq. 8); `None` for dense ones.
+        order: Number of summands, and side of the square rules.
+        own_rule: Learn rules for this matrix; otherwise each call passes them.
+        rank: Rank of the kernels (Compacter, arXiv:2106.04647, Eq. 8); `None` for dense kernels.
 
-    Parameters, per task: rows * cols / order, or with a rank rank * (rows + cols); order^3 for rules of its own.
+    Parameters, per task: rows * cols / order, or with a rank rank * (rows + cols); plus order^3 for own rules.
     """
 
     def __init__(self, tasks: int, rows: int, cols: int, order: int, own_rule: bool = True, rank: int | None = None):
@@ -67,7 +67,7 @@ class KroneckerMatrix(nn.Module):
         self.kernels.zero()
 
     def forward(self, tasks: Tensor, *shared: Tensor) -> Tensor:
-        """Indices `(tasks,)`, and shared rules `(tasks, order, order, order)` of those tasks if there are no own."""
+        """Maps indices `(tasks,)`, and shared rules `(tasks, order, order, order)` unless the rules are its own."""
         summands = torch.arange(self.order, device=tasks.device)
         kernels = self.kernels((tasks[:, None] * self.order + summands).flatten())
         [rule] = shared if self.rule is None else [self.rule[tasks]]
@@ -78,20 +78,20 @@ Matrix = DenseMatrix | LowRankMatrix | KroneckerMatrix
 
 
 def new_rule(tasks: int, order: int) -> nn.Parameter:
-    """Rules `(tasks, order, order, order)` of a `KroneckerMatrix`, N(0, 1 / order)."""
+    """Draws the rules `(tasks, order, order, order)` of a `KroneckerMatrix` from N(0, 1 / order)."""
     return nn.Parameter(torch.randn(tasks, order, order, order) / math.sqrt(order))
 
 
 class TaskWeights(nn.Module):
-    """The adapter weights of one site, learned for every task.
+    """The learned adapter weights of one site for each task.
 
     Args:
         tasks: Number of tasks.
         width, bottleneck: Channels of the adapter, outside and inside.
-        make_matrix: `(tasks, rows, cols)` to a module of matrices, as above.
+        make_matrix: Makes a module of matrices from `(tasks, rows, cols)`.
         identity: Start with an adapter output of exactly zero.
 
-    Parameters, per task: those of the matrices down and up, + bottleneck + 3 width.
+    Parameters, per task: those of the matrices down and up, plus bottleneck + 3 width.
     """
 
     def __init__(self, tasks: int, width: int, bottleneck: int, make_matrix: Callable[..., Matrix], identity: bool):
@@ -107,12 +107,12 @@ class TaskWeights(nn.Module):
 
     @torch.no_grad()
     def assign(self, weights: BottleneckWeights) -> None:
-        """Copies in the weights of as many tasks; only for dense matrices."""
+        """Copies weights of the same number of tasks into this module, whose matrices must be dense."""
         for name, values in weights._asdict().items():
             self.get_parameter(f"{name}.weight" if name in ("down", "up") else name).copy_(values)
 
     def forward(self, tasks: Tensor, *shared: Tensor) -> BottleneckWeights:
-        """Indices `(tasks,)` to weights; `shared` is passed on to the matrices."""
+        """Maps indices `(tasks,)` to weights; passes `shared` to the matrices."""
         return BottleneckWeights(
             down=self.down(tasks, *shared),
             down_bias=self.down_bias[tasks],
@@ -124,7 +124,7 @@ class TaskWeights(nn.Module):
 
 
 class SiteGenerators(nn.ModuleList):
-    """A generator of independent sites: one module per site, `(tasks,)` indices to its `BottleneckWeights`."""
+    """A generator with one module per site, which maps indices `(tasks,)` to its `BottleneckWeights`."""
 
     def forward(self, tasks: Tensor, *shared: Tensor) -> list[BottleneckWeights]:
         return [site(tasks, *shared) for site in self]

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the encoder itself that train, per task or once for all: sites, layer and generator."""
+"""Trainable encoder parameters, per task or shared: their sites, layer and generator."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,25 +19,21 @@ from ..tuner.layer import AdapterLayer, Merged, base_of
 from ..tuner.site import Site
 
 
-TURNS = threading.RLock()  # threads take turns: they would see each other's parameters in the module
+TURNS = threading.RLock()  # one thread at a time: a module shows its replaced parameters to all threads
 
 
 @dataclass(frozen=True)
 class ParameterSite(Site):
-    """The site of a `ParameterLayer`.
+    """The site of a `ParameterLayer`."""
 
-    Args:
-        shapes: Shape of each parameter of the module that trains, by name in the module.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]  # of each trainable parameter of the module, by name
 
 
 class ParameterLayer(AdapterLayer):
-    """Runs the module once per task, with what the active adapters add to some of its parameters.
+    """Runs the module once per task, with the additions of the active adapters to some of its parameters.
 
-    Weights of a site are a dictionary of additions `(tasks, *shape)` by parameter. Kept apart from the frozen
-    parameters, they start at zero, add up over adapters, and several tasks share one frozen module.
+    Weights of a site are a dictionary of additions `(tasks, *shape)` by parameter. Additions start at zero, sum up
+    over adapters, and leave the frozen module to be shared by the tasks.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,10 +63,10 @@ class ParameterLayer(AdapterLayer):
 
 @contextmanager
 def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Runs a block of code with other tensors in place of parameters of `module`, by name.
+    """Runs a block of code with `tensors` in place of parameters of `module`, by name.
 
-    They become plain attributes, which Python finds before PyTorch looks for parameters, and which FSDP uses in a
-    forward pass itself: `torch.func.functional_call` would exchange what stands behind those.
+    The tensors become plain attributes, which Python finds before the registered parameters. FSDP does the same in its
+    forward pass, where `torch.func.functional_call` would have no effect.
     """
     places = [(vars(module.get_submodule(path)), own) for path, _, own in (name.rpartition(".") for name in tensors)]
     before = [{own: attributes[own]} if own in attributes else {} for attributes, own in places]
@@ -85,25 +81,25 @@ def replaced(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
 
 
 def split_call(arguments: Arguments, parts: int) -> list[Arguments]:
-    """Arguments of a module's call for each task: what has the batch on its first axis is cut, the rest is whole."""
+    """Splits the arguments of a call by task: tensors with the batch on their first axis; others stay whole."""
     first = first_tensor(arguments)
     if parts == 1:
         return [arguments]
     if first is None:
         raise ValueError(
-            "A module whose parameters differ by task is called without a tensor, so there is no batch to lay out by "
+            "A module whose parameters differ by task is called without a tensor, so it has no batch to split by "
             "task. Name a module around it in `target_modules`."
         )
     return cut(arguments, [1] * parts, first.shape[0])
 
 
 class ParameterAdditions(nn.ModuleList):
-    """Generator of the additions of every site, zero at the start; the same ones for all tasks where they are shared.
+    """The generator of the additions of each site, which start at zero.
 
     Args:
-        sets: Number of sets of additions: one per task, or one for all.
+        sets: Number of sets of additions: one per task, or one for all tasks.
         sites: The sites of the parameters.
-        std: Standard deviation of the start, for tests.
+        std: Standard deviation at the start; above 0 for tests.
 
     Parameters: sets * sum of the sizes of the sites' parameters.
     """
@@ -116,7 +112,7 @@ class ParameterAdditions(nn.ModuleList):
         self.names = [list(site.shapes) for site in sites]
 
     def forward(self, tasks: Tensor) -> list[dict[str, Tensor]]:
-        """Indices `(tasks,)` to the additions of every site by parameter, each `(tasks, *shape)`."""
+        """Maps indices `(tasks,)` to the additions of each site by parameter, `(tasks, *shape)`."""
         with onloaded(self):
             return [
                 {name: values[tasks] for name, values in zip(names, parameters, strict=True)}  # type: ignore[call-overload]
@@ -127,15 +123,15 @@ class ParameterAdditions(nn.ModuleList):
 def parameter_sites(
     model: nn.Module, blocks: list[Block], trains: Callable[[str, nn.Module], bool]
 ) -> list[ParameterSite]:
-    """The modules of an encoder that have parameters which train, in the order of the model.
+    """Returns the sites of all trainable parameters of an encoder, in the order of the model.
 
-    Attention is one site with all that is in it, since a position table is called without a batch; everywhere else the
+    Attention is one site with all of its submodules, because a position table is called without a batch. Elsewhere the
     site is the module that owns the parameters.
 
     Args:
         model: The model.
-        blocks: The blocks of its encoder.
-        trains: Whether a parameter trains, by its own name and its owner.
+        blocks: The transformer blocks of its encoder.
+        trains: Tells from its own name and its owner whether a parameter trains.
     """
     attentions = [block.self_attention for block in blocks]
     modules = encoder_modules(model, blocks)
@@ -148,8 +144,8 @@ def parameter_sites(
         shapes = parameter_shapes(base_of(module), trains, recurse=name in attentions)
         if name in wrapped and shapes.keys() != parameter_shapes(base_of(module), trains, recurse=True).keys():
             raise ValueError(
-                f"The new adapters ask for modules within '{name}', which carries adapters already, one within the "
-                "other. Adapters of one model share their modules: name the same ones."
+                f"The new adapters ask for modules inside of '{name}', which carries adapters already, one within the "
+                "other. Adapters of one model share their modules: name the same modules."
             )
         if shapes:
             sites.append(ParameterSite(name, ParameterLayer, last_axis(shapes), block_of(name, blocks), shapes))
@@ -159,7 +155,7 @@ def parameter_sites(
 def parameter_shapes(
     module: nn.Module, trains: Callable[[str, nn.Module], bool], recurse: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of `module` that train, by name in it; with `recurse` those of its submodules too."""
+    """Returns the shapes of trainable parameters of `module` by name, with `recurse` also of its submodules."""
     owners = module.named_modules() if recurse else [("", module)]
     return {
         f"{path}.{name}" if path else name: tuple(parameter.shape)
@@ -174,5 +170,5 @@ def last_axis(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def block_of(name: str, blocks: list[Block]) -> int | None:
-    """Index of the block that a module is part of; `None` outside of all."""
+    """Returns the index of the block around a module, or `None` if there is none."""
     return next((index for index, block in enumerate(blocks) if name.startswith(f"{block.name}.")), None)

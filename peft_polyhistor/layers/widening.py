@@ -1,14 +1,14 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A bottleneck adapter beside a feed-forward block, as further channels of that block.
+"""Merges a bottleneck adapter into the feed-forward block beside it, as additional channels of the block.
 
-Both read the residual stream h through LayerNorms that differ in their weights alone. With z = (h - mean) / std, the
+Both read the residual stream h through LayerNorms that differ only in their weights. With z = (h - mean) / std, the
 block's second linear layer computes from x = gamma z + beta, and the adapter from w z + b. As z = (x - beta) / gamma,
 
     down(w z + b) + bias = D x + (bias + down b - D beta),    D = down diag(w / gamma)
 
-so D joins the first linear layer of the block as rows, and up its last as columns. The same GELU stands in between. A
-depthwise convolution there passes the new channels through; channels of zeros compute zero, as gelu(0) = 0.
+so D is appended to the rows of the first linear layer, and up to the columns of the last. Both use the same GELU. A
+depthwise convolution between them passes the new channels through. Channels of zeros compute zero, as gelu(0) = 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Channels(NamedTuple):
-    """Further channels of a feed-forward block, in float64."""
+    """Additional channels of a feed-forward block, in float64."""
 
     down: Tensor  # (channels, width)
     down_bias: Tensor  # (channels,)
@@ -36,26 +36,27 @@ class Channels(NamedTuple):
     up_bias: Tensor  # (width,)
 
 
-# Bits of a floating-point number, and how many times larger the rounding of the norm's output may become on its way
-# into an adapter. In float32, whose unit roundoff is 6e-8, an error of 6e-6 relative to what the adapter computes is
-# left; in bf16, 0.4 % become 3 %.
+# The largest allowed growth of the rounding error of the norm's output in an adapter, by bits of the floating-point
+# number. In float32, with a unit roundoff of 6e-8, the error relative to the output of the adapter is at most 6e-6; in
+# bf16, 0.4 % become 3 %.
 MOST_GROWTH = {64: 100.0, 32: 100.0, 16: 8.0}
 
 
 def read_through(gamma: Tensor, beta: Tensor, adapter: "BottleneckWeights", at: str) -> Channels:
-    """An adapter that reads the output of the block's norm in place of the residual stream.
+    """Rewrites an adapter to read the output of the block's norm in place of the residual stream.
 
     Args:
         gamma, beta: Weight and bias of the block's norm, `(width,)`.
-        adapter: Weights for one task, without an axis of tasks.
-        at: Name of the block, for the error.
+        adapter: Weights for one task, without the task axis.
+        at: Name of the block, for the error message.
 
     Raises:
         ValueError: Weights of the block's norm are too near zero.
 
     Note:
-        x is rounded relative to |gamma z| + |beta|, so (x - beta) / gamma relative to 1 + |beta / gamma| for z of size
-        one. Over the channels these errors add up by their squares, weighed by the adapter's own weights.
+        x has a rounding error relative to |gamma z| + |beta|. So the error of (x - beta) / gamma is relative to
+        1 + |beta / gamma| for z of size one. The squares of these errors add up over the channels, weighted by the
+        adapter's own weights.
     """
     dtype = gamma.dtype
     gamma, beta, down, down_bias, up, up_bias, norm_weight, norm_bias = map(_double, (gamma, beta, *adapter))
@@ -68,10 +69,10 @@ def read_through(gamma: Tensor, beta: Tensor, adapter: "BottleneckWeights", at: 
     if growth > most or joined.abs().max() > torch.finfo(dtype).max:
         worst = int(errors.abs().amax(dim=0).argmax())
         raise ValueError(
-            f"The norm in front of '{at}' has weight {gamma[worst]:.3g} and bias {beta[worst]:.3g} in channel "
-            f"{worst}, too near zero to read the adapter's input back from the norm's output. Rounding would grow "
+            f"The norm before '{at}' has weight {gamma[worst]:.3g} and bias {beta[worst]:.3g} in channel {worst}, too "
+            "near zero to recover the adapter's input from the norm's output. Rounding errors would grow "
             f"{growth:.3g} times, and at most {most:g} times are allowed in {dtype}. Keep the adapter, or make it a "
-            "plain one with `bake`."
+            "plain adapter with `bake`."
         )
     return Channels(joined, down_bias + down @ norm_bias - joined @ beta, up, up_bias)
 
@@ -84,22 +85,21 @@ def widen(
     at: str,
     merged: Mapping[Tensor, Tensor] | None = None,
 ) -> Merged:
-    """The parameters of a feed-forward module with adapters in it.
+    """Merges adapters into the parameters of a feed-forward module.
 
     Args:
-        module: The module.
-        description: What its family says of it.
-        norm: The LayerNorm in front of it.
-        adapters: For one task, without an axis of tasks.
-        at: Its name, for errors.
-        merged: Values that are to take the place of parameters of the norm.
+        module: The feed-forward module, with the layers in `description`.
+        norm: The LayerNorm before the module.
+        adapters: Weights for one task, without the task axis.
+        at: Name of the module, for error messages.
+        merged: New values of parameters of the norm, if they change too.
 
     Returns:
-        By parameter its new value, in float64.
+        New values by parameter, in float64.
 
     Raises:
-        ValueError: The module computes no GELU, or holds its parameters in a form that nothing can be joined to; or
-            weights of the norm are too near zero.
+        ValueError: The module does not compute a GELU, its parameters are not plain tensors, or weights of the norm
+            are too near zero.
     """
     first, *middle, last = [attrgetter(path)(module) for path in description.layers]
     convolutions: list[Any] = [layer for layer in middle if isinstance(layer, nn.Conv2d)]
@@ -110,8 +110,8 @@ def widen(
     tensors = [t for layer in (first, *convolutions, last) for t in (layer.weight, layer.bias)]
     if any(t is None or type(t.data) is not Tensor or not t.is_floating_point() for t in tensors):
         raise ValueError(
-            f"The parameters of '{at}' are no plain tensors (quantised, or spread over processes), so no channels can "
-            "join them. Merge into the encoder as it was before, and quantise the result."
+            f"The parameters of '{at}' are not plain tensors (quantised, or sharded over processes), so no channels "
+            "can be appended. Merge into the encoder before it is quantised or sharded."
         )
     channels = [read_through(gamma, beta, adapter, at) for adapter in adapters]
     down, down_bias, up, up_bias = zip(*channels, strict=True)
@@ -136,8 +136,8 @@ def _check_gelu(activation: Callable[..., Any], at: str) -> None:
     probe = torch.linspace(-6, 6, 97, dtype=torch.float64)
     if not torch.allclose(activation(probe), F.gelu(probe), rtol=0, atol=1e-9):
         raise ValueError(
-            f"'{at}' computes with {activation}, and adapters with the GELU of the error function: they cannot join "
-            "one layer. Keep the adapter, or make it a plain one with `bake`."
+            f"'{at}' computes with {activation}, and adapters with the exact GELU, so they cannot become one layer. "
+            "Keep the adapter, or make it a plain adapter with `bake`."
         )
 
 
@@ -146,6 +146,6 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _append(tensor: Tensor, rows: Tensor, count: int) -> Tensor:
-    """`tensor` and `count` rows behind it, those that are not given being zero."""
+    """Appends `rows` to `tensor`, and zeros up to `count` new rows."""
     zeros = rows.new_zeros(count - len(rows), *rows.shape[1:])
     return torch.cat([_double(tensor), rows, zeros])

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The transformer blocks of the known encoder families, by the roles of their parts."""
+"""The transformer blocks of the known encoder families, with the roles of their parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,53 +14,50 @@ FamilyT = TypeVar("FamilyT")
 
 
 class FeedForward(NamedTuple):
-    """A feed-forward module that reads the norm in front of it, and what in the encoder's config says its width."""
+    """A feed-forward module that reads the output of a norm, and the field of the encoder's config for its width."""
 
-    layers: tuple[str, ...]  # in the order they run, by paths in the module; without dropout
-    ratio: str  # field of the encoder's config: channels inside over those outside
-    per_stage: bool = False  # the field is a list, with a ratio per stage
-    is_whole: bool = False  # the config takes no fractions
+    layers: tuple[str, ...]  # paths of its layers in the module, in the order they run; without dropout
+    ratio: str  # field of the encoder's config: channels inside divided by channels outside
+    per_stage: bool = False  # the field is a list with a ratio per stage
+    is_whole: bool = False  # the config allows integers only
 
 
 class Sublayer(NamedTuple):
-    """Half a transformer block, h + sublayer(h), by paths in the model.
+    """One half of a transformer block, h + sublayer(h), with the norm before (Swin, PVT) or after (Swin V2) it."""
 
-    The norm may stand in front of what is computed (Swin, PVT) or behind it (Swin V2).
-    """
-
-    module: str  # its output, a tensor, is added to the residual stream, in the order of tokens
-    stream: str  # its first argument is the residual stream h
+    module: str  # path of the module whose output, a tensor in the order of tokens, is added to the residual stream
+    stream: str  # path of the module whose first argument is the residual stream h
 
 
 class Block(NamedTuple):
-    """A transformer block of a known family, its parts by paths in the model."""
+    """A transformer block of a known family, with the paths of its parts in the model."""
 
     name: str
     width: int  # channels
     attention: Sublayer
     feed_forward: Sublayer
-    self_attention: str  # the module that turns tokens into tokens, windows of them where attention works on windows
-    projections: tuple[str, ...]  # linear layers that make queries, keys and values, apart or in one
-    widens: FeedForward | None  # the module of `feed_forward`, where the stream's first module is the norm in front
+    self_attention: str  # maps tokens to tokens, for windowed attention those of a window
+    projections: tuple[str, ...]  # linear layers that make queries, keys and values
+    widens: FeedForward | None  # the module of `feed_forward`, if the norm comes before it
 
 
 @dataclass(frozen=True)
 class Family:
-    """Attributes of a block that play the roles of `Block`; an empty one is the block itself.
+    """The attributes of a block with the roles of `Block`; an empty name is the block itself.
 
-    Where attention works on windows, what is added to the residual stream comes behind it, back in the order of
-    tokens. A module that a block calls twice, as a shared `drop_path`, can play no role.
+    With windowed attention, the module of the sublayer comes after attention, where the tokens are in order again. A
+    module that a block calls twice, such as a shared `drop_path`, cannot have a role.
     """
 
     attention: tuple[str, str]
     feed_forward: tuple[str, str]
     self_attention: str
     projections: tuple[str, ...]
-    norm: str  # of the block's width
+    norm: str  # a norm over the width of the block
     widens: FeedForward | None = None
 
 
-# By module and class: the names of classes alone are not unique.
+# By Python module and class, because names of classes are not unique.
 BLOCK_FAMILIES = {
     ("transformers.models.swin.modeling_swin", "SwinLayer"): Family(
         attention=("drop_path", "layernorm_before"),
@@ -110,7 +107,7 @@ BLOCK_FAMILIES = {
         attention=("norm1", ""),
         feed_forward=("norm2", "mlp"),
         self_attention="attn",
-        projections=(),  # none to adapt: attention reads the weight of its `qkv` and never calls it
+        projections=(),  # none: attention reads the weight of its `qkv` and never calls it
         norm="norm2",
     ),
     ("timm.models.pvt_v2", "Block"): Family(
@@ -124,7 +121,7 @@ BLOCK_FAMILIES = {
 }
 
 
-# Python modules of encoders whose outputs have a row per image, or per window of an image, or are a loss.
+# Python modules of encoders whose outputs are a loss, or have a row per image or per window of an image.
 ENCODER_MODULES = {module for module, _ in BLOCK_FAMILIES} | {
     "transformers.models.timm_backbone.modeling_timm_backbone",
     "transformers.models.timm_wrapper.modeling_timm_wrapper",
@@ -132,23 +129,23 @@ ENCODER_MODULES = {module for module, _ in BLOCK_FAMILIES} | {
 
 
 def has_image_rows(model: nn.Module) -> bool:
-    """Whether it is known that all outputs of `model` can be told apart by image."""
+    """Tells whether all outputs of `model` are known to be separable by image."""
     return type(model).__module__ in ENCODER_MODULES
 
 
 def family_of(module: nn.Module, families: Mapping[tuple[str, str], FamilyT]) -> FamilyT | None:
-    """The entry of its class, or of one that it derives from, in a table by Python module and class name."""
+    """Returns the entry of the module's class, or of a base class, in a table by Python module and class name."""
     names = ((cls.__module__, cls.__name__) for cls in type(module).__mro__)
     return next((families[name] for name in names if name in families), None)
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """The transformer blocks of known families in `model`, in order; empty if there is none."""
+    """Returns the transformer blocks of known families in `model`, in order; empty if there are none."""
     blocks = []
     for name, module in model.named_modules():
         family = family_of(module, BLOCK_FAMILIES)
         if family is not None:
-            # The norm may carry an adapter by now, whose parameters start with those of the norm.
+            # The norm may carry an adapter, whose first parameters are those of the norm.
             weight = next(module.get_submodule(family.norm).parameters())
             blocks.append(
                 Block(
@@ -165,9 +162,9 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def encoder_modules(model: nn.Module, blocks: list[Block]) -> list[tuple[str, nn.Module]]:
-    """The named modules of the encoder that the stage maps pass through: all from its start to its last block.
+    """Returns the named modules of the encoder from its start to its last block.
 
-    A final norm, a pooler or a classifier behind the stages is left out.
+    A final norm, a pooler or a classifier after the stages is left out.
     """
     paths = zip(*(block.name.split(".") for block in blocks), strict=False)
     common = takewhile(lambda parts: len(set(parts)) == 1, paths)

@@ -17,32 +17,32 @@ class DenseDecoder(nn.Module):
 
         classifier(dropout(relu(BatchNorm(fuse(concat_i upsample(project_i(norm_i(map_i)))))))
 
-    Everything in front of BatchNorm is linear, and bilinear weights sum to one. So each projection is multiplied with
-    its slice of the fusing convolution first, applied at the resolution of its own stage, upsampled and summed: the
-    same parameters and the same function, without a map of 4 * width channels at the finest resolution.
+    All operations before BatchNorm are linear, and bilinear weights sum to one. So each projection is first multiplied
+    with its slice of the fusing convolution, applied at the resolution of its own stage, upsampled and summed. This is
+    the same function of the same parameters, without a map of 4 * width channels at the finest resolution.
 
     Args:
         widths: Channels of the four maps.
         channels: Channels of the output.
-        width: Channels inside.
-        dropout: Probability of zeroing a whole channel in front of the classifier.
-        norms: Norm every map over its channels first, as the residual stream of Swin needs.
+        width: Channels inside the decoder.
+        dropout: Probability of zeroing a whole channel before the classifier.
+        norms: Begin with a LayerNorm over the channels of each map, as the maps of Swin need.
 
-    Parameters: sum_i (C_i + 1) width + 4 width^2 + 2 width + (width + 1) channels, and with norms 2 sum_i C_i.
+    Parameters: sum_i (C_i + 1) width + 4 width^2 + 2 width + (width + 1) channels, plus 2 sum_i C_i with norms.
     """
 
     def __init__(self, widths: Sequence[int], channels: int, width: int, dropout: float, norms: bool):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(c) if norms else nn.Identity() for c in widths)
         projections = nn.ModuleList(nn.Linear(c, width) for c in widths)
-        self.projections: Sequence[nn.Linear] = projections  # type: ignore[assignment]  # torch does not say of what
+        self.projections: Sequence[nn.Linear] = projections  # type: ignore[assignment]  # a ModuleList has no item type
         self.fuse = nn.Conv2d(len(widths) * width, width, kernel_size=1, bias=False)
         self.batch_norm = nn.BatchNorm2d(width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, channels, kernel_size=1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four maps `(batch, C_i, h_i, w_i)` to logits `(batch, channels, h_1, w_1)`."""
+        """Maps four stage maps `(batch, C_i, h_i, w_i)` to logits `(batch, channels, h_1, w_1)`."""
         with onloaded(self):
             weights, bias = self._compose()
         tokens = [norm(stage_map.movedim(1, -1)) for norm, stage_map in zip(self.norms, maps, strict=True)]
@@ -53,11 +53,11 @@ class DenseDecoder(nn.Module):
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
 
     def _compose(self) -> tuple[list[Tensor], Tensor]:
-        """Each projection times its slice of the fusing convolution, and the sum of their biases."""
+        """Multiplies each projection with its slice of the fusing convolution; returns the products and one bias."""
         fuse = self.fuse.weight.flatten(1)
         parts = fuse.chunk(len(self.projections), dim=1)
         weights = [part @ projection.weight for part, projection in zip(parts, self.projections, strict=True)]
-        # Biases pass unchanged through all that is linear: their sum goes with the first map.
+        # Upsampling does not change biases, so their sum is added once, with the first map.
         bias = fuse @ torch.cat([projection.bias for projection in self.projections])
         return weights, bias
 
@@ -67,8 +67,8 @@ class Decoders(nn.Module):
 
     Args:
         channels: Output channels by task.
-        widths, width, dropout, norms: Those of `DenseDecoder`.
-        shared_norms: One norm per stage map for all tasks, in place of one per task.
+        widths, width, dropout, norms: As in `DenseDecoder`.
+        shared_norms: Use one norm per stage map for all tasks instead of one per task.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class Decoders(nn.Module):
         self.heads[task] = head.requires_grad_(weight.requires_grad)
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Stage maps by task to logits by task, each at stride 4."""
+        """Maps stage maps by task to logits by task, at stride 4."""
         if self.norms is not None:
-            # Tasks that share a pass share its maps, which are normed once.
+            # Tasks that share a pass share its maps, which are normalised once.
             distinct = {id(task_maps): task_maps for task_maps in maps.values()}
-            normed = {key: _norm(task_maps, self.norms) for key, task_maps in distinct.items()}
-            maps = {task: normed[id(task_maps)] for task, task_maps in maps.items()}
+            normalised = {key: _normalise(task_maps, self.norms) for key, task_maps in distinct.items()}
+            maps = {task: normalised[id(task_maps)] for task, task_maps in maps.items()}
         return {task: self.heads[task](task_maps) for task, task_maps in maps.items()}
 
 
-def _norm(maps: Sequence[Tensor], norms: Iterable[nn.Module]) -> list[Tensor]:
+def _normalise(maps: Sequence[Tensor], norms: Iterable[nn.Module]) -> list[Tensor]:
     return [norm(x.movedim(1, -1)).movedim(-1, 1) for norm, x in zip(norms, maps, strict=True)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The image processor of dense models: what prepares an image, saved with a checkpoint."""
+"""The image processor of dense models, which is saved with a checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,36 +14,34 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from ..checks import check_number
+from ..checks import check_number, check_sides
 from .multitask_config import MultiTaskDenseConfig
 
 
 FILE = "preprocessor_config.json"
 
-# ImageNet's statistics of RGB in [0, 1] (torchvision).
+# ImageNet's statistics of RGB values in [0, 1] (torchvision).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """`image_size` as (height, width) in pixels; an int means a square. ValueError unless both are at least 1."""
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-        raise ValueError(f"`image_size` must be a side or (height, width), whole pixels above 0, got {image_size!r}.")
-    height, width = size
+    """Returns `image_size` as (height, width) in pixels, where an int is the side of a square."""
+    check_sides("image_size", image_size)
+    height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     return height, width
 
 
 class DenseImageProcessor(BaseImageProcessor):
     """Prepares images as in the training and evaluation of dense models.
 
-    Images are resized to one size with a cubic kernel (antialias), whatever the ratio of their sides, rounded to whole
-    values of 8 bits, divided by 255 and normalised.
+    Images are resized with a bicubic kernel and antialiasing, without keeping their aspect ratio, rounded to 8 bits,
+    divided by 255 and normalised.
 
     Args:
         image_size: Side or (height, width) in pixels.
-        image_mean: Mean of each channel in [0, 1]; ImageNet's by default.
-        image_std: Standard deviation of each channel.
+        image_mean: Mean of each channel in [0, 1]; defaults to that of ImageNet.
+        image_std: Standard deviation of each channel; defaults to that of ImageNet.
 
     Raises:
         ValueError: A size or a number is out of its range.
@@ -72,18 +70,18 @@ class DenseImageProcessor(BaseImageProcessor):
         return self.preprocess(images, *args, **kwargs)
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt") -> BatchFeature:
-        """Images as `pixel_values` `(batch, 3, height, width)`.
+        """Prepares images as `pixel_values` `(batch, 3, height, width)`.
 
         Args:
-            images: A picture of Pillow or an array `(height, width, 3)` of whole bytes, or a list of these.
-            return_tensors: As in transformers, "pt" or "np".
+            images: A Pillow image, a uint8 array `(height, width, 3)`, or a list of them.
+            return_tensors: "pt" or "np", as in transformers.
         """
         images = list(images) if isinstance(images, list | tuple) else [images]
         height, width = self.image_size
         pixel_values = []
         for image in images:
-            picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
             if pixels.shape[1:] != (height, width):
                 pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
             pixel_values.append(self.normalize_pixels(pixels))
@@ -91,15 +89,15 @@ class DenseImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": values}, tensor_type=return_tensors)
 
     def normalize_pixels(self, pixels: Tensor) -> Tensor:
-        """Values from 0 to 255 `(3, height, width)`, rounded as decoding gives them, and normalised."""
-        # A cubic kernel overshoots.
+        """Rounds values `(3, height, width)` to integers from 0 to 255, and normalises them."""
+        # A bicubic kernel can overshoot this range.
         pixels = pixels.float().round_().clamp_(0, 255)
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.image_mean, self.image_std))
         return pixels.sub_(mean).div_(std)
 
     @classmethod
     def save_for(cls, model: Any, folder: str | Path) -> None:
-        """Saves the processor of a dense model beside its weights, if its config knows the size of its images."""
+        """Saves the processor of a dense model in `folder`, if its config has an `image_size`."""
         config = getattr(model, "config", None)
         if isinstance(config, MultiTaskDenseConfig) and config.image_size is not None:
             cls(config.image_size).save_pretrained(str(folder))

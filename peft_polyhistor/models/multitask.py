@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One encoder, one decoder per task."""
+"""The dense multi-task model: one encoder, and one decoder per task."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ class MultiTaskDenseOutput(ModelOutput):
     """Output of a `MultiTaskDenseModel`.
 
     Args:
-        loss: Weighted sum of the tasks' losses, where labels were given.
-        logits: By task `(batch, channels, height, width)`.
-        losses: By task, not weighted, where labels were given.
+        loss: Weighted sum of the losses, if labels were given.
+        logits: Logits `(batch, channels, height, width)` by task.
+        losses: Unweighted losses by task, if labels were given.
     """
 
     loss: Tensor | None = None
@@ -37,13 +37,13 @@ class MultiTaskDenseOutput(ModelOutput):
 
 
 class MultiTaskDenseModel(PreTrainedModel):
-    """Predicts several dense tasks from one picture: an encoder of four stages and a decoder per task.
+    """Predicts several dense tasks from one image with an encoder of four stages and a decoder per task.
 
-    Build it with `from_encoder`, or from a config with fresh weights. An adapted encoder (`get_peft_model`) makes maps
-    for each task; an unadapted one makes one set of maps that all decoders share.
+    Build it with `from_encoder`, or with fresh weights from a config. An encoder adapted by `get_peft_model` computes
+    stage maps for each task; without adapters, all decoders share one set of maps.
 
     Raises:
-        ValueError: A task is unknown or the encoder has not four stages.
+        ValueError: A task is unknown, or the encoder does not have four stages.
     """
 
     config: MultiTaskDenseConfig
@@ -57,52 +57,46 @@ class MultiTaskDenseModel(PreTrainedModel):
         super().__init__(config)
         channels = {task.name: task.channels for task in get_tasks(config.tasks)}
         if config.loss_weights:
-            get_tasks(list(config.loss_weights))  # an unknown name would be a weight without effect
+            get_tasks(list(config.loss_weights))  # a weight of an unknown task would have no effect
         if encoder is None:
             if config.encoder is None:
-                raise ValueError("The config has no `encoder` to build. Give its config, or use `from_encoder`.")
+                raise ValueError("The config has no `encoder` to build. Add the config of one, or use `from_encoder`.")
             encoder = build_encoder(config.encoder)
         else:
             for module in encoder.modules():
-                module._is_hf_initialized = True  # type: ignore[assignment]  # else its weights are drawn anew
+                module._is_hf_initialized = True  # type: ignore[assignment]  # keeps its weights in `post_init`
         self.encoder = encoder
-        self.decoders = Decoders(
-            channels,
-            encoder.widths,
-            config.decoder_width,
-            config.decoder_dropout,
-            encoder.needs_norm,
-            config.shared_norms,
-        )
-        self.post_init()  # type: ignore[no-untyped-call]  # of transformers
+        width, dropout = config.decoder_width, config.decoder_dropout
+        self.decoders = Decoders(channels, encoder.widths, width, dropout, encoder.needs_norm, config.shared_norms)
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers'
 
     @classmethod
     def from_encoder(cls, encoder: nn.Module, tasks: Sequence[str], **kwargs: Any) -> "MultiTaskDenseModel":
-        """Puts fresh decoders on a pretrained encoder, which becomes part of the model.
+        """Builds a model with fresh decoders on a pretrained encoder, which becomes part of the model.
 
         Args:
-            encoder: A Swin or a backbone of transformers with four stages, or a `StageEncoder`.
-            tasks: Those of `MultiTaskDenseConfig`.
-            **kwargs: Further fields of `MultiTaskDenseConfig`.
+            encoder: An encoder that `view_encoder` supports.
+            tasks: Names of the tasks, as in `MultiTaskDenseConfig`.
+            **kwargs: Other fields of `MultiTaskDenseConfig`.
 
         Raises:
             TypeError: The encoder's family is unknown.
-            ValueError: The encoder has not four stages, or a task is unknown.
+            ValueError: The encoder does not have four stages, or a task is unknown.
         """
         stages = view_encoder(encoder)
         config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **kwargs)
-        config.name_or_path = stages.config.name_or_path  # the base model that PEFT records with an adapter
+        config.name_or_path = stages.config.name_or_path  # PEFT records it as the base model
         return cls(config, stages)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
     ) -> "MultiTaskDenseModel":
-        """As in transformers, but from safetensors alone, and only if all weights are there and no others.
+        """Loads a model as in transformers, but only from safetensors that hold exactly its weights.
 
         Raises:
             OSError: There is no such folder or Hub repository, or it has no safetensors.
-            ValueError, TypeError: Weights are missing or left over, the file is damaged, or the config cannot be.
+            ValueError, TypeError: Weights are missing or unexpected, the file is damaged, or the config is invalid.
             RuntimeError: A weight has another shape.
         """
         name = pretrained_model_name_or_path
@@ -122,11 +116,11 @@ class MultiTaskDenseModel(PreTrainedModel):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether a layer recomputes its activations; PEFT 0.21 asks by this name, deprecated in transformers 5.23."""
+        """Tells whether a layer recomputes its activations, for PEFT 0.21; deprecated in transformers 5.23."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     def train(self, mode: bool = True) -> "MultiTaskDenseModel":
-        """As in PyTorch, but a frozen encoder stays frozen: the statistics of its BatchNorms do not move."""
+        """Sets the mode as in PyTorch, but the BatchNorms of a frozen encoder keep their statistics."""
         super().train(mode)
         for module in self.encoder.modules():
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
@@ -134,20 +128,19 @@ class MultiTaskDenseModel(PreTrainedModel):
         return self
 
     def add_task(self, name: str, from_: str | None = None) -> None:
-        """Adds a decoder for one more task.
+        """Adds a decoder for a new task.
 
         Args:
             name: Name of the task, a row of `TASKS`.
-            from_: The task whose decoder it starts as a copy of, but for a classifier of another number of channels;
-                `None` for fresh weights.
+            from_: The task whose decoder is copied, with a fresh classifier if the number of channels differs. `None`
+                gives fresh weights.
 
         Raises:
-            ValueError: The task is unknown or there already, or `from_` is not there.
+            ValueError: The task is unknown or has a decoder already, or `from_` has no decoder.
         """
         self.check_new_task(name, from_)
-        [task] = get_tasks([name])
         for decoders in self._all_decoders():
-            decoders.add(name, task.channels, from_)
+            decoders.add(name, TASKS[name].channels, from_)
         self.config.tasks = [*self.config.tasks, name]
 
     def check_new_task(self, name: str, from_: str | None) -> None:
@@ -155,36 +148,35 @@ class MultiTaskDenseModel(PreTrainedModel):
         get_tasks([name])
         if name in self.config.tasks or from_ not in (None, *self.config.tasks):
             raise ValueError(
-                f"The model has decoders for {self.config.tasks}; got a new task '{name}' from {from_!r}."
+                f"The model has decoders for {self.config.tasks}; got a new task '{name}' from {from_!r}. Name a task "
+                "that has none, and copy one that has one."
             )
 
     def remove_task(self, name: str) -> None:
-        """Takes the decoder of a task away.
+        """Removes the decoder of a task.
 
         Raises:
-            ValueError: There is none, or no other.
+            ValueError: The task has no decoder, or the model has no other decoder.
         """
         if name not in self.config.tasks or len(self.config.tasks) == 1:
-            raise ValueError(
-                f"The model has decoders for {self.config.tasks}, of which '{name}' cannot be taken away."
-            )
+            raise ValueError(f"The model has decoders for {self.config.tasks}, of which '{name}' cannot be removed.")
         for decoders in self._all_decoders():
             del decoders.heads[name]
         self.config.tasks = [task for task in self.config.tasks if task != name]
 
     def keep_tasks(self, tasks: Sequence[str]) -> None:
-        """Takes the decoders of all other tasks away."""
+        """Removes the decoders of all other tasks."""
         for name in [name for name in self.config.tasks if name not in tasks]:
             self.remove_task(name)
 
-    def get_input_embeddings(self) -> None:  # type: ignore[override]  # which transformers and PEFT understand
-        """`None`: there is no table of embeddings that could train or be shared."""
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers and PEFT accept None
+        """Returns `None`, because there is no embedding table."""
 
     def enable_input_require_grads(self) -> None:
-        """Does nothing: layers are recomputed in the non-reentrant form, which needs no gradient at its input."""
+        """Does nothing, because non-reentrant checkpointing needs no gradient at the input of a layer."""
 
     def _all_decoders(self) -> list[Decoders]:
-        # Its own, and the copies that PEFT keeps for each adapter.
+        # The decoders of the model, and the copies that PEFT keeps for each adapter.
         return [module for module in self.decoders.modules() if isinstance(module, Decoders)]
 
     def forward(
@@ -196,21 +188,21 @@ class MultiTaskDenseModel(PreTrainedModel):
         return_dict: bool = True,
         counts: Mapping[str, Tensor] | None = None,
     ) -> MultiTaskDenseOutput | tuple[Any, ...]:
-        """Predicts the tasks asked for.
+        """Predicts tasks, and computes their losses if labels are given.
 
         Args:
-            pixel_values: Normalised pictures `(batch, 3, height, width)`, of any size from the encoder's coarsest
-                stride up.
-            labels: By task, as its row of `TASKS` describes. Tasks that were asked for and have no label are
-                predicted without a loss; labels of tasks that were not asked for are not looked at.
+            pixel_values: Normalised images `(batch, 3, height, width)`. Both sides are at least the coarsest stride of
+                the encoder.
+            labels: Labels by task, as the row in `TASKS` describes them. A predicted task without a label has no loss;
+                labels of other tasks are ignored.
             tasks: Names of the tasks to predict; `None` for all.
-            full_resolution: Logits at the size of the picture; otherwise at the first stage's stride of 4.
-            return_dict: `False` gives the fields that are there as a tuple.
-            counts: By task, what its loss divides or weighs by in place of the count of its labels, for a batch
-                that is part of a step; see `tasks.count_labels`.
+            full_resolution: Return logits at the size of the image instead of at the first stage's stride of 4.
+            return_dict: `False` returns a tuple of the fields that are not `None`.
+            counts: Counts of labels by task that the loss uses in place of the counts of this batch, if the batch is
+                part of an optimiser step; see `tasks.count_labels`.
 
         Raises:
-            ValueError: A picture is too small, a task is unknown, or a label does not fit.
+            ValueError: An image is too small, a task is unknown, or a label does not fit.
         """
         tasks = self.config.choose_tasks(tasks)
         self._check_size(pixel_values)
@@ -237,19 +229,19 @@ class MultiTaskDenseModel(PreTrainedModel):
                 losses[task] = TASKS[task].loss(task_logits, labels[task], *count)
         if not losses:
             raise ValueError(
-                f"There are labels of {list(labels)} and none of the tasks asked for, {list(logits)}. Give labels by "
-                "task name, or labels=None for predictions alone."
+                f"There are labels of {list(labels)} and none of the predicted tasks {list(logits)}. Give labels by "
+                "task name, or labels=None for predictions only."
             )
         return losses
 
     def _check_size(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"Pictures must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
-        least = self.encoder.strides[-1]
-        if min(pixel_values.shape[-2:]) < least:
+            raise ValueError(f"Images must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
+        (height, width), least = pixel_values.shape[-2:], self.encoder.strides[-1]
+        if min(height, width) < least:
             raise ValueError(
-                f"Pictures of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels are too small: the encoder's "
-                f"coarsest stride is {least}, so both sides must be at least {least}. Enlarge them."
+                f"Images of {height} x {width} pixels are too small: both sides must be at least {least}, the "
+                "coarsest stride of the encoder. Enlarge them."
             )
 
 

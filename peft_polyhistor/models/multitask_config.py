@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The config of a dense model."""
+"""The config of a dense multi-task model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,16 +16,18 @@ class MultiTaskDenseConfig(PreTrainedConfig):
     """Config of a `MultiTaskDenseModel`.
 
     Args:
-        encoder: Config of the encoder, or its dict.
-        tasks: Names of the tasks, rows of `TASKS`, or mappings of a name to its description, whose row is registered.
-            A saved config describes the rows that this package does not bring, so that loading it needs no code.
-        decoder_width: Channels inside the decoders.
-        decoder_dropout: Probability of zeroing a channel in front of the classifier.
-        shared_norms: One norm per stage map for all decoders, where the encoder wants norms: the paper's choice for
-            methods whose tasks share one pass of the encoder. Otherwise every decoder has its own.
-        loss_weights: Weight of each task's loss, by task; those not named keep the weight of their row.
-        image_size: Side or (height, width) of the pictures that it trains on, pixels; a `MultiTaskPredictor` resizes
-            to it. The model itself takes pictures of any size.
+        encoder: Config of the encoder, or the config as a dict. `None` is for `MultiTaskDenseModel.from_encoder`.
+        tasks: Names of rows of `TASKS`, or mappings of a name to the description of a new row, which is registered. A
+            saved config describes all rows that do not come with this package, so that loading it needs no code.
+            Defaults to the four tasks of PASCAL-Context.
+        decoder_width: Channels inside the decoders. Defaults to 256.
+        decoder_dropout: Probability of zeroing a channel before the classifier, in [0, 1). Defaults to 0.1.
+        shared_norms: Use one norm per stage map for all decoders, as Polyhistor (arXiv:2210.03265) does for methods
+            whose tasks share one pass of the encoder. By default each decoder has its own norms. No effect for
+            encoders with normalised maps.
+        loss_weights: Weight of the loss by task. Tasks without an entry keep the weight of their row.
+        image_size: Side or (height, width) of the training images in pixels. A `MultiTaskPredictor` resizes images to
+            it; the model itself takes images of any size.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -53,7 +55,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         check_probability("decoder_dropout", decoder_dropout)
         check_truth("shared_norms", shared_norms)
         if not isinstance(loss_weights, Mapping | None):
-            raise TypeError(f"`loss_weights` must be numbers by task, got {loss_weights!r}.")
+            raise TypeError(f"`loss_weights` must be a mapping of tasks to numbers, got {loss_weights!r}.")
         for weight in (loss_weights or {}).values():
             check_number("loss_weights", weight)
         if image_size is not None:
@@ -69,23 +71,23 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def choose_tasks(self, tasks: Sequence[str] | None) -> list[str]:
-        """The names of tasks asked for, which are all for `None`; ValueError for one that the model does not have."""
+        """Returns the names of `tasks`, or of all tasks for `None`; raises ValueError for a task without a decoder."""
         if tasks is None:
             return self.tasks
         names = [task.name for task in get_tasks(tasks)]
         unknown = [name for name in names if name not in self.tasks]
         if unknown:
-            raise ValueError(f"No decoder for {unknown}: this model has {self.tasks}. Ask for those.")
+            raise ValueError(f"No decoder for {unknown}: this model has {self.tasks}. Name tasks of the model.")
         return names
 
     def decoder_settings(self) -> dict[str, Any]:
-        """The fields that an adapter keeps: all but the encoder; of the tasks, whose names it knows, own rows."""
+        """Returns the fields that an adapter saves: all but the encoder, and of the tasks only a user's own rows."""
         names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size")
         rows = [item for item in describe_tasks(self.tasks) if isinstance(item, dict)]
         return {name: getattr(self, name) for name in names} | ({"tasks": rows} if rows else {})
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, less the place the encoder was loaded from, and with descriptions of the tasks."""
+        """As in transformers, with descriptions of the tasks and without the path the encoder was loaded from."""
         output = super().to_dict()
         output["tasks"] = describe_tasks(self.tasks)
         if isinstance(output.get("encoder"), dict):

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that are read without a call of their module, where accelerate keeps them elsewhere between calls."""
+"""Access to parameters of a module without calling it, even if accelerate offloads them between calls."""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -11,10 +11,10 @@ from torch import nn
 
 
 def onloaded(module: nn.Module) -> AbstractContextManager[Any]:
-    """A block of code in which the parameters of `module` and its submodules are where they are used.
+    """Loads offloaded parameters of `module` and its submodules for a block of code.
 
-    accelerate's offload leaves tensors on the meta device in their place, and brings a module's own parameters only
-    for a call of that module.
+    accelerate's offloading replaces parameters by tensors on the meta device, and loads the parameters of a module
+    only for a call of that module.
     """
     if not any(parameter.is_meta for parameter in module.parameters()):
         return nullcontext()
@@ -25,8 +25,8 @@ def onloaded(module: nn.Module) -> AbstractContextManager[Any]:
 
 
 def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of new parameters of `model`: those of its first, and the CPU where all are kept elsewhere."""
+    """Returns device and dtype for new parameters of `model`: those of its first parameter; the CPU if offloaded."""
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     like = next((p for p in parameters if not p.is_meta), next(iter(parameters), torch.empty(0)))
-    is_kept_elsewhere = like.is_meta and any(hasattr(module, "_hf_hook") for module in model.modules())
-    return torch.device("cpu") if is_kept_elsewhere else like.device, like.dtype
+    is_offloaded = like.is_meta and any(hasattr(module, "_hf_hook") for module in model.modules())
+    return torch.device("cpu") if is_offloaded else like.device, like.dtype

@@ -16,14 +16,14 @@ from .stages import StageEncoder
 
 
 class PvtStages(StageEncoder):
-    """transformers' PVT, without the final norm, which the dense models of its authors do not have either.
+    """transformers' PVT without the final norm, as in the dense models of its authors.
 
-    The last stage computes with its class token, as in pretraining, and leaves it out of the map.
+    The last stage computes with its class token, as in pretraining, and drops it from the map.
 
     Note:
-        The dense models of PVT's authors compute without the class token, unlike pretraining.
-        `PvtModel` takes pictures of its config's size alone. Here the position embeddings of every stage are resized
-        bilinearly to the grid of the picture, as PVT's authors do for dense tasks.
+        The dense models of PVT's authors compute without the class token, unlike pretraining. `PvtModel` takes only
+        images of the size in its config. Here the position embeddings of each stage are resized bilinearly to the grid
+        of the image, as PVT's authors do for dense tasks.
     """
 
     needs_norm = False
@@ -46,13 +46,13 @@ class PvtStages(StageEncoder):
             tokens, height, width = embedding(x)
             for block in blocks:  # type: ignore[attr-defined]  # a ModuleList
                 tokens = block(tokens, height, width)[0]
-            tokens = tokens[:, -height * width :]  # behind the class token, if there is one
+            tokens = tokens[:, -height * width :]  # without the class token, if there is one
             x = tokens.mT.unflatten(-1, (height, width))
             maps.append(x)
         return maps
 
 
 def _resize_positions(grid: tuple[int, int], positions: Tensor, height: int, width: int) -> Tensor:
-    """Position embeddings `(1, positions, width of stage)` of `grid` to those of `height` x `width`."""
+    """Resizes position embeddings `(1, positions, width of stage)` from `grid` to `height` x `width`."""
     positions = positions.mT.unflatten(-1, grid)
     return F.interpolate(positions, size=(height, width), mode="bilinear").flatten(2).mT

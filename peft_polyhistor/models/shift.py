@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The shift of Swin's windows, which follows from the map of a call, and so belongs to the call and its thread."""
+"""The shift of Swin's windows, which depends on the size of the map in each call."""
 
 import threading
 from abc import abstractmethod
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class Call(threading.local):
-    """The call of a block that the running thread is in."""
+    """The current call of a block in the running thread."""
 
-    def __init__(self) -> None:  # of every thread
+    def __init__(self) -> None:  # runs once in every thread
         self.side = 0  # the shorter side of its map
 
 
@@ -18,14 +18,14 @@ CALL = Call()
 
 
 class FittedShift:
-    """Mixin of Swin blocks that read `shift_size`, where transformers and timm keep one shift for all sizes of maps.
+    """Mixin of Swin blocks that fits `shift_size` to each map; transformers and timm use one shift for all sizes.
 
-    A subclass calls `fit_shift` at the start of each forward pass, and defines `shift_for`.
+    A subclass defines `shift_for`, and calls `fit_shift` at the start of each forward pass.
     """
 
     @staticmethod
     def fit_shift(height: int, width: int) -> None:
-        """Notes the size of the map that the block works on."""
+        """Records the size of the current map."""
         CALL.side = min(height, width)
 
     @property
@@ -34,4 +34,4 @@ class FittedShift:
 
     @abstractmethod
     def shift_for(self, side: int) -> Any:
-        """The shift on a map whose shorter side is `side`: none where a window covers it."""
+        """Returns the shift for a map whose shorter side is `side`: zero if a window covers the side."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder as the dense model sees it, and any backbone of transformers in this form."""
+"""The common interface of encoders, and its implementation for any backbone of transformers."""
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy
@@ -12,17 +12,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class StageEncoder(nn.Module):
-    """An encoder as the dense model sees it: pictures to four maps, coarser from stage to stage.
+    """An encoder that maps images to the maps of its four stages. Subclasses define `stage_maps`.
 
     Attributes:
-        config: The encoder's own config, enough to build it again.
+        config: Config of the encoder, from which it can be built again.
         widths: Channels of the four maps.
-        strides: Pixels of the input per step of each map.
-        needs_norm: The maps come out of the residual stream without a norm.
+        strides: Strides of the four maps in pixels of the image.
+        needs_norm: Whether decoders begin with a norm, because the maps are not normalised.
     """
 
-    _no_split_modules: Collection[str] | None = None  # that device maps and FSDP keep whole, as in transformers
-    base_model_prefix = ""  # transformers, asked by PEFT, reads it of any module that has a model of its own inside
+    _no_split_modules: Collection[str] | None = None  # modules that device maps and FSDP must not split
+    base_model_prefix = ""  # PEFT makes transformers read it
 
     config: PreTrainedConfig
     widths: list[int]
@@ -30,17 +30,17 @@ class StageEncoder(nn.Module):
     needs_norm: bool
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
-        """`(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""
-        raise TypeError(f"{type(self).__name__} must define `stage_maps`, which makes the maps of its family.")
+        """Maps `(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""
+        raise TypeError(f"{type(self).__name__} must define `stage_maps`, which computes its four maps.")
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | None = None) -> Any:
-        """The four maps; with `tasks`, a dict of them by task, for which an unadapted encoder needs one pass."""
+        """Returns the four maps, or with `tasks` a dict by task; without adapters all tasks share the same maps."""
         maps = self.stage_maps(pixel_values)
         return maps if tasks is None else dict.fromkeys(tasks, maps)
 
 
 class BackboneStages(StageEncoder):
-    """Any backbone of transformers that yields four maps; its own norms, if it has any, stay part of it."""
+    """Any backbone of transformers with four feature maps. It keeps its own norms."""
 
     needs_norm = False
 
@@ -49,16 +49,16 @@ class BackboneStages(StageEncoder):
         self.config = backbone.config
         self._no_split_modules = backbone._no_split_modules
         self.backbone = backbone
-        self.widths = list(backbone.channels)  # type: ignore[arg-type]  # by its BackboneMixin
-        probe = deepcopy(backbone).eval()  # a forward pass may change a model, as it does BatchNorm's statistics
+        self.widths = list(backbone.channels)  # type: ignore[arg-type]  # from its BackboneMixin
+        probe = deepcopy(backbone).eval()  # a copy, because a forward pass can change a model
         with torch.no_grad():
             size = 64
             parameter = next(probe.parameters())
-            picture = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
-            maps = probe(picture).feature_maps
+            image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+            maps = probe(image).feature_maps
         if [stage_map.shape[1] for stage_map in maps] != self.widths:
             raise ValueError(
-                f"{type(backbone).__name__} yields maps {[tuple(stage_map.shape) for stage_map in maps]} of a picture "
+                f"{type(backbone).__name__} yields maps {[tuple(stage_map.shape) for stage_map in maps]} for an image "
                 f"of {size} x {size} pixels; maps (batch, channels, height, width) with {self.widths} channels are "
                 "needed. Wrap the model in your own subclass of StageEncoder."
             )

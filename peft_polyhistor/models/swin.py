@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' Swin and Swin V2 as encoders of four stages."""
+"""Swin and Swin V2 of transformers as encoders with four stages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,25 +14,25 @@ from .shift import FittedShift
 from .stages import BackboneStages, StageEncoder
 
 
-class ShiftedSwinLayer(FittedShift, SwinLayer):  # type: ignore[override]  # there `shift_size` is an attribute
-    """A block of Swin that shifts its windows by half of their size."""
+class ShiftedSwinLayer(FittedShift, SwinLayer):  # type: ignore[override]  # `shift_size` is an attribute of the base
+    """A Swin block that shifts its windows by half of their size."""
 
     def set_shift_and_window_size(self, input_resolution: tuple[int, int]) -> None:
-        self.fit_shift(*input_resolution)  # the block calls it at its start; windows keep their size
+        self.fit_shift(*input_resolution)  # the block calls this first; windows keep their size
 
     def shift_for(self, side: int) -> int:
         return 0 if side <= self.window_size else self.window_size // 2
 
 
 class UnshiftedSwinLayer(ShiftedSwinLayer):
-    """A block of Swin that does not shift its windows."""
+    """A Swin block that does not shift its windows."""
 
     def shift_for(self, side: int) -> int:
         return 0
 
 
 class ShiftedSwinv2Layer(FittedShift, Swinv2Layer):
-    """A block of Swin V2 that shifts its windows by half of their size."""
+    """A Swin V2 block that shifts its windows by half of their size."""
 
     def forward(self, hidden_states: Tensor, input_dimensions: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
         self.fit_shift(*input_dimensions)
@@ -43,14 +43,14 @@ class ShiftedSwinv2Layer(FittedShift, Swinv2Layer):
 
 
 class SwinStages(StageEncoder):
-    """transformers' Swin, without the final norm and pooling, which no stage map passes through.
+    """transformers' Swin without the final norm and pooling, which no stage map depends on.
 
     Note:
-        `SwinModel` clamps window and shift for good after one small picture, and `SwinBackbone` shifts windows even
-        where one window covers the map, as no pretrained Swin did. Here every pass fits the shift to its own map: none
-        where the map is no larger than a window, and windows keep their size (smaller maps are padded). Where sides
-        of all maps exceed the window, or equal it, this is what SwinModel computes; where windows fill the maps, it is
-        what timm and the original code compute too.
+        `SwinModel` reduces window and shift permanently after one small image, and `SwinBackbone` shifts windows even
+        if one window covers the map, unlike any pretrained Swin. Here each pass fits the shift to its own maps: zero
+        if a map is not larger than a window. Windows keep their size, and smaller maps are padded. The result equals
+        that of SwinModel if no side of a map is smaller than the window, and that of timm and of the original code if
+        windows fill the maps without padding.
     """
 
     needs_norm = True
@@ -59,13 +59,13 @@ class SwinStages(StageEncoder):
         super().__init__()
         if model.config.use_absolute_embeddings:
             raise ValueError(
-                "This Swin has absolute position embeddings (use_absolute_embeddings=True), which are for pictures of "
-                "one size. Choose one without, as all pretrained Swins are."
+                "This Swin has absolute position embeddings (use_absolute_embeddings=True), which fit images of one "
+                "size only. Choose a Swin without them; no pretrained Swin has them."
             )
         self.config = model.config
         self._no_split_modules = model._no_split_modules
         self.embeddings = model.embeddings
-        self.embeddings.mask_token = None  # of masked pretraining (SimMIM), and in no stage map
+        self.embeddings.mask_token = None  # for masked pretraining (SimMIM); no stage map depends on it
         self.encoder = model.encoder
         self.widths = [self.config.embed_dim * 2**i for i in range(len(self.config.depths))]
         patch = self.embeddings.patch_embeddings.patch_size[0]  # type: ignore[index]  # a pair
@@ -77,7 +77,7 @@ class SwinStages(StageEncoder):
                 layer.__class__ = ShiftedSwinLayer if i % 2 else UnshiftedSwinLayer
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
-        # Stage by stage: the encoder's own way of giving out its maps keeps more than those, and does not compile.
+        # Stage by stage, because `output_hidden_states` of the encoder keeps more tensors and does not compile.
         hidden, grid = self.embeddings(pixel_values, interpolate_pos_encoding=True)
         maps = []
         for stage in self.encoder.layers:
@@ -88,11 +88,11 @@ class SwinStages(StageEncoder):
 
 
 class Swinv2Stages(BackboneStages):
-    """transformers' Swin V2, without the final norm and pooling, which no stage map passes through.
+    """transformers' Swin V2 without the final norm and pooling, which no stage map depends on.
 
     Note:
-        `Swinv2Model` settles which blocks shift their windows by the picture size of its config. Here every pass fits
-        the shift to its own map, as in `SwinStages`; windows keep the size they have in the model.
+        In `Swinv2Model`, the image size in the config determines which blocks shift their windows. Here each pass fits
+        the shift to its own maps, as in `SwinStages`; windows keep the size they have in the model.
     """
 
     needs_norm = True

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""timm's models as encoders of four stages: Swin, Swin V2, PVT v2, and others that have four."""
+"""timm models as encoders with four stages: Swin, Swin V2, PVT v2 and any other with four."""
 
 import re
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ with needs_extra("timm"):
 
 
 class FittedBlock(FittedShift):
-    """Base of the blocks of timm's Swin and Swin V2, whose maps are `(batch, height, width, channels)`."""
+    """Base of timm's Swin and Swin V2 blocks, whose maps are `(batch, height, width, channels)`."""
 
     target_shift_size: tuple[int, int]
     window_size: tuple[int, int]
 
     def forward(self, x: Tensor) -> Tensor:
         self.fit_shift(*x.shape[1:3])
-        return super().forward(x)  # type: ignore[misc]  # of the block
+        return super().forward(x)  # type: ignore[misc]  # defined by the block
 
     def shift_for(self, side: int) -> tuple[int, int]:
         height, width = self.window_size
@@ -39,27 +39,27 @@ class FittedBlock(FittedShift):
 
 
 class FittedSwinBlock(FittedBlock, SwinTransformerBlock):  # type: ignore[override]  # there `shift_size` is set
-    """A block of Swin."""
+    """A Swin block that fits its shift to each map."""
 
 
 class FittedSwinV2Block(FittedBlock, SwinTransformerV2Block):  # type: ignore[override]  # there `shift_size` is set
-    """A block of Swin V2."""
+    """A Swin V2 block that fits its shift to each map."""
 
 
 class TimmStages(StageEncoder):
-    """A model of timm in a wrapper of transformers, without the final norm and the head.
+    """A timm model in a wrapper of transformers, without the final norm and the head.
 
     Note:
-        timm's Swin and Swin V2 take pictures of one size, and settle by it which blocks shift their windows. Here they
-        take any size, and every pass fits the shift to its own map, as in `SwinStages`; windows keep the size they
-        have in the model, and smaller maps are padded. timm pads a map behind the shift and transformers in front of
-        it: where windows do not fill the maps, the two differ near the edges.
+        timm's Swin and Swin V2 take images of one size, which determines the blocks that shift their windows. Here
+        they take any size, and each pass fits the shift to its own maps, as in `SwinStages`; windows keep the size
+        they have in the model, and smaller maps are padded. timm pads a map after the shift and transformers before
+        it: if windows do not fill the maps, the two differ near the edges.
     """
 
     def __init__(self, model: TimmWrapperPreTrainedModel | TimmBackbone):
         super().__init__()
         self.config = model.config
-        self.model = model  # the wrapper too: at loading it restores the buffers that are in no checkpoint
+        self.model = model  # the wrapper restores buffers that checkpoints do not contain
         stages = self._choose_stages()
         self.widths = [stage["num_chs"] for stage in stages]
         self.strides = [stage["reduction"] for stage in stages]
@@ -75,7 +75,7 @@ class TimmStages(StageEncoder):
 
     @property
     def net(self) -> Any:
-        """timm's own model."""
+        """The timm model itself."""
         return net_of(self.model)
 
     def _choose_stages(self) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class TimmStages(StageEncoder):
 
 
 class TimmFeatureStages(TimmStages):
-    """A model of timm made with `features_only=True`, whose maps may have their channels last."""
+    """A timm model made with `features_only=True`, whose maps may have their channels last."""
 
     def _choose_stages(self) -> list[dict[str, Any]]:
         return self.net.feature_info.get_dicts()
@@ -99,11 +99,11 @@ class TimmFeatureStages(TimmStages):
 
 
 def view_timm(model: nn.Module) -> TimmStages:
-    """The stages of a model of timm, bare or in a wrapper of transformers.
+    """Wraps a timm model, bare or in a wrapper of transformers, as a `StageEncoder`.
 
     Raises:
-        TypeError: The model does not give its stages away.
-        ValueError: Of a bare one; see `wrap_timm`.
+        TypeError: The model cannot return the maps of its stages.
+        ValueError: The model is bare and cannot be built again; see `wrap_timm`.
     """
     if not isinstance(model, TimmWrapperPreTrainedModel | TimmBackbone):
         model = wrap_timm(model)
@@ -119,15 +119,15 @@ def view_timm(model: nn.Module) -> TimmStages:
 
 
 def net_of(model: TimmWrapperPreTrainedModel | TimmBackbone) -> Any:
-    """timm's own model; its classes have no common base that would say what is in it."""
+    """Returns the timm model in a wrapper."""
     return model._backbone if isinstance(model, TimmBackbone) else model.timm_model
 
 
 def wrap_timm(net: nn.Module) -> TimmWrapperModel:
-    """A model of `timm.create_model` in the wrapper of transformers, whose config can build it again.
+    """Wraps a model of `timm.create_model` as a `TimmWrapperModel`, whose config can build it again.
 
     Raises:
-        ValueError: The model was built with arguments that it does not remember; it is left as it was.
+        ValueError: The model was built with arguments that timm does not record. The model does not change.
     """
     architecture = (getattr(net, "pretrained_cfg", None) or {}).get("architecture")
     trial: Any = deepcopy(net)
@@ -141,8 +141,8 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
             wrapper = TimmWrapperModel(TimmWrapperConfig(architecture=architecture, model_args=args))
     if not architecture or _structure(wrapper.timm_model) != _structure(trial):
         raise ValueError(
-            f"This {type(net).__name__} is not timm's '{architecture}' as it is by default, and does not remember the "
-            "arguments it was built with, so a saved model could not be built again. Create it as "
+            f"This {type(net).__name__} is not timm's '{architecture}' as it is by default, and timm does not record "
+            "the arguments it was built with, so a saved model could not be built again. Create it as "
             "TimmWrapperModel(TimmWrapperConfig(architecture=..., model_args={...})) of transformers."
         )
     wrapper.timm_model = trial
@@ -150,9 +150,9 @@ def wrap_timm(net: nn.Module) -> TimmWrapperModel:
 
 
 def _structure(net: nn.Module) -> dict[str, object]:
-    """The parts of a network by name: its layers as they print, and the shapes of its tensors.
+    """Returns the printed layers and the shapes of the tensors of a network, by name.
 
-    Left out are the masks of shifted windows, which follow the size of the picture, and what pools and classifies.
+    Without the masks of shifted windows, which depend on the size of the image, and without pooling and classifier.
     """
     layers = {name: repr(module) for name, module in net.named_modules() if not any(module.children())}
     tensors = {name: tensor.shape for name, tensor in [*net.named_parameters(), *net.named_buffers()]}

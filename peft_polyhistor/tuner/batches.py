@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Batches laid out task by task: the whole batch of the first task, then that of the second, and so on."""
+"""Batches laid out task by task: all images of the first task, then all images of the second, and so on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a call: by position, and by keyword
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of a call
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor with a first axis in nested containers; `None` where there is none."""
+    """Returns the first tensor in nested containers that has an axis, or `None` if there is none."""
     return next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.ndim), None)
 
 
 def repeat_batch(arguments: Arguments, times: int) -> Arguments:
-    """Repeats the batch once per task: every tensor with as many entries on its first axis as the first tensor."""
+    """Repeats the batch `times` times, in every tensor whose first axis is as long as that of the first tensor."""
     first = first_tensor(arguments)
     if times == 1 or first is None:
         return arguments
@@ -32,15 +32,15 @@ def repeat_batch(arguments: Arguments, times: int) -> Arguments:
 
 
 def split_batch(output: Any, tasks: int, images: int) -> list[Any]:
-    """Cuts every tensor in `output` along its first axis into one part per task; containers keep their type.
+    """Splits each tensor in `output` along its first axis into one part per task; containers keep their type.
 
     Args:
         output: Tensors with one row per image, or one row per window of an image.
-        tasks: Number of tasks of the batch.
-        images: Number of images of each task.
+        tasks: Number of tasks in the batch.
+        images: Number of images per task.
 
     Raises:
-        ValueError: A tensor has other rows, or none, as a loss.
+        ValueError: The rows of a tensor cannot be split so, or it has none, like a loss.
     """
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] % (tasks * images)):
@@ -52,12 +52,13 @@ def split_batch(output: Any, tasks: int, images: int) -> list[Any]:
 
 
 def cut(tree: Any, shares: Sequence[int], rows: int | None = None) -> list[Any]:
-    """Cuts the tensors in `tree` along their first axis into parts, whose sizes are as `shares`.
+    """Splits the tensors in `tree` along their first axis into parts of the relative sizes `shares`.
 
     Args:
         tree: Nested containers.
         shares: Relative sizes of the parts.
-        rows: Length of the first axis of the tensors to cut; all other leaves are in every part. `None` cuts all.
+        rows: Split only tensors whose first axis has this length; every part gets all other leaves. `None` splits all
+            tensors.
     """
     leaves, structure = tree_flatten(tree)
     parts: list[Sequence[Any]] = []
@@ -70,7 +71,7 @@ def cut(tree: Any, shares: Sequence[int], rows: int | None = None) -> list[Any]:
 
 
 def join(trees: Sequence[Any]) -> Any:
-    """The reverse of `cut`: tensors one behind the other; any other leaf is the same in all."""
+    """Reverses `cut`: concatenates the tensors along their first axis; all other leaves come from the first tree."""
     if len(trees) == 1:
         return trees[0]
     return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *trees)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient checkpointing: recomputed layers see the tasks and weights of their own forward pass."""
+"""Gradient checkpointing: recomputed layers use the tasks and weights of their own forward pass."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,17 +11,12 @@ from torch import nn
 
 CHECKPOINT = "_gradient_checkpointing_func"  # of transformers' GradientCheckpointingLayer
 
-# Called within a forward pass; returns a function that makes a context, in which layers run as part of that pass.
+# Is called within a forward pass. Returns a function that makes a context, in which layers run as part of that pass.
 Remember = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 
 class BoundCheckpoint:
-    """A checkpoint function whose layers are recomputed as part of the pass that they ran in.
-
-    Args:
-        checkpoint: The layer's own checkpoint function, not reentrant.
-        remember: Remembers the pass.
-    """
+    """Wraps a checkpoint function, so that layers are recomputed as part of the pass that they ran in."""
 
     def __init__(self, checkpoint: Callable[..., Any], remember: Remember):
         self.checkpoint = checkpoint
@@ -32,7 +27,7 @@ class BoundCheckpoint:
 
 
 class Recomputed:
-    """Layers that run once in the present pass, and every further time in the context of that pass."""
+    """Wraps layers that first run in the current pass, and every further time in the recorded context of that pass."""
 
     def __init__(self, function: Callable[..., Any], again: Callable[[], AbstractContextManager[Any]]):
         self.function = function
@@ -48,10 +43,10 @@ class Recomputed:
 
 
 def bind_checkpoints(model: nn.Module, remember: Remember) -> None:
-    """Binds the checkpoint function of every layer of `model` that has one.
+    """Wraps the checkpoint function of each layer of `model` that has one.
 
     Raises:
-        ValueError: A layer recomputes in the reentrant form.
+        ValueError: A layer uses reentrant checkpointing.
     """
     for module in model.modules():
         checkpoint = module.__dict__.get(CHECKPOINT)
@@ -66,7 +61,7 @@ def bind_checkpoints(model: nn.Module, remember: Remember) -> None:
 
 
 def unbind_checkpoints(model: nn.Module) -> None:
-    """Gives every layer its own checkpoint function back."""
+    """Restores the original checkpoint function of each layer."""
     for module in model.modules():
         checkpoint = module.__dict__.get(CHECKPOINT)
         if isinstance(checkpoint, BoundCheckpoint):

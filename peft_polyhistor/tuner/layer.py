@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The module that stands in the place of one that carries adapters."""
+"""The module that replaces an adapted module of the encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +17,9 @@ Merged = dict[Tensor, Tensor]  # values by parameter
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """Wraps a frozen module. The subclasses say what the adapters read and what they change.
+    """Wraps a frozen module. Subclasses define which tensors the adapters read and change."""
 
-    Args:
-        base_layer: The frozen module.
-        site: Where it sits.
-        router: The model's `Router`, which has the weights.
-    """
-
-    obstacle = "compute what no parameter of the encoder can"  # to merging them
+    obstacle = "compute what no parameter of the encoder can"  # the reason why adapters cannot be merged
 
     def __init__(self, base_layer: nn.Module, site: Site, router: Router):
         super().__init__()
@@ -39,16 +33,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self._router[0]
 
     def attach(self, model: nn.Module) -> None:
-        """Called once the layer stands in `model`, for what it has to see of other modules."""
+        """Registers hooks on other modules of `model`. Is called once, after the layer was put into the model."""
 
     def detach(self) -> None:
-        """Takes back what `attach` did."""
+        """Undoes `attach`."""
 
     def active_weights(self, x: Tensor | None = None) -> list[tuple[Any, float]]:
-        """Weights and dropout probability of each active adapter, for the tasks of the present pass.
+        """Returns weights and dropout probability of each active adapter, for the tasks of the current pass.
 
         Args:
-            x: The tensor that they are applied to; the weights come to its device.
+            x: The tensor that the weights are applied to; they are moved to its device.
         """
         if self.disable_adapters:
             return []
@@ -56,25 +50,25 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return [(on_device_of(x, w), dropout if self.training else 0.0) for w, dropout in weights]
 
     def delete_adapter(self, adapter_name: str) -> None:
-        # PEFT asks the first layer it meets which adapter is active after a deletion; only the router knows.
+        # After a deletion PEFT asks the first layer it finds which adapter is active; only the router knows.
         self.router.delete_adapter(adapter_name)
         self.set_adapter(self.router.active_adapters)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "One encoder cannot carry the merged adapters of several tasks. `merge_and_unload(task=...)` makes it the "
-            "encoder of one task, where the method can be merged."
+            "encoder of one task, if the method can be merged."
         )
 
     def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
-        """The weights of one task merged into parameters of the model.
+        """Merges the weights of one task into parameters of the model.
 
         Args:
             weights: Weights and dropout of each adapter.
-            merged: What became of the parameters in front of this layer, of those that changed.
+            merged: New values of the parameters before this layer that changed.
 
         Returns:
-            By parameter its new value, which may be larger.
+            New values by parameter. A new value may have a larger shape.
 
         Raises:
             ValueError: The adapters cannot be merged.
@@ -88,10 +82,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 def on_device_of(x: Tensor | None, weights: Any) -> Any:
-    """The weights on the device of `x`, where generator and layer may lie on different ones."""
+    """Moves the weights to the device of `x`: generator and layer may be on different devices."""
     return weights if x is None else tree_map(lambda w: w.to(x.device) if isinstance(w, Tensor) else w, weights)
 
 
 def base_of(module: nn.Module) -> nn.Module:
-    """The frozen module, whether it is wrapped or not."""
+    """Returns the frozen module inside an `AdapterLayer`, and any other module as it is."""
     return module.base_layer if isinstance(module, AdapterLayer) else module

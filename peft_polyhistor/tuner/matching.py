@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules of a model carry adapters, and whether new adapters go together with those that are there."""
+"""Selects the modules that carry adapters, and checks new adapters against existing ones."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -16,16 +16,12 @@ from .site import Site
 
 
 def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Site], blocks: int) -> list[str]:
-    """Names of the modules that `config` asks for, in the order of the model.
+    """Returns the names of the modules that `config` selects, in the order of the model.
 
-    Args:
-        model: The model.
-        config: The settings, of which `target_modules`, `exclude_modules` and `layers_to_transform` count.
-        known: Every site of an encoder of a known family.
-        blocks: Number of its blocks.
+    `known` holds all sites of an encoder of a known family, which has `blocks` transformer blocks.
 
     Raises:
-        ValueError: The encoder is unknown and no `target_modules` are named; nothing matches; or one match is inside
+        ValueError: The encoder is unknown and `target_modules` is `None`; no module matches; or one match is inside
             another.
     """
     asked = config
@@ -33,16 +29,16 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
         check_blocks(model, config, blocks)
         layers = config.layers_to_transform
         names = [site.name for site in known if not isinstance(layers, Sequence) or site.block in layers]
-        # By name, so that PEFT's own matching applies `exclude_modules` in one notation for all.
+        # By name, so that PEFT's matching applies `exclude_modules` in the same notation.
         config = aimed_at(config, names)
     names = [
         name
         for name, _ in model.named_modules()
         if name and check_target_module_exists(config, name) and not _is_inside_adapter(model, name)
     ]
-    for outer, name in pairwise(names):  # in the order of the model, so inner ones follow
+    for outer, name in pairwise(names):  # in the order of the model, so inner modules follow
         if name.startswith(f"{outer}."):
-            raise ValueError(f"`target_modules` matches '{name}' inside '{outer}', a match too. Name one of the two.")
+            raise ValueError(f"`target_modules` matches '{outer}' and '{name}' inside it. Name only one of the two.")
     if not names:
         raise ValueError(
             f"No module matches target_modules={asked.target_modules} with exclude_modules={asked.exclude_modules} "
@@ -53,17 +49,17 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
 
 
 def aimed_at(config: ConfigT, names: list[str]) -> ConfigT:
-    """A config for PEFT's matching of module names; its own checks do not apply to it."""
+    """Returns a copy of `config` with other `target_modules`, for PEFT's matching of names; it is not checked."""
     config = copy(config)
     config.target_modules, config.layers_to_transform = names, None
     return config
 
 
 def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: int) -> None:
-    """Raises ValueError where `target_modules=None` or `layers_to_transform` finds no blocks to count."""
+    """Raises ValueError if `target_modules=None` or `layers_to_transform` asks for blocks that do not exist."""
     if not blocks:
         raise ValueError(
-            f"{type(model).__name__} has no blocks of a known encoder family, so it is not known where adapters go. "
+            f"{type(model).__name__} has no blocks of a known encoder family, so the places of adapters are unknown. "
             "Name the modules in `target_modules`, e.g. the feed-forward modules of its blocks."
         )
     layers = config.layers_to_transform
@@ -75,18 +71,14 @@ def check_blocks(model: nn.Module, config: MultiTaskConfig, blocks: int) -> None
 
 
 def check_fit(model: nn.Module, router: Router | None, sites: Sequence[Site], container: str) -> None:
-    """Raises ValueError where the adapters that `model` carries already do not go together with new ones.
+    """Raises ValueError if `model` carries adapters that new adapters at `sites` cannot be combined with.
 
-    Args:
-        model: The model.
-        router: Its router, if it carries adapters.
-        sites: The sites of the new adapters.
-        container: Name of the dictionary of generators of their method.
+    `container` is the name of the dictionary of generators of their method.
     """
     if router is not None and container not in router.adapter_layer_names:
         raise ValueError(
-            "The model carries adapters of another method, and these cannot join them: one model carries adapters of "
-            "one method. Call `unload()` first, or adapt another copy of the model."
+            "The model carries adapters of another method, and one model carries adapters of one method. Call "
+            "`unload()` first, or adapt another copy of the model."
         )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
     foreign = [name for name, layer in layers.items() if layer.router is not router]
@@ -99,8 +91,8 @@ def check_fit(model: nn.Module, router: Router | None, sites: Sequence[Site], co
         nested = [name for name in layers if name.startswith(f"{site.name}.") or site.name.startswith(f"{name}.")]
         if nested and site.name not in layers:
             raise ValueError(
-                f"The new adapters ask for '{site.name}', and there are adapters of '{nested[0]}' already, one within "
-                "the other. Adapters of one model share their modules: name the same ones."
+                f"The new adapters ask for '{site.name}', and '{nested[0]}' carries adapters already, one within the "
+                "other. Adapters of one model share their modules: name the same modules."
             )
         if site.name in layers and type(layers[site.name]) is not site.layer:
             raise ValueError(

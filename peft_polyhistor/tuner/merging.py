@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of one task become part of the encoder: of its parameters, and of the config that says their sizes."""
+"""Merges the adapters of one task into the parameters of the encoder, and records the new sizes in its config."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -21,40 +21,36 @@ def merge(
 ) -> None:
     """Merges the weights of one task into the modules that carry the adapters.
 
-    Args:
-        model: The adapted model. Its configs are replaced by copies that say the new sizes, and from what it was made.
-        weights: Weights of the task, by site.
-        config: Settings of the adapter.
-        task: The task; `None` for weights that serve all.
-        check_finite: Refuse values that are not finite.
+    The configs of the model are replaced by copies with the new sizes and a `merged_from` record. `task` is `None` for
+    weights that serve all tasks.
 
     Raises:
-        ValueError: Something cannot be merged. The model is as it was.
+        ValueError: An adapter cannot be merged. The model is unchanged.
     """
     layers = [module for module in model.modules() if isinstance(module, AdapterLayer)]
     if any(parameter.is_meta for layer in layers for parameter in layer.base_layer.parameters()):
         raise ValueError(
-            "Parameters of the model are offloaded, so nothing can be merged into them. Take the hooks off with "
+            "Parameters of the model are offloaded, so nothing can be merged into them. Remove the hooks with "
             "accelerate's `remove_hook_from_submodules` first."
         )
     merged: Merged = {}
-    for layer in layers:  # in the order of the model, so that a norm comes before what reads through it
+    for layer in layers:  # in the order of the model, so that a norm comes before the layer that reads its output
         merged |= layer.merged_parameters(weights.get(layer.site.name, []), merged)
     if check_finite and not all(value.isfinite().all() for value in merged.values()):
-        raise ValueError(f"The task {task!r} would merge into parameters that are not finite. Check the adapter.")
-    copies: dict[int, Any] = {}  # by identity, so that what shares a config goes on sharing it
+        raise ValueError(f"The task {task!r} would merge into parameters that are not finite. Check its adapter.")
+    copies: dict[int, Any] = {}  # by identity, so that modules that share a config still share it
     for module in model.modules():
         if isinstance(vars(module).get("config"), PreTrainedConfig):
             deepcopy(module.config, copies)
     configs = [value for value in copies.values() if isinstance(value, PreTrainedConfig)]
     fit_ratios(configs, model, merged)
-    for copied in configs:  # an adapter for the result is for no other encoder
+    for copied in configs:  # an adapter of the merged encoder fits no other encoder
         copied.name_or_path = ""
         vars(copied).pop("embedded_name", None)
     for module in model.modules():
         if id(vars(module).get("config")) in copies:
             module.config = copies[id(module.config)]
-        if "name_or_path" in vars(module):  # where PEFT looks
+        if "name_or_path" in vars(module):  # where PEFT looks up the base model
             vars(module)["name_or_path"] = ""
         set_parameters(module, merged)
     for module in model.modules():
@@ -65,14 +61,14 @@ def merge(
                 "base_model": config.base_model_name_or_path or None,
                 "embedded_encoder": (config.made_for or {}).get("encoder"),
             }
-            break  # the outermost, which is saved
+            break  # the outermost config is the one that is saved
 
 
 def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Mapping[Tensor, Tensor]) -> None:
-    """Writes into the encoder's config how wide its feed-forward blocks become.
+    """Writes the new width of the feed-forward blocks into the encoder's config.
 
     Raises:
-        ValueError: The config cannot say it.
+        ValueError: The config cannot express the new width.
     """
     if all(parameter.shape == value.shape for parameter, value in merged.items()):
         return
@@ -84,8 +80,8 @@ def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Ma
     ratios = [find_ratio(group) for group in sizes]
     if None in ratios:
         raise ValueError(
-            f"The feed-forward blocks would have {sizes} channels outside and inside, which one `{family.ratio}` of "
-            f"{'a stage' if family.per_stage else 'all'} cannot say. Give every block an adapter of one "
+            f"The feed-forward blocks would have {sizes} channels outside and inside, which one `{family.ratio}` per "
+            f"{'stage' if family.per_stage else 'encoder'} cannot express. Give each block an adapter with the same "
             "reduction factor, or use `bake`."
         )
     values = [int(ratio) if family.is_whole else ratio for ratio in ratios if ratio]
@@ -94,7 +90,7 @@ def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Ma
     for config in configs:
         if type(config) is not kind:
             continue
-        if hasattr(config, "model_args"):  # of a wrapper around timm
+        if hasattr(config, "model_args"):  # the config of a wrapper around timm
             config.model_args = {**(config.model_args or {}), family.ratio: value}
         elif hasattr(config, family.ratio):
             setattr(config, family.ratio, value)
@@ -106,16 +102,16 @@ def fit_ratios(configs: Sequence[PreTrainedConfig], model: nn.Module, merged: Ma
 
 
 def find_ratio(sizes: Iterable[tuple[int, int]]) -> float | None:
-    """A ratio with int(ratio * outer) = inner for all pairs (outer, inner), or `None`."""
+    """Returns a ratio with int(ratio * outer) = inner for all pairs (outer, inner), or `None` if there is none."""
     sizes = list(sizes)
     low = max(inner / outer for outer, inner in sizes)
     high = min((inner + 1) / outer for outer, inner in sizes)
-    ratios = (low, (low + high) / 2)  # the second where the first is rounded down
+    ratios = (low, (low + high) / 2)  # the second ratio is for pairs where the first is rounded down
     return next((ratio for ratio in ratios if all(int(ratio * outer) == inner for outer, inner in sizes)), None)
 
 
 def _config_of(model: nn.Module, block: Block) -> PreTrainedConfig | None:
-    """The config of the innermost module around a block that has one."""
+    """Returns the config of the innermost module around a block that has one."""
     names = block.name.split(".")
     around = [model, *(model.get_submodule(".".join(names[: i + 1])) for i in range(len(names)))]
     found = [vars(module).get("config") for module in around]
@@ -130,7 +126,7 @@ def _inner_width(model: nn.Module, block: Block, merged: Mapping[Tensor, Tensor]
 
 
 def set_parameters(module: nn.Module, values: Mapping[Tensor, Tensor]) -> None:
-    """Gives the module's own parameters, not those of its submodules, new values, which may be larger."""
+    """Sets new values of the module's own parameters, not of its submodules; a value may have a larger shape."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         value = values.get(parameter)
         if value is None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The record of the encoder that an adapter was trained on. Loading finds it by this, and refuses any other."""
+"""Records the encoder that an adapter was trained on, and refuses any other architecture at load time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,21 @@ from ..models.stages import StageEncoder
 from .site import Site
 
 
-# The keys that tell architectures apart. Two encoders of one architecture look the same.
+# The keys that tell architectures apart. They do not tell apart two encoders of one architecture.
 ARCHITECTURE = ("model_type", "blocks", "widths")
 
 
 def routed_module(model: nn.Module) -> nn.Module:
-    """The module whose calls name tasks: the encoder of a dense model, else the model itself."""
+    """Returns the module whose calls name tasks: the encoder of a dense model, or else the model itself."""
     return next((module for module in model.modules() if isinstance(module, StageEncoder)), model)
 
 
 def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
-    """The `made_for` of adapters at these sites.
+    """Returns the `made_for` of adapters at these sites.
 
-    Returns:
-        `encoder`, the name of an embedded encoder, for which PEFT has no field; `model_type`, the number of `blocks`
-        and the `widths` of the sites, channels; `decoders`, the `decoder_settings` of a dense model. `None` stands for
-        what is not there.
+    Its keys are `encoder` (the name of an embedded encoder, for which PEFT has no field), `model_type`, `blocks`
+    (their number), `widths` (of the sites, in channels) and `decoders` (the `decoder_settings` of a dense model). A
+    value that does not exist is `None`.
     """
     config = getattr(routed_module(model), "config", None)
     return {
@@ -42,18 +41,18 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
-    """Raises ValueError where a saved adapter was made for another architecture, or for other norms of its maps."""
+    """Raises ValueError if a saved adapter was made for another architecture, or for other norms of the stage maps."""
     made_for = config.made_for or base
     if any(made_for[key] != base[key] for key in ARCHITECTURE):
         theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
         raise ValueError(
             f"The adapter was made for {config.base_model_name_or_path or made_for['encoder'] or 'an encoder'} with "
-            f"{theirs}, and this encoder has {ours}. Load it onto the encoder it was made for; to train on this one, "
-            "make a config with made_for=None."
+            f"{theirs}, and this encoder has {ours}. Load it onto the encoder it was made for; to train a new adapter "
+            "on this encoder, make a config with made_for=None."
         )
     norms = [known["decoders"]["shared_norms"] for known in (made_for, base) if known["decoders"]]
     if len(set(norms)) > 1:
         raise ValueError(
             f"The decoders saved with the adapter have shared_norms={norms[0]}, and the model's have "
-            f"shared_norms={norms[1]}. Build the model with that of the adapter."
+            f"shared_norms={norms[1]}. Build the model with shared_norms={norms[0]}."
         )

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The state of one pass of the encoder, which belongs to the call and its thread, and to no module."""
+"""The state of one pass of the encoder. It belongs to the call and its thread, not to a module."""
 
 import threading
 from collections.abc import Callable
@@ -13,25 +13,25 @@ from .weights import KeptWeights, SiteWeights
 
 
 class Route(NamedTuple):
-    """One pass of the encoder: its tasks, their weights, and the tensors that layers hand on within the pass."""
+    """One pass of the encoder: its tasks, their weights, and the tensors that layers pass to each other."""
 
-    router: nn.Module  # the `Router` whose layers follow this route
+    router: nn.Module  # the `Router` whose layers read this route
     tasks: tuple[str, ...]
     weights: SiteWeights
-    is_shared: bool  # the pass serves all tasks at once; otherwise the batch is laid out task by task
-    features: dict[int, Tensor]  # by stage `(tasks, batch, tokens, channels)`, added to the maps of a shared pass
-    streams: dict[str, Tensor]  # by site the residual stream, from the block's norm to the sublayer behind it
+    is_shared: bool  # one set of images serves all tasks; otherwise the batch is laid out task by task
+    features: dict[int, Tensor]  # by stage, `(tasks, batch, tokens, channels)`; added to the maps of a shared pass
+    streams: dict[str, Tensor]  # by site, the residual stream before the block's norm
 
 
 class Present(threading.local):
-    """State of the running thread. (Not a `ContextVar`, which torch.compile cannot trace.)
+    """The state of the running thread; torch.compile cannot trace a `ContextVar`.
 
     Attributes:
-        route: The pass of the encoder; `None` outside of one.
+        route: The current pass of the encoder; `None` outside of a pass.
         kept: The weights of the `generate_once` blocks, the innermost first.
     """
 
-    def __init__(self) -> None:  # of every thread
+    def __init__(self) -> None:  # runs once in every thread
         self.route: Route | None = None
         self.kept: tuple[KeptWeights, ...] = ()
 
@@ -40,7 +40,7 @@ PRESENT = Present()
 
 
 class Following(AbstractContextManager[None]):
-    """Runs a block of code as part of the pass of `route`."""
+    """Runs a block of code as part of the pass `route`."""
 
     def __init__(self, route: Route):
         self.route = route
@@ -53,13 +53,13 @@ class Following(AbstractContextManager[None]):
 
 
 def follow_again() -> Callable[[], AbstractContextManager[None]]:
-    """Remembers the present pass for layers that are recomputed in the backward pass, maybe by another thread.
+    """Records the current pass for layers that are recomputed in the backward pass, perhaps by another thread.
 
     Returns:
-        A function that makes the context in which they run: the same pass, whose stores are empty.
+        A function that makes the context of the recomputation: the same pass with empty `features` and `streams`.
     """
     if PRESENT.route is None:
         return nullcontext
-    # Not the stores themselves: their tensors hold the graph, and the graph would hold them.
+    # Without the stored tensors: they hold the autograd graph, and the graph would hold them.
     route = PRESENT.route._replace(features={}, streams={})
     return lambda: Following(route._replace(features={}, streams={}))

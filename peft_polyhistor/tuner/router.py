@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A call of the adapted encoder: which tasks it serves, in which passes, with which weights."""
+"""Runs the calls of an adapted encoder: chooses their tasks, passes and weights."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, update_wrapper
 from typing import Any
@@ -16,15 +16,15 @@ from ..config import MultiTaskConfig
 from ..models.blocks import has_image_rows
 from ..models.onload import home_of
 from ..models.stages import StageEncoder
-from .batches import cut, first_tensor, repeat_batch, split_batch
+from .batches import cut, first_tensor
 from .checkpoint import bind_checkpoints, unbind_checkpoints
-from .passes import choose_tasks_per_pass
+from .passes import choose_tasks_per_pass, run_pass
 from .route import PRESENT, Following, Route, follow_again
 from .weights import AdapterRecord, KeptWeights, SiteWeights, generate, resolve_tasks
 
 
-# Names of the Router in the adapted model, and behind the method's prefix of its container. Both are part of every
-# saved key; the first must not contain a method's prefix.
+# The name of the router in the adapted model, and the end of the name of its container, which begins with the prefix
+# of the method. Both are part of each saved key. SHARED must not contain the prefix of a method.
 SHARED = "task_adapters"
 GENERATORS = "generators"
 
@@ -32,15 +32,15 @@ GENERATORS = "generators"
 class Router(nn.Module, BaseTunerLayer):
     """Holds the generators of all adapters of a model, and runs the encoder with the weights they make.
 
-    It stands in the model once, beside the encoder, so that saved parameters are named by role and not by the path of
-    a layer. `run` takes the place of the encoder's `forward`.
+    A model has one router, beside its encoder, so that the names of saved parameters do not depend on the paths of
+    layers. `run` replaces the `forward` of the encoder.
 
     Args:
-        container: Name of the dictionary that holds one generator per adapter; PEFT finds parameters by it.
+        container: Name of the dictionary with one generator per adapter. PEFT finds the parameters by it.
         shares_pass: One pass of the encoder serves all tasks.
     """
 
-    weight = bias = None  # type: ignore[assignment]  # PEFT's own look for a base layer, which there is not
+    weight = bias = None  # type: ignore[assignment]  # PEFT would look for a base layer, and there is none
 
     def __init__(self, container: str, shares_pass: bool):
         super().__init__()
@@ -50,7 +50,7 @@ class Router(nn.Module, BaseTunerLayer):
         self.in_features = self.out_features = None
         self.records: dict[str, AdapterRecord] = {}
         self._encoder: tuple[nn.Module, ...] = ()  # in a tuple: a reference, not a submodule
-        self._own_names: list[str] = []  # `task` or `tasks`, where the encoder's own `forward` takes it
+        self._own_names: list[str] = []  # `task` or `tasks`, if the encoder's own `forward` takes it
         self._has_image_rows = False
 
     @property
@@ -62,7 +62,7 @@ class Router(nn.Module, BaseTunerLayer):
         self.records[name] = record
 
     def has_adapter(self, name: str, config: MultiTaskConfig) -> bool:
-        """Whether the adapter of this name is the one of `config`. Another one gives way, as in PEFT's LoRA."""
+        """Tells whether the adapter of this name has this `config`. Any other is replaced, as in PEFT's LoRA."""
         return name in self.records and self.records[name].config is config
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -70,19 +70,19 @@ class Router(nn.Module, BaseTunerLayer):
         self.records.pop(adapter_name, None)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        # PEFT calls this after loading onto meta tensors. There is no base layer here: the encoder says the device.
+        # PEFT calls this after loading onto meta tensors. Without a base layer, the encoder tells the device.
         if adapter_name in self.generators:
             self.generators[adapter_name].to(device or home_of(self._encoder[0])[0])
 
     def forward(self, x: Any) -> Any:
-        """Identity: where the adapted model is an `nn.Sequential`, this is its last module."""
+        """Returns `x`: in an adapted `nn.Sequential` the router is the last module."""
         return x
 
     def attach(self, encoder: nn.Module) -> None:
-        """Puts `run` in the place of the encoder's `forward`, behind what accelerate has put there."""
+        """Replaces the encoder's `forward` by `run`, inside of the `forward` that accelerate may have set."""
         place = "_old_forward" if "_old_forward" in vars(encoder) else "forward"
         forward = getattr(encoder, place)
-        is_view = isinstance(encoder, StageEncoder)  # whose `forward` takes `tasks` for the case without adapters
+        is_view = isinstance(encoder, StageEncoder)  # its `forward` takes `tasks` for the model without adapters
         named = () if is_view else inspect.signature(forward).parameters
         self._own_names = [name for name in ("task", "tasks") if name in named]
         self._has_image_rows = is_view or has_image_rows(encoder)
@@ -91,39 +91,39 @@ class Router(nn.Module, BaseTunerLayer):
         encoder._replicate_for_data_parallel = partial(self._replicate, encoder)  # type: ignore[method-assign]
 
     def detach(self) -> None:
-        """Gives the encoder its own methods back."""
+        """Restores the encoder's own methods."""
         [encoder] = self._encoder
         unbind_checkpoints(encoder)
         for place, method in list(vars(encoder).items()):
             if isinstance(method, partial) and method.func in (self.run, self._replicate):
                 delattr(encoder, place)
                 forward = method.args[-1]
-                if method.func == self.run and getattr(encoder, place, None) != forward:  # not that of the class
+                if method.func == self.run and getattr(encoder, place, None) != forward:  # not the method of the class
                     setattr(encoder, place, forward)
-        self.records.clear()  # whoever kept `run` runs the plain encoder from now on
+        self.records.clear()  # a caller that kept `run` now runs the plain encoder
 
     def _routed(self, encoder: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         return update_wrapper(partial(self.run, encoder, forward), forward)  # with the signature of `forward`
 
     def _replicate(self, encoder: nn.Module) -> nn.Module:
-        """A replica of the encoder, as `nn.DataParallel` makes them, which runs its own modules."""
+        """Makes a replica of the encoder for `nn.DataParallel`, which runs its own modules."""
         replica: nn.Module = type(encoder)._replicate_for_data_parallel(encoder)
         replica.forward = self._routed(replica, partial(type(encoder).forward, replica))
         return replica
 
     def run(self, encoder: nn.Module, forward: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """One call of the encoder, in as many passes as its tasks take.
+        """Runs one call of the encoder, in as many passes as its tasks need.
 
         Args:
             encoder: The encoder.
-            forward: Its own forward pass.
-            *args: The arguments of the call.
-            **kwargs: Its keywords, among them `task` or `tasks`, which name the tasks of the call.
+            forward: The encoder's own `forward`.
+            *args: Positional arguments of the call.
+            **kwargs: Keyword arguments of the call, with `task` or `tasks` for its tasks.
 
         Returns:
-            What `forward` returns for the task; for `tasks` a dictionary of what it returns by task.
+            The output of `forward` for the task, or with `tasks` a dictionary of outputs by task.
         """
-        if not self.active_adapters or not self.records:  # all deleted: the frozen encoder on its own
+        if not self.active_adapters or not self.records:  # all adapters were deleted: the frozen encoder runs
             with Following(Route(self, (), {}, True, {}, {})):
                 return forward(*args, **kwargs)
         asked = {name: kwargs.pop(name, None) for name in ("task", "tasks")}
@@ -139,19 +139,19 @@ class Router(nn.Module, BaseTunerLayer):
         return outputs[0] if asked["tasks"] is None else dict(zip(tasks, outputs, strict=True))
 
     def _routes(self, tasks: tuple[str, ...], pixel_values: Tensor | None) -> list[Route]:
-        """The passes of the encoder that a call is made of."""
+        """Splits a call into passes of the encoder."""
         weights = {} if self.disable_adapters else self._generate(tasks, self.active_adapters)
-        is_shared = self.shares_pass or self.disable_adapters  # the frozen encoder is the same for all tasks
+        is_shared = self.shares_pass or self.disable_adapters  # the frozen encoder computes the same for all tasks
         if self._own_names:
-            size = 1  # the encoder is told the one task of its pass
+            size = 1  # the encoder is given the one task of its pass
         elif is_shared:
             size = len(tasks)
         elif pixel_values is None or not self._has_image_rows:
-            size = 1  # nothing tells which rows of its outputs belong to which task
+            size = 1  # it is unknown which rows of the outputs belong to which task
         else:
             size = self._tasks_per_pass(pixel_values, len(tasks))
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-        # Weights with another leading axis are those of all tasks.
+        # Weights with another leading axis are shared by all tasks.
         parts = cut(weights, [len(group) for group in groups], len(tasks)) if len(groups) > 1 else [weights]
         return [Route(self, group, part, is_shared, {}, {}) for group, part in zip(groups, parts, strict=True)]
 
@@ -162,15 +162,15 @@ class Router(nn.Module, BaseTunerLayer):
 
     @property
     def route(self) -> Route | None:
-        """The pass of this model that the running thread is in; `None` outside of one."""
+        """The current pass of this model in the running thread; `None` outside of a pass."""
         route = PRESENT.route
         return route if route is not None and route.router is self else None
 
     def present_route(self) -> Route:
-        """The pass that the running thread is in.
+        """Returns the current pass of the running thread.
 
         Raises:
-            RuntimeError: It is in none.
+            RuntimeError: The thread runs no pass of this model.
         """
         if self.route is None:
             raise RuntimeError(
@@ -180,12 +180,12 @@ class Router(nn.Module, BaseTunerLayer):
         return self.route
 
     def weights_of(self, adapter_names: list[str], **asked: Any) -> SiteWeights:
-        """Weights and dropout of some adapters, by site, for `task=` or `tasks=`; the errors are those of a call."""
+        """Returns weights and dropout of adapters by site, for `task=` or `tasks=`; raises the errors of a call."""
         return self._generate(resolve_tasks(self._tasks_of(adapter_names), **asked), adapter_names)
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
-        """Calls in this block share the weights that are generated here; see `TaskVerbs.generate_once`."""
+        """Generates the weights once for all calls in this block; see `TaskVerbs.generate_once`."""
         names = self.active_adapters
         tasks = self._tasks_of(names) if names and not self.shares_pass else []
         if not tasks:
@@ -200,7 +200,7 @@ class Router(nn.Module, BaseTunerLayer):
             PRESENT.kept = before
 
     def _tasks_of(self, adapter_names: list[str]) -> list[str]:
-        """The tasks that all of the adapters have, in the order of the first."""
+        """Returns the tasks that all these adapters have, in the order of the first adapter."""
         first, *others = (self.records[name].config.tasks for name in adapter_names if name in self.records)
         return [name for name in first if all(name in tasks for tasks in others)]
 
@@ -213,39 +213,6 @@ class Router(nn.Module, BaseTunerLayer):
         return generate(list(zip(records, generators, strict=True)), tasks)
 
 
-def run_pass(
-    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], route: Route
-) -> Sequence[Any]:
-    """Runs the encoder once, and returns its output for each task of the pass."""
-    tasks = len(route.tasks)
-    if route.is_shared:
-        output = forward(*args, **kwargs)
-        return [add_features(output, route.features, task) for task in range(tasks)]
-    batch = first_tensor((args, kwargs))
-    if tasks == 1 or batch is None:
-        return [forward(*args, **kwargs)]
-    args, kwargs = repeat_batch((args, kwargs), tasks)
-    return split_batch(forward(*args, **kwargs), tasks, batch.shape[0])
-
-
-def add_features(maps: Any, features: Mapping[int, Tensor], task: int) -> Any:
-    """The output of a shared pass for one task: itself, or where the task has features the stage maps plus those.
-
-    Args:
-        maps: Output of the encoder; stage maps `(batch, channels, height, width)` where there are features.
-        features: By stage `(tasks, batch, tokens, channels)`; tokens in front of those of the map are left out.
-        task: Index of the task in the features.
-    """
-    if not features:
-        return maps
-    of_task = list(maps)
-    for stage, of_tasks in features.items():
-        height, width = maps[stage].shape[-2:]
-        tokens = of_tasks[task][:, -height * width :]
-        of_task[stage] = maps[stage] + tokens.mT.unflatten(-1, (height, width)).to(maps[stage].dtype)
-    return type(maps)(of_task)
-
-
 def router_of(model: nn.Module) -> Router | None:
-    """The router of an adapted model; `None` where there are no adapters."""
+    """Returns the router of an adapted model, or `None` if there are no adapters."""
     return getattr(model, SHARED, None)

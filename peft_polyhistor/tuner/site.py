@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a module of the encoder that carries adapters."""
+"""The record of an adapted module of the encoder."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeGuard
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """A module of the encoder that carries adapters. Subclasses add the facts that a method's layer needs.
+    """A module of the encoder that carries adapters. Subclasses add fields that the layer of a method needs.
 
     Args:
         name: Path of the module in the model.
-        layer: The `AdapterLayer` that wraps it.
-        width: Channels it works on; where encoder parameters train, the last axis of the first of them.
-        block: Index of the transformer block it is part of, whose sites may share parameters; `None` outside of them.
+        layer: The class of the `AdapterLayer` that wraps the module.
+        width: Channels of the module; if encoder parameters train, the last axis of the first of these parameters.
+        block: Index of the transformer block around the module, whose sites may share parameters; `None` if there is
+            none.
     """
 
     name: str

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Puts adapters into a model: what the PEFT tuners of all methods share."""
+"""The base of the PEFT tuners of all methods, which injects adapters into a model."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,8 @@ from .weights import AdapterRecord
 class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
     """Injects the layers of a method and the one `Router` that serves them.
 
-    A family of methods says where its adapters sit (`known_sites`, `site_at`); a method sets the `prefix` of its
-    parameters, by which PEFT tells methods apart.
+    A family of methods defines the places of its adapters (`known_sites`, `site_at`). A method sets the `prefix` of
+    its parameters, by which PEFT tells methods apart.
     """
 
     prefix: str
@@ -38,17 +38,17 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
 
     @abstractmethod
     def known_sites(self, model: nn.Module, blocks: list[Block], config: ConfigT) -> Sequence[Site]:
-        """Every site of an encoder of a known family, whose blocks are given."""
+        """Returns all sites of an encoder with these blocks; empty for an unknown family, which has no blocks."""
 
     @abstractmethod
     def site_at(self, module: nn.Module, name: str, index: int, config: ConfigT) -> Site:
-        """The site at a module that `target_modules` names and that is none of the known ones.
+        """Returns the site at a module that `target_modules` names and that is not among the known sites.
 
         Args:
             module: The module.
-            name: Its path in the model.
-            index: Index of the block that it counts as, a further one behind those of the encoder.
-            config: The method's settings.
+            name: Path of the module in the model.
+            index: Index of the block that the module counts as, after the blocks of the encoder.
+            config: Config of the adapter.
 
         Raises:
             ValueError: The module cannot carry an adapter of the method.
@@ -66,14 +66,14 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         yield
 
     def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict[str, Any]) -> ConfigT:
-        # A copy: what is recorded of this model must not be written into a config that adapts another one too.
-        # Its `target_modules=None` stays: it means every block of whatever encoder this is.
-        *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest
+        # A copy, because the record of this model must not be written into a config that adapts another model too.
+        # `target_modules=None` stays, as it means all blocks of any encoder.
+        *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest adapter
         prepared = self.peft_config[name] = copy(peft_config)
         return prepared
 
     def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:
-        # All that can be wrong is found here, before the model is touched.
+        # All checks run here, before the model is changed.
         sites = self._choose_sites(model, peft_config)
         self._sites = {site.name: site for site in sites}
         check_fit(model, self.router, sites, self.prefix + GENERATORS)
@@ -108,11 +108,11 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             wrapped.attach(self.model)
 
     def _choose_sites(self, model: nn.Module, config: ConfigT) -> list[Site]:
-        """The sites that `config` asks for, in the order of the model; the errors are those of `match_modules`."""
+        """Returns the sites that `config` selects, in the order of the model; raises the errors of `match_modules`."""
         blocks = find_blocks(model)
         known = {site.name: site for site in self.known_sites(model, blocks, config)}
         names = match_modules(model, config, list(known.values()), len(blocks))
-        # A module may be wrapped for an adapter that is there already; a misfit is found later.
+        # A module may carry adapters already; `check_fit` compares them with the new ones.
         return [
             known.get(name) or self.site_at(base_of(model.get_submodule(name)), name, len(blocks) + i, config)
             for i, name in enumerate(names)
@@ -124,7 +124,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(*home_of(self.model))
         router = self.router
-        if router is None:  # only now: a generator that cannot be leaves the model as it was
+        if router is None:  # only now, so that a failed generator leaves the model unchanged
             router = Router(self.prefix + GENERATORS, config.shares_pass)
             self.model.add_module(SHARED, router)
             router.attach(routed_module(self.model))
@@ -132,11 +132,11 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         return router
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)  # PEFT's own expects a `weight`, which a feed-forward module has not
+        setattr(parent, child_name, new_module)  # PEFT's method expects a `weight`, which a feed-forward module lacks
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # The name stands in the middle: task_adapters.<container>.<adapter name>.<parameter of the generator>
+        # The name is in the middle: task_adapters.<container>.<adapter name>.<parameter of the generator>
         container = f".{cls.prefix}{GENERATORS}."
         before, found, after = key.partition(f"{container}{adapter_name}.")
         if found:
@@ -147,7 +147,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         for module in self.model.modules():
             if isinstance(module, AdapterLayer):
                 module.detach()
-        if self.router is not None:  # else unloaded before
+        if self.router is not None:  # otherwise the model was unloaded before
             self.router.detach()
             delattr(self.model, SHARED)
         return super()._unload_and_optionally_merge(merge=False, **kwargs)  # type: ignore[return-value]  # not None
@@ -157,13 +157,13 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
     Raises:
-        ValueError: The model has a decoder for a task that the adapter does not know.
+        ValueError: The model has a decoder for a task that the adapter does not have.
     """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
         raise ValueError(
             f"The adapter is for the tasks {config.tasks}, and the model has decoders for {model.config.tasks}: there "
-            f"is no adapter for {missing}. Build the model with tasks of the adapter, or train an adapter for these."
+            f"is no adapter for {missing}. Build the model with tasks of the adapter, or adapt it for {missing} too."
         )
-    if not config.inference_mode:  # else a saved adapter, which may come without decoders
+    if not config.inference_mode:  # a saved adapter may come without decoders
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods of a tuner that change or use the tasks of a trained adapter, and that PEFT does not have."""
+"""Tuner methods that work on the tasks of a trained adapter, beyond those of PEFT."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,28 +22,30 @@ from .weights import resolve_tasks
 class TaskVerbs(BaseTuner):
     """Methods of a tuner, and so of its `PeftModel`, for the tasks of an adapter.
 
-    They change the parameters of the adapter: make the optimiser afterwards.
+    `add_task` and `remove_task` replace parameters of the adapter: create the optimiser afterwards.
     """
 
-    peft_config: dict[str, MultiTaskConfig]  # type: ignore[assignment]  # PEFT gives a tuner its own configs alone
+    peft_config: dict[str, MultiTaskConfig]  # type: ignore[assignment]  # PEFT gives a tuner only configs of its method
 
     @property
     def router(self) -> Router | None:
-        """The module that holds and makes the weights of all adapters; `None` where no module carries one."""
+        """The module that holds and generates the weights of all adapters; `None` if no module is adapted."""
         return router_of(self.model)
 
     def add_task(self, name: str, from_: str | None = None, adapter_name: str | None = None) -> None:
-        """Gives a trained adapter one more task. What the tasks share stays as it is, and so do the other tasks.
+        """Adds a task to a trained adapter. The weights of other tasks, and those that tasks share, do not change.
 
-        A dense model gets a decoder for it, a copy too where `from_` has as many output channels.
+        A dense model also gets a decoder for the task. It is a copy of the decoder of `from_`, with a fresh classifier
+        if the number of output channels differs.
 
         Args:
             name: Name of the new task; on a dense model one of `TASKS`.
-            from_: The task that it starts as a copy of; `None` for the mean of all.
-            adapter_name: The adapter; `None` for the active one.
+            from_: The task whose weights are copied. `None` starts from the mean of all tasks.
+            adapter_name: The adapter; `None` for the active adapter.
 
         Raises:
-            ValueError: The adapter has the task, or does not have `from_`, or a dense model carries several adapters.
+            ValueError: The adapter has the task already or does not have `from_`, or a dense model carries several
+                adapters.
         """
         adapter_name = self._one_adapter(adapter_name)
         tasks = self.peft_config[adapter_name].tasks
@@ -57,14 +59,14 @@ class TaskVerbs(BaseTuner):
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:
             decoders.add_task(name, from_)
-            config = self.peft_config[adapter_name]  # it describes the rows of tasks, for whoever loads it
+            config = self.peft_config[adapter_name]  # saves the descriptions of a user's own tasks
             config.made_for = (config.made_for or {}) | {"decoders": decoders.config.decoder_settings()}
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
-        """Takes a task out of a trained adapter, and its decoder out of a dense model. The other tasks stay as is.
+        """Removes a task from a trained adapter, and its decoder from a dense model. Other tasks do not change.
 
         Raises:
-            ValueError: The adapter does not have the task, or has no other.
+            ValueError: The adapter does not have the task, or has no other task.
         """
         adapter_name = self._one_adapter(adapter_name)
         tasks = self.peft_config[adapter_name].tasks
@@ -81,26 +83,26 @@ class TaskVerbs(BaseTuner):
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
-        """Calls of the model within this block share the weights of all tasks, which are generated at its start.
+        """Generates the weights of all tasks once, at the start of the block, for all calls of the model within it.
 
-        A backward pass ends at these weights and frees what the call kept; at the end of the block the gradient that
-        has gathered in them goes through the generators, once. So a training step needs the memory of one task:
+        A backward pass stops at these weights and frees the activations of its call. At the end of the block, the
+        accumulated gradient is propagated through the generators once. A training step needs the memory of one task:
 
             with model.generate_once():
                 for task in tasks:
                     model(pixel_values, labels, tasks=[task]).loss.backward()
             optimizer.step()
 
-        Clipping, unscaling and the optimiser come after the block: within it the generators have no gradient yet.
-        Their parameters must not change within it. If the block fails, they get no gradient.
+        Unscale and clip gradients, and step the optimiser, after the block: within it the generators have no gradient
+        yet. Their parameters must not change within it. If the block fails, they get no gradient.
 
         Raises:
-            RuntimeError: By a backward pass that comes after the block.
+            RuntimeError: A backward pass comes after the block.
 
         Note:
-            Where one pass of the encoder serves all tasks, every call generates as always. Under DDP call the model
-            that it wraps, and average the gradients afterwards, as `training.add_gradients` does. Not for FSDP, which
-            shows a module its whole parameters in its own forward pass alone.
+            If one pass of the encoder serves all tasks, each call generates its weights as usual. With DDP, call the
+            model inside of it and average the gradients afterwards, as `training.add_gradients` does. FSDP is not
+            supported: it gathers the parameters of a module only in the forward pass of that module.
         """
         with self.router.generate_once() if self.router else nullcontext():
             yield
@@ -113,28 +115,28 @@ class TaskVerbs(BaseTuner):
         task: str | None = None,
         tasks: Sequence[str] | None = None,
     ) -> Any:
-        """As in PEFT, for one task: the base model, which computes what it computed with the adapters of the task.
+        """Merges the adapters of one task into the base model, and returns the base model.
 
-        BitFit and position tables go into parameters of the same shape. A bottleneck adapter in parallel to a
-        feed-forward block becomes further channels of that block, and the encoder's config says so: Polyhistor-Lite on
-        Swin with reduction factor 2 a Swin with `mlp_ratio=4.5`. The result is of the base's class, and its config
-        records the adapter as `merged_from`.
+        BitFit and position tables are added to parameters of the same shape. A bottleneck adapter in parallel to a
+        feed-forward block becomes additional channels of that block, and the encoder's config records the new width:
+        Polyhistor-Lite with reduction factor 2 turns a Swin into a Swin with `mlp_ratio=4.5`. The result has the class
+        of the base model, and its config records the adapter as `merged_from`.
 
         Args:
-            progressbar: Without effect: there is nothing to wait for.
+            progressbar: No effect; merging is immediate.
             safe_merge: Check first that the result is finite.
-            adapter_names: The adapters to merge; `None` for the active ones.
-            task: The task; may be left out where there is one, or where one pass of the encoder serves all tasks.
-            tasks: Several tasks, for each of which a copy is merged; the model stays as it is. The result is a
-                dictionary by task.
+            adapter_names: The adapters to merge; `None` for the active adapters.
+            task: The task. May be left out if there is one task, or if one pass of the encoder serves all tasks.
+            tasks: Several tasks. A copy of the model is merged for each task, the model itself does not change, and
+                the result is a dictionary by task.
 
         Raises:
-            ValueError: The adapters cannot be merged, as beside attention, in series, where a norm in front is near
-                zero, or where the encoder's config cannot say how wide the blocks are; or the task is not among the
-                adapters'. Nothing is changed.
+            ValueError: The adapters cannot be merged (beside attention, in series, with a weight of the norm near
+                zero, or with widths that the encoder's config cannot express), or they do not have the task. Nothing
+                is changed.
 
         Note:
-            transformers' PVT and PVT v2 are of whole ratios: there channels of zeros fill the blocks up.
+            The ratios of transformers' PVT and PVT v2 are integers: channels of zeros fill up their blocks.
         """
         names = adapter_names or self.active_adapters
         known = [config for config in map(self.peft_config.get, names) if config]
@@ -149,7 +151,7 @@ class TaskVerbs(BaseTuner):
             merge(self.model, weights, known[0], task, safe_merge)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
-            model.keep_tasks([task])  # the decoders of the others have no encoder any more
+            model.keep_tasks([task])  # the encoder now serves this task only
         return model
 
     def _dense_model(self) -> MultiTaskDenseModel | None:
@@ -157,13 +159,13 @@ class TaskVerbs(BaseTuner):
             return None
         if len(self.peft_config) > 1:
             raise ValueError(
-                f"The model's decoders are for the tasks of all its adapters, {list(self.peft_config)}: changing "
-                "those of one would leave the others without. Delete the others first, or change a copy."
+                f"The model's decoders are for the tasks of all its adapters, {list(self.peft_config)}, so the tasks "
+                "of one adapter cannot change alone. Delete the others first, or change a copy of the model."
             )
         return self.model
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
-        changed = replace(self.peft_config[adapter_name], tasks=tasks)  # which checks the names
+        changed = replace(self.peft_config[adapter_name], tasks=tasks)  # `replace` checks the names
         if self.router:
             old, record = self.router.generators[adapter_name], self.router.records[adapter_name]
             new = changed.make_generator(record.sites)
@@ -182,20 +184,20 @@ class TaskVerbs(BaseTuner):
 
 def _require_known(task: str | None, tasks: Sequence[str]) -> None:
     if task is not None and task not in tasks:
-        raise ValueError(f"There is no task '{task}'; the adapter has {tasks}.")
+        raise ValueError(f"The adapter has no task '{task}'; it has {tasks}. Name one of these tasks.")
 
 
 @torch.no_grad()
 def copy_tasks(old: nn.Module, new: nn.Module, rows: Sequence[int | None]) -> None:
-    """Fills the generator of a changed list of tasks from the one before.
+    """Copies the parameters of a generator into a generator for another list of tasks.
 
-    A parameter is per task where its first axis changes with the number of tasks; every task then owns an equal share
-    of the rows. All others are shared by the tasks.
+    A parameter belongs to tasks if its first axis depends on their number; each task then owns an equal share of its
+    rows. Tasks share all other parameters.
 
     Args:
         old: The trained generator.
-        new: A fresh one of the same method and settings, with more or fewer tasks.
-        rows: For each task of `new`, the index of the task of `old` that it is, or `None` for the mean of all.
+        new: A fresh generator of the same method and settings, with more or fewer tasks.
+        rows: For each task of `new`, the index of its task in `old`, or `None` for the mean of all tasks.
     """
     for name, parameter in new.named_parameters():
         source: Tensor = old.get_parameter(name)

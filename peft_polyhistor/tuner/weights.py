@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that generators make: for the tasks of a call, cut for its passes, or kept over several calls."""
+"""Generates adapter weights for the tasks of a call, or once for several calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,28 +16,23 @@ from .batches import cut, join
 from .site import Site
 
 
-SiteWeights = dict[str, list[tuple[Any, float]]]  # by site: weights and dropout of each active adapter
+SiteWeights = dict[str, list[tuple[Any, float]]]  # by name of the site: weights and dropout of each active adapter
 
 
 @dataclass
 class AdapterRecord:
-    """Settings and sites of one adapter of a model, whose weights its generator makes."""
+    """Config and sites of one adapter of a model."""
 
     config: MultiTaskConfig
     sites: list[Site]
 
 
 def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The tasks that a call asks for by `task=` or `tasks=`; the only one there is need not be named.
-
-    Args:
-        known: Tasks of the active adapters.
-        task: Name of one.
-        tasks: Names of several.
+    """Returns the tasks of a call with `task=` or `tasks=`. Both may be left out if only one task is known.
 
     Raises:
-        ValueError: None, both, or unknown ones were named.
-        TypeError: `tasks` is no list.
+        ValueError: No task is named, `task` and `tasks` are both given, or a task is unknown.
+        TypeError: `tasks` is not a list.
     """
     if task is not None and tasks is not None:
         raise ValueError(
@@ -48,13 +43,15 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
             f"`tasks` must be a list of names, got {tasks!r}. For one task write task= with one of {known}."
         )
     if not known:
-        raise ValueError("The active adapters have no task in common. Activate adapters that do, or one of them.")
+        raise ValueError(
+            "The active adapters have no task in common. Activate only one of them, or adapters with a common task."
+        )
     if tasks is None:
         tasks = known if task is None else [task]
         if len(tasks) > 1:
             raise ValueError(
-                f"The adapter serves several tasks, and none was named. Pass task= with one of {known}, or tasks= "
-                "with a list of them."
+                f"The adapter serves several tasks, and the call names none. Pass task= with one of {known}, or "
+                "tasks= with a list of them."
             )
     named = tuple(tasks)
     unknown = [name for name in named if name not in known]
@@ -64,19 +61,14 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
 
 
 def generate(adapters: Sequence[tuple[AdapterRecord, nn.Module]], tasks: Sequence[str]) -> SiteWeights:
-    """Weights and dropout of some adapters, by site.
-
-    Args:
-        adapters: Records of the adapters, and their generators.
-        tasks: The tasks, which become the leading axis of every tensor that differs by task.
-    """
+    """Generates the weights of some adapters for `tasks`, the leading axis of each tensor that differs by task."""
     weights: SiteWeights = {}
     for adapter, generator in adapters:
         device = next(generator.parameters()).device
-        if device.type == "meta":  # accelerate keeps the parameters elsewhere, and moves the indices to them
+        if device.type == "meta":  # accelerate offloads the parameters, and moves the indices to them
             device = torch.device("cpu")
         indices = torch.tensor([adapter.config.tasks.index(task) for task in tasks], device=device)
-        # In full precision: generation is a small part of a step, and what it makes is used all over it.
+        # In full precision: generation is a small part of a step, and the whole step uses its results.
         with torch.autocast(device.type, enabled=False):
             generated = generator(indices)
         for site, site_weights in zip(adapter.sites, generated, strict=True):
@@ -85,19 +77,14 @@ def generate(adapters: Sequence[tuple[AdapterRecord, nn.Module]], tasks: Sequenc
 
 
 class KeptWeights:
-    """Weights generated once for many passes, cut off from what made them.
+    """Weights generated once for many passes and detached from their generators.
 
-    Gradient of any number of backward passes gathers in them; `backward` hands it on to the generators at once.
-
-    Args:
-        generators: The modules that made the weights.
-        tasks: The tasks of the weights.
-        weights: The weights, with a graph that leads to the generators.
+    They accumulate the gradient of any number of backward passes; `backward` propagates it to the generators.
     """
 
     def __init__(self, generators: Sequence[nn.Module], tasks: Sequence[str], weights: SiteWeights):
         self._generators, self._with_gradient = generators, torch.is_grad_enabled()
-        self._generated: list[Any] = []  # leaves of the weights: tensors, and numbers
+        self._generated: list[Any] = []  # leaves of the weights: tensors and numbers
         self._kept: list[Any] = []
         self._of_task: dict[str, SiteWeights] = {}
         self._is_over = False
@@ -117,21 +104,21 @@ class KeptWeights:
     def _refuse_late_gradient(self, gradient: Tensor) -> None:
         if self._is_over:
             raise RuntimeError(
-                "A backward pass came after the `generate_once` block that its forward pass was in, and would not "
-                "reach what generates the weights. Call `backward` within the block."
+                "A backward pass came after the `generate_once` block of its forward pass, so its gradient would not "
+                "reach the generators. Call `backward` within the block."
             )
 
     def serves(self, generators: Sequence[nn.Module]) -> bool:
-        """Whether the weights come from these generators, and lead gradient to them where it is asked for."""
+        """Tells whether the weights come from these generators and have gradient if gradient is enabled."""
         is_same = len(generators) == len(self._generators) and all(map(is_, generators, self._generators))
         return is_same and (self._with_gradient or not torch.is_grad_enabled())
 
     def of(self, tasks: Sequence[str]) -> SiteWeights:
-        """Weights of some of the tasks."""
+        """Returns the weights of some of the tasks."""
         return join([self._of_task[task] for task in tasks])
 
     def backward(self) -> None:
-        """Hands the gathered gradient on; none can come after that."""
+        """Propagates the accumulated gradient to the generators; later backward passes raise an error."""
         self._is_over = True
         pairs = [
             (generated, kept.grad)

@@ -372,7 +372,7 @@ def test_labels_that_do_not_fit_are_an_error(make_dense, pixels, labels, task, s
 
 
 def test_labels_of_other_tasks_are_an_error(make_dense, pixels, labels):
-    with pytest.raises(ValueError, match=r"labels of \['normals'\] and none of the tasks asked for, \['semseg'\]"):
+    with pytest.raises(ValueError, match=r"labels of \['normals'\] and none of the predicted tasks \['semseg'\]"):
         make_dense(ALL_TASKS)(pixels, {"normals": labels["normals"]}, tasks=["semseg"])
 
 
