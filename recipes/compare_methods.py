@@ -1,17 +1,20 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains methods with several seeds, everything else equal, and prints mean and range beside the paper's figures.
+"""Compares methods over several seeds, and prints mean and range of their scores beside the figures of the paper.
 
     accelerate launch recipes/compare_methods.py CONFIG --methods single_task decoders polyhistor_lite --seeds 0 1
     accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
 
-Takes the settings of train_pascal.py. Every run resumes, and finished runs are not repeated, so the command can be
-given again after an interruption, or with more methods or seeds. Changes are against single-task full fine-tuning
-where `single_task` is among the methods, else against `decoders`. With --learning_rates, each method takes the best of
-them on a held-out part of the training images (--grid_holdout, 0.1 of them) with the first seed, in runs of
---grid_steps (0: as long as all); the learning rate of the decoders stays. Writes comparison.json, comparison.md and
-comparison.svg (change against parameters) of the methods and seeds of the command: processes may share a folder if
-they train different methods, and the last command names all. `python -m peft_polyhistor report` makes a page of it.
+The recipe takes all settings of train_pascal.py. Interrupted runs resume and finished runs are not repeated, so the
+command can be given again after an interruption, or with more methods or seeds. Changes are relative to single-task
+full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
+
+With --learning_rates, each method uses the learning rate with the best scores on held-out training images
+(--grid_holdout) for the first seed, in runs of --grid_steps. The learning rate of the decoders does not change.
+
+The recipe writes comparison.json, comparison.md and comparison.svg (change against parameters) for the methods and
+seeds of the command. Several commands may share an output folder if they train different methods; give a last command
+with all methods. `python -m peft_polyhistor report` makes a web page of the folder.
 """
 
 import math
@@ -30,8 +33,8 @@ from peft_polyhistor.studies.rates import choose_rate
 from peft_polyhistor.studies.results import COMPARISON, Grid
 from peft_polyhistor.tasks import declare_tasks
 from peft_polyhistor.training.arguments import check_options, option, parse_settings
+from peft_polyhistor.training.files import write_json
 from peft_polyhistor.training.methods import MethodChoice, make_config, parse_methods
-from peft_polyhistor.training.run_folder import write_json
 
 
 PAPER = Path(__file__).parent / "paper" / "tables.csv"
@@ -40,12 +43,12 @@ GRID_HOLDOUT = 0.1
 
 @dataclass
 class Comparison:
-    """Options of the comparison itself."""
+    """Settings of the comparison itself."""
 
-    seeds: list[int] = option([0, 1], "seeds of the runs of each method")
-    learning_rates: list[float] = option([], "grid that each method takes its rate from; none: learning_rate for all")
-    grid_holdout: float = option(GRID_HOLDOUT, "part of the training images that the grid is scored on", below=1)
-    grid_steps: int = option(0, "optimiser steps of the grid's runs; 0: as long as all", at_least=0)
+    seeds: list[int] = option([0, 1], "seeds of the runs of each method, each 0 or more")
+    learning_rates: list[float] = option([], "rates to choose from per method; by default --learning_rate for all")
+    grid_holdout: float = option(GRID_HOLDOUT, "fraction of the training images that the choice is scored on", below=1)
+    grid_steps: int = option(0, "optimiser steps of the runs for the choice; 0: as many as in all runs", at_least=0)
 
     def __post_init__(self):
         check_options(self)
@@ -61,7 +64,7 @@ class Comparison:
 
 
 def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison) -> dict[str, Grid]:
-    """Scores on held-out images by method and rate. Decoders alone have no rate but that of all decoders."""
+    """Scores each method with each learning rate on held-out images; `decoders` has only the decoder rate."""
     settings = replace(settings, seed=own.seeds[0], holdout=own.grid_holdout, resume=True)
     if own.grid_steps:
         settings = replace(settings, steps=own.grid_steps, eval_every=own.grid_steps)
@@ -74,7 +77,7 @@ def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison)
                 continue
             try:
                 scores = headline(train(method, run)["scores"])
-            except FloatingPointError as error:  # a rate that is too high must not end the search
+            except FloatingPointError as error:  # one rate that is too high must not end the search
                 print(f"{choice.label}, learning rate {rate:g}: {error}", file=sys.stderr)
                 scores = dict.fromkeys(declare_tasks(settings.tasks), math.nan)
             grids[choice.label][rate] = scores
@@ -84,7 +87,7 @@ def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison)
 def run_all(
     settings: Settings, choices: list[MethodChoice], seeds: list[int], grids: dict[str, Grid]
 ) -> dict[str, list[dict]]:
-    """Results by method, one per seed; a rate that was chosen is part of the folder: another choice is another run."""
+    """Trains each method with each seed, and returns results by method; a chosen rate is part of the run's folder."""
     results: dict[str, list[dict]] = {choice.label: [] for choice in choices}
     rates = {method: choose_rate(grid) for method, grid in grids.items() if grid}
     for seed in seeds:
@@ -97,7 +100,7 @@ def run_all(
 
 
 def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, PaperRow | None]:
-    """By method, the row of the paper with the same settings of the method."""
+    """Finds for each method the row of the paper with the same settings."""
     rows, papers = read_rows(PAPER), {}
     for choice in choices:
         config = make_config(choice, tasks) if choice.name in METHODS else None
@@ -106,7 +109,7 @@ def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, Pape
 
 
 def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[str, PaperRow | None]) -> dict:
-    """Writes and prints the comparison; returns what comparison.json holds."""
+    """Writes and prints the comparison; returns the content of comparison.json."""
     reference = tables.reference_of(results)
     methods = {
         method: {
@@ -123,7 +126,7 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
     (folder / "comparison.md").write_text(tables.to_markdown(rows, note), encoding="utf-8")
     (folder / "comparison.svg").unlink(missing_ok=True)
     if points := figures.find_points(results):
-        label = f"Change against {tables.REFERENCES[reference]} by trainable parameters of {', '.join(points)}"
+        label = f"Change relative to {tables.REFERENCES[reference]} by trainable parameters of {', '.join(points)}"
         figure = figures.draw_changes(points, tables.REFERENCES[reference])
         figures.save_svg(figure, label, folder / "comparison.svg")
     print(tables.align(rows), note, sep="\n")
@@ -134,7 +137,7 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
 def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
     choices, grids = parse_methods(settings.methods), {}
     papers = find_papers(choices, declare_tasks(settings.tasks))
-    if own.learning_rates:  # the rate of the decoders must not follow the grid
+    if own.learning_rates:  # the rate of the decoders stays the same
         settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
         grids = score_grid(settings, choices, own)
     results = run_all(settings, choices, own.seeds, grids)

@@ -1,30 +1,26 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrains a small Swin on what a teacher answers to crops of photographs.
+"""Pretrains a small Swin by distillation: it learns the outputs of a teacher for crops of photographs.
 
     accelerate launch recipes/pretrain_encoder.py --data FOLDER=3 OTHER=1 --teacher timm/tf_efficientnet_lite2.in1k \
         --answers runs/answers --output-dir runs/pretraining
 
-First the teacher answers: the crops of a shard, its logits and its last maps of stride 8, 16 and 32 become one file of
-`--answers`. A teacher of timm also classifies every place of its last map ("token labelling", arXiv:2104.10858). The
-teacher works once for every crop, whatever learns from it and for how long ("fast knowledge distillation",
-arXiv:2112.01528). A larger `--shards` adds to those there are, and without `--data` none are made. Without `--teacher`
+First the teacher computes answers. Each file in --answers is a shard of crops with the teacher's logits and its last
+maps of stride 8, 16 and 32. A timm teacher also classifies each place of its last map ("token labelling",
+arXiv:2104.10858). The teacher sees each crop once, and any number of runs can learn from its answers ("fast knowledge
+distillation", arXiv:2112.01528). A larger --shards adds shards; without --data no shards are made. Without --teacher
 the answers are the column `label`.
 
-Then the student learns. `runs/pretraining/encoder` holds the best one so far in float16, with its settings and losses.
-A run that was interrupted goes on from its last save. With `--decay-steps 0` the learning rate stays up after the
-warm-up, and more `--steps` make the run longer; a run with `--start-from` branches off such a run and lets the rate
-fall. `--steps 0` only makes answers.
+Then the student trains. `encoder` in --output-dir holds the best student in float16, with its settings and losses. An
+interrupted run resumes from its last save. With --decay-steps 0 the learning rate stays constant after the warm-up,
+and more --steps prolong the run. --start-from branches off such a run, e.g. to let the learning rate fall. --steps 0
+only makes answers.
 """
 
 import argparse
-import json
 import math
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import timm
@@ -41,60 +37,58 @@ from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 from tqdm.auto import trange
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
+from peft_polyhistor.training.files import replacing, write_json
+
 
 BICUBIC = InterpolationMode.BICUBIC
-PLACE_CLASSES = 16  # the most probable ones, which are kept of every place
-LOGITS_WEIGHT = 0.1  # of their divergence, also at every place, beside 1 for the error on each map
-Shard = dict[str, Tensor]  # images, and labels or the teacher's answers: the first axis is the crop
+PLACE_CLASSES = 16  # number of the most probable classes that are kept for each place
+LOGITS_WEIGHT = 0.1  # weight of the divergence of logits and of places; the loss of each map has weight 1
+AT_LEAST_ONE = ["embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"]
+AT_LEAST_ONE += ["teacher_batch_size"]
+Shard = dict[str, Tensor]  # images, and labels or the teacher's answers; the first axis is the crop
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", type=Path, required=True, help="folder of the shards; the first one validates")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument(
-        "--data",
-        default=[],
-        nargs="+",
-        metavar="FOLDER[=SHARE]",
-        help="photographs: train*.parquet with the column `image`, or an image folder; its share of the crops",
-    )
-    parser.add_argument("--teacher", help="folder or Hub id of transformers; of timm as 'local-dir:...' or 'timm/...'")
-    parser.add_argument("--shards", type=int, default=100)
-    parser.add_argument("--shard-size", type=int, default=512, help="crops of a shard, about 170 KB each")
-    parser.add_argument("--teacher-size", type=int, default=192, help="pixels of a crop as the teacher sees it")
-    parser.add_argument("--image-size", type=int, default=128, help="pixels of a crop as it is written")
-    parser.add_argument("--smallest-crop", type=float, default=0.25, help="its share of the photograph's area")
-    parser.add_argument("--teacher-batch-size", type=int, default=16)
-    parser.add_argument("--start-from", type=Path, help="output folder of a run to branch off")
-    parser.add_argument("--embed-dim", type=int, default=32, help="channels of the first stage")
-    parser.add_argument("--depths", type=int, nargs=4, default=[2, 2, 4, 2])
-    parser.add_argument("--heads", type=int, nargs=4, default=[2, 4, 8, 16])
-    parser.add_argument("--window", type=int, default=4, help="window size, tokens")
-    parser.add_argument("--steps", type=int, default=20_000, help="0 only makes answers")
-    parser.add_argument("--warmup-steps", type=int, default=300)
-    parser.add_argument("--decay-steps", type=int, default=4_000, help="last steps, in which the rate falls to 0")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the student, per process")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the teacher's and the student's logits")
-    parser.add_argument("--save-minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+
+    def add(name: str, default: object = None, **options) -> None:
+        options["help"] += "" if default is None else " (default: %(default)s)"
+        parser.add_argument(name, default=default, **options)
+
+    add("--answers", type=Path, required=True, help="folder of the shards; the first shard is held out for validation")
+    add("--output-dir", type=Path, required=True, help="folder of the run")
+    metavar, text = "FOLDER[=SHARE]", "photographs (train*.parquet with the column `image`, or an image folder)"
+    add("--data", default=[], nargs="+", metavar=metavar, help=f"{text} and their share of the crops")
+    add("--teacher", help="folder or Hub id of transformers, or of timm as 'local-dir:...' or 'timm/...'")
+    add("--shards", type=int, default=100, help="number of shards")
+    add("--shard-size", type=int, default=512, help="crops per shard, about 170 KB each")
+    add("--teacher-size", type=int, default=192, help="side of the crops for the teacher in pixels")
+    add("--image-size", type=int, default=128, help="side of the crops for the student in pixels")
+    add("--smallest-crop", type=float, default=0.25, help="smallest fraction of the photograph's area in a crop")
+    add("--teacher-batch-size", type=int, default=16, help="crops per batch of the teacher")
+    add("--start-from", type=Path, help="output folder of a run to branch off")
+    add("--embed-dim", type=int, default=32, help="channels of the student's first stage")
+    add("--depths", type=int, nargs=4, default=[2, 2, 4, 2], help="blocks per stage of the student")
+    add("--heads", type=int, nargs=4, default=[2, 4, 8, 16], help="attention heads per stage of the student")
+    add("--window", type=int, default=4, help="side of the student's windows in tokens")
+    add("--steps", type=int, default=20_000, help="optimiser steps; 0 only makes answers")
+    add("--warmup-steps", type=int, default=300, help="first steps, in which the learning rate rises")
+    add("--decay-steps", type=int, default=4_000, help="last steps, in which the learning rate falls to 0")
+    add("--batch-size", type=int, default=32, help="crops per step and process of the student")
+    add("--learning-rate", type=float, default=1e-3, help="learning rate after the warm-up")
+    add("--weight-decay", type=float, default=0.05, help="weight decay of weight matrices")
+    add("--temperature", type=float, default=1.0, help="temperature of the teacher's and the student's logits")
+    add("--save-minutes", type=float, default=10, help="minutes between saves")
+    add("--seed", type=int, default=0, help="seed of the student and its batches")
     arguments = parser.parse_args(argv)
-    at_least_one = "embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"
-    for name in (*at_least_one, "teacher_batch_size"):
+    for name in AT_LEAST_ONE:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}.")
     return arguments
 
 
 def load_photographs(source: str, columns: list[str]) -> Dataset:
-    """The photographs to train on in one folder.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: A column is missing.
-    """
+    """Loads the training photographs of a folder."""
     if not Path(source).is_dir():
         raise FileNotFoundError(f"--data {source}: no such folder. Give FOLDER or FOLDER=SHARE.")
     files = sorted(str(path) for path in Path(source).glob("train*.parquet"))
@@ -105,11 +99,7 @@ def load_photographs(source: str, columns: list[str]) -> Dataset:
 
 
 def split_shares(sources: list[str]) -> dict[str, float]:
-    """The share of each folder, which is in proportion to the numbers given; 1 where there is none.
-
-    Raises:
-        ValueError: A share is no number above 0.
-    """
+    """Splits items FOLDER=NUMBER into folders and their shares, which add up to 1; the number defaults to 1."""
     shares = {}
     for source in sources:
         folder, _, share = source.partition("=")
@@ -123,7 +113,7 @@ def split_shares(sources: list[str]) -> dict[str, float]:
 
 
 class Teacher:
-    """A frozen classifier of timm or transformers."""
+    """A frozen image classifier of timm or transformers."""
 
     def __init__(self, source: str, device: torch.device):
         self.is_timm = source.startswith(("local-dir:", "hf-hub:", "timm/"))
@@ -139,13 +129,13 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, crops: Tensor) -> dict[str, Tensor]:
-        """The logits, the last map of each stride and the classes of the places of the last one, in float16.
+        """Computes logits, the last map of each stride, and the classes of the places of the last map, in float16.
 
         Args:
-            crops: Integers from 0 to 255, of shape (batch, 3, size, size).
+            crops: Integers from 0 to 255, `(batch, 3, size, size)`.
 
         Raises:
-            ValueError: An answer does not fit float16.
+            ValueError: An answer is not finite in float16.
         """
         pixels = (crops.to(self.mean.device) / 255 - self.mean) / self.std
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -153,7 +143,7 @@ class Teacher:
         if self.is_timm:
             last, maps = self.model.forward_intermediates(pixels)
             logits = self.model.forward_head(last)
-            rows = last.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]  # every place as a map of its own
+            rows = last.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]  # each place as a map of one place
             top = self.model.forward_head(rows).softmax(-1).topk(min(PLACE_CLASSES, logits.shape[1]))
             shape = (len(last), *last.shape[2:], -1)
             places["probabilities"] = top.values.view(shape).permute(0, 3, 1, 2)
@@ -161,7 +151,7 @@ class Teacher:
         else:
             output = self.model(pixels, output_hidden_states=True)
             logits, maps = output.logits, output.get("reshaped_hidden_states", output.hidden_states)
-        by_stride = {crops.shape[-1] // m.shape[-1]: m for m in maps if m.ndim == 4}  # the last one of each stays
+        by_stride = {crops.shape[-1] // m.shape[-1]: m for m in maps if m.ndim == 4}  # the last map of a stride
         answers = {f"map{stride}": by_stride[stride] for stride in (8, 16, 32) if stride in by_stride}
         answers |= {"logits": logits} | places
         answers = {
@@ -174,8 +164,8 @@ class Teacher:
 
 
 def make_shard(number: int, data: list[Dataset], shares: list[float], teacher: Teacher | None, arguments):
-    """The crops of a shard, which depend on its number alone, and their answers."""
-    torch.manual_seed(number)  # for the crops
+    """Makes the crops of a shard, which depend only on its number, and their answers."""
+    torch.manual_seed(number)  # RandomResizedCrop draws from PyTorch
     rng = np.random.default_rng(number)
     chosen = [data[folder] for folder in rng.choice(len(data), arguments.shard_size, p=shares)]
     rows = [photographs[int(rng.integers(len(photographs)))] for photographs in chosen]
@@ -190,7 +180,7 @@ def make_shard(number: int, data: list[Dataset], shares: list[float], teacher: T
 
 
 def make_answers(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Writes the shards that are missing."""
+    """Writes the missing shards."""
     shares = split_shares(arguments.data)
     columns = ["image"] if arguments.teacher else ["image", "label"]
     data = [load_photographs(folder, columns) for folder in shares]
@@ -199,17 +189,13 @@ def make_answers(arguments: argparse.Namespace, device: torch.device) -> None:
     for number in trange(arguments.shards, desc="shards"):
         file = arguments.answers / f"{number:05}.safetensors"
         if not file.exists():
-            save_file(make_shard(number, data, list(shares.values()), teacher, arguments), f"{file}.part")
-            os.replace(f"{file}.part", file)
+            shard = make_shard(number, data, list(shares.values()), teacher, arguments)
+            with replacing(file) as fresh:
+                save_file(shard, fresh)
 
 
 def load_shards(folder: Path, window: int) -> list[Shard]:
-    """The shards as maps of their files, of which only what is used is read.
-
-    Raises:
-        FileNotFoundError: There are fewer than two.
-        ValueError: The crops are too small.
-    """
+    """Maps the files of the shards into memory; only the parts that are used are read."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) < 2:
         raise FileNotFoundError(f"--answers {folder}: {len(files)} shards. Make two or more with --data.")
@@ -224,7 +210,7 @@ def load_shards(folder: Path, window: int) -> list[Shard]:
 
 
 def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -> SwinForImageClassification:
-    """A Swin whose heads look to fixed places around a token at first, like the taps of a convolution."""
+    """Builds a Swin whose heads start by attending to fixed places around a token, like a convolution."""
     model = SwinForImageClassification(
         SwinConfig(
             image_size=image_size,
@@ -247,10 +233,11 @@ def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -
 
 
 class Lesson(nn.Module):
-    """The student, linear heads from its maps to the teacher's, and the losses.
+    """The student, linear heads from its maps to the teacher's maps, and the losses.
 
-    A map of the student learns the teacher's of its stride and, enlarged, of the next one, each channel normalised by
-    its mean and deviation over the first shard. The maps of stride 16 and 32 also learn the classes of every place.
+    Each map of the student predicts the teacher's map of its stride and the upsampled map of the next stride. Channels
+    are normalised by their mean and standard deviation over the first shard. The maps of stride 16 and 32 also predict
+    the classes of each place.
     """
 
     def __init__(self, arguments: argparse.Namespace, shard: Shard, classes: int):
@@ -272,6 +259,7 @@ class Lesson(nn.Module):
             self.classifier16 = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def forward(self, shard: Shard, flip: Tensor) -> dict[str, Tensor]:
+        """Returns the losses of crops, of which those in `flip` are mirrored."""
         flipped = {k: torch.where(flip.view(-1, 1, 1, 1), v.flip(-1), v) for k, v in shard.items() if v.ndim == 4}
         pixels = normalize(flipped["images"] / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         output = self.student.swin(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
@@ -293,7 +281,7 @@ class Lesson(nn.Module):
         return losses | {"logits": LOGITS_WEIGHT * self.temperature**2 * divergence}
 
     def classify_places(self, maps: dict[int, Tensor], flipped: Shard) -> dict[str, Tensor]:
-        """Cross-entropy of the classes at every place of the student's maps of stride 16 and 32."""
+        """Returns the cross-entropy of the classes at each place of the student's maps of stride 16 and 32."""
         classes, probabilities = flipped["classes"].long(), flipped["probabilities"].float()
         asked = probabilities.new_zeros(len(classes), self.student.config.num_labels, *classes.shape[2:])
         asked.scatter_(1, classes, probabilities)
@@ -309,6 +297,7 @@ class Lesson(nn.Module):
 
 @torch.inference_mode()
 def validate(lesson: Lesson, shard: Shard, batch_size: int) -> dict[str, float]:
+    """Returns the mean losses over the held-out shard."""
     device = next(lesson.parameters()).device
     lesson.eval()
     batches = zip(*(answers.to(device).split(batch_size) for answers in shard.values()), strict=True)
@@ -317,35 +306,24 @@ def validate(lesson: Lesson, shard: Shard, batch_size: int) -> dict[str, float]:
     return {name: round(sum(losses[name].item() for losses in plain) / len(plain), 4) for name in plain[0]}
 
 
-def write(folder: Path, save: Callable[[Path], object]) -> None:
-    """Moves what `save` writes to `folder` once it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as fresh:
-        save(Path(fresh))
-        for file in Path(fresh).iterdir():
-            os.replace(file, folder / file.name)
-
-
 def save(arguments: argparse.Namespace, lesson: Lesson, optimizer, progress: dict, losses: dict[str, float]) -> None:
-    """Writes the state of the run and, if it is the best so far, the student."""
+    """Writes the state of the run, and the student if it is the best so far."""
     is_best = sum(losses.values()) < progress["best"]
     progress["best"] = min(sum(losses.values()), progress["best"])
     state = {"lesson": lesson.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
-    write(arguments.output_dir, lambda folder: torch.save(state, folder / "state.pt"))
-    settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
-
-    def save_student(folder: Path) -> None:
-        weights = {name: weight.half() for name, weight in lesson.student.state_dict().items()}
-        lesson.student.save_pretrained(folder, state_dict=weights)  # the config says float32, in which it loads
-        record = json.dumps({**progress, "losses": losses, **settings}, indent=2)
-        (folder / "training.json").write_text(record + "\n")
-
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    with replacing(arguments.output_dir / "state.pt") as file:
+        torch.save(state, file)
     if is_best:
-        write(arguments.output_dir / "encoder", save_student)
+        settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+        weights = {name: weight.half() for name, weight in lesson.student.state_dict().items()}
+        with replacing(arguments.output_dir / "encoder") as folder:
+            lesson.student.save_pretrained(folder, state_dict=weights)  # loads in float32, as the config says
+            write_json(folder / "training.json", {**progress, "losses": losses, **settings})
 
 
 def restore(lesson: Lesson, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> dict:
-    """The progress of the run, or of the one it branches off, after loading its state."""
+    """Loads the state of the run, or of the run it branches off, and returns its progress."""
     for folder in (arguments.output_dir, arguments.start_from):
         if folder and (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
@@ -353,19 +331,19 @@ def restore(lesson: Lesson, optimizer: torch.optim.Optimizer, arguments: argpars
             optimizer.load_state_dict(state["optimizer"])
             return state["progress"] | ({"best": math.inf} if folder == arguments.start_from else {})
     if arguments.start_from:
-        raise FileNotFoundError(f"--start-from {arguments.start_from}: it holds no state.pt of a run.")
+        raise FileNotFoundError(f"--start-from {arguments.start_from}: no state.pt. Give the --output-dir of a run.")
     return {"step": 0, "seconds": 0.0, "best": math.inf}
 
 
 def rate_at(step: int, arguments: argparse.Namespace) -> float:
-    """The learning rate, which rises, stays and falls ("warm-up, stable, decay", arXiv:2404.06395)."""
+    """Returns the learning rate of a step: it rises, stays and falls ("warm-up, stable, decay", arXiv:2404.06395)."""
     rise = (step + 1) / max(1, arguments.warmup_steps)
     fall = (arguments.steps - step) / max(1, arguments.decay_steps)
     return arguments.learning_rate * min(1.0, rise, fall)
 
 
 def draw(shards: list[Shard], count: int, rng: np.random.Generator) -> tuple[Shard, Tensor]:
-    """Random crops with their answers, and which of them to flip."""
+    """Draws random crops with their answers, and which of them to flip."""
     size = len(shards[0]["images"])
     rows = [divmod(row, size) for row in rng.integers(len(shards) * size, size=count)]
     batch = {name: torch.stack([shards[number][name][row] for number, row in rows]) for name in shards[0]}
@@ -373,6 +351,7 @@ def draw(shards: list[Shard], count: int, rng: np.random.Generator) -> tuple[Sha
 
 
 def main(arguments: argparse.Namespace) -> dict | None:
+    """Makes the answers and trains the student; returns the progress of the run."""
     accelerator = Accelerator()
     if arguments.data and accelerator.is_main_process:
         make_answers(arguments, accelerator.device)
@@ -381,6 +360,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 
 def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
+    """Trains the student from the start, or from the last save of the run."""
     first, *shards = load_shards(arguments.answers, arguments.window)
     classes = first["logits"].shape[1] if "logits" in first else 1 + max(int(s["labels"].max()) for s in shards)
     torch.manual_seed(arguments.seed)
@@ -397,7 +377,7 @@ def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, arguments)
-        rng = np.random.default_rng((arguments.seed, step, accelerator.process_index))  # the same after a break
+        rng = np.random.default_rng((arguments.seed, step, accelerator.process_index))  # the same in a resumed run
         batch, flip = send_to_device(draw(shards, arguments.batch_size, rng), accelerator.device)
         losses = model(batch, flip)
         accelerator.backward(sum(losses.values()))

@@ -5,8 +5,8 @@
     hf auth login
     python recipes/publish.py runs/scenes/polyhistor_lite/best --repo user/name
 
-Uploads adapters and decoders (safetensors), adapter_config.json, the card, predictions.png, results.json and the
-settings as training.yaml, in one commit. After a failed upload, the same command goes on where it stopped.
+The recipe uploads adapters and decoders (safetensors), adapter_config.json, the model card, predictions.png,
+results.json and the settings (training.yaml) in one commit. After a failed upload, the same command resumes it.
 """
 
 import argparse
@@ -28,33 +28,32 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("checkpoint", type=Path, help="the folder best or last of a finished run")
-    parser.add_argument("--repo", required=True, help="where it goes: user/name")
-    parser.add_argument("--private", action="store_true", help="make a private repository")
-    parser.add_argument("--revision", help="the branch, made where there is none; main by default")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request in place of a commit")
-    parser.add_argument("--base_model", help="Hub id of the encoder, where it was loaded from a folder")
+    parser.add_argument("checkpoint", type=Path, help="folder `best` or `last` of a finished run")
+    parser.add_argument("--repo", required=True, help="repository on the Hub, as user/name; created if missing")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--revision", help="branch, created if missing (default: main)")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    parser.add_argument("--base_model", help="Hub id of the encoder, if it was loaded from a folder")
     parser.add_argument("--license", default="apache-2.0", help="license of the weights (default: %(default)s)")
-    parser.add_argument(
-        "--other_seeds", type=Path, nargs="+", default=[], help="folders of runs with other seeds, for mean and range"
-    )
+    seeds = "folders of runs with other seeds; the card shows mean and range of the scores"
+    parser.add_argument("--other_seeds", type=Path, nargs="+", default=[], help=seeds)
     return parser.parse_args(argv)
 
 
 def read_results(run: Path) -> dict:
     if not (run / RESULTS).is_file():
-        how = "Give the folder `best` or `last` of a finished run; --resume True finishes a run."
+        how = "Give the folder `best` or `last` of a finished run. Finish a run with --resume True."
         raise FileNotFoundError(f"There is no {run / RESULTS}. {how}")
     return read_json(run / RESULTS)
 
 
 def main(argv: Sequence[str]) -> str:
     arguments = parse_arguments(argv)
-    checkpoint = arguments.checkpoint.expanduser().absolute()  # a link, which stays one
+    checkpoint = arguments.checkpoint.expanduser().absolute()  # keeps the link `best` or `last`
     results = read_results(checkpoint.parent)
     others = [read_results(run) for run in arguments.other_seeds]
     training = record_of(results, checkpoint.name, others, neutral=NEUTRAL)
-    model = load(checkpoint)  # what does not load is not published
+    model = load(checkpoint)  # a checkpoint that does not load is not published
     with TemporaryDirectory() as folder:
         commit = model.push_to_hub(
             arguments.repo,

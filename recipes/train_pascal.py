@@ -1,13 +1,13 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains several dense tasks on one frozen encoder, and scores them.
+"""Trains adapters for several dense tasks on one frozen encoder, and evaluates them.
 
     accelerate launch recipes/train_pascal.py                                   # embedded scenes, minutes on a CPU
     accelerate launch recipes/train_pascal.py recipes/configs/pascal_swin_tiny_polyhistor_lite.yaml --data FOLDER
 
-Settings come from a YAML file, the first argument, and from arguments, which win. Methods train in turn, each in its
-folder under `--output_dir`: the checkpoints `best` and `last`, results.json, predictions.png and `gallery`. `--resume`
-goes on after an interruption. To change the training, copy this file.
+The first argument names a YAML file of settings, and `--name value` overrides them. Methods train one after another,
+each in its own folder under --output_dir, with the checkpoints `best` and `last`, results.json, predictions.png and
+`gallery`. `--resume True` continues an interrupted run. To change the training, copy this file.
 """
 
 import math
@@ -38,47 +38,47 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhist
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial"]
 SCHEDULES += ["constant", "constant_with_warmup", "inverse_sqrt"]
-# A run may go on with other values of these, as they do not change what it learns.
+# A resumed run may change these settings, because they do not affect the result.
 NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir", "on_bad_step")
 
 
 @dataclass
 class Settings:
-    """Everything a run depends on; optimiser and schedule default to the paper's (arXiv:2210.03265, Sec. 5.1)."""
+    """The settings of a run. Optimiser and schedule default to those of Polyhistor (arXiv:2210.03265, Sec. 5.1)."""
 
-    data: str = option("scenes", "'scenes' (embedded), a folder (PASCAL_MT, files, parquet), or a Hub id")
-    encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers")
+    data: str = option("scenes", "'scenes' (embedded), a folder (PASCAL_MT, image files or parquet), or a Hub id")
+    encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers or timm")
     methods: list[str] = option(["polyhistor_lite"], "names, or mappings such as 'phm: {reduction_factor: 12}'")
-    layout: list[str] = option([], "ours=theirs: columns or folders of image, image_id and tasks, and splits")
+    layout: list[str] = option([], "ours=theirs: names in the data of image, image_id, tasks and splits")
     tasks: list[str] = option(list(PASCAL_TASKS), "names, or mappings such as 'depth: {kind: regression, unit: m}'")
-    loss_weights: list[str] = option([], "task=weight; others keep their own. 'uniform' weighs all tasks 1")
-    image_size: int = option(512, "side of the images, pixels", at_least=32)  # the coarsest stride of the encoders
+    loss_weights: list[str] = option([], "task=weight in the loss, or 'uniform' for 1; by default those of the tasks")
+    image_size: int = option(512, "side of the images in pixels", at_least=32)  # the coarsest stride of the encoders
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
     epochs: float = option(60.0, "passes over the training images", at_least=0)
-    steps: int = option(0, "optimiser steps; above 0 it replaces --epochs", at_least=0)
-    batch_size: int = option(12, "images per process and step", at_least=1)
+    steps: int = option(0, "optimiser steps, which replace --epochs; 0 uses --epochs", at_least=0)
+    batch_size: int = option(12, "images per process and batch", at_least=1)
     gradient_accumulation: int = option(1, "batches per optimiser step", at_least=1)
-    optimizer: str = option("adam", "of torch.optim", among=list(OPTIMIZERS))
-    learning_rate: float = option(1e-4, "at the start, after the warm-up", at_least=1e-12)
-    decoder_learning_rate: float = option(0.0, "learning rate of the decoders; 0: the same", at_least=0)
-    weight_decay: float = option(1e-4, "as the optimiser understands it", at_least=0)
-    schedule: str = option("linear", "of transformers", among=SCHEDULES)
-    warmup_steps: int = option(0, "optimiser steps", at_least=0)
-    max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them", at_least=0)
-    on_bad_step: str = option("stop", "at a step whose loss or gradient is not finite", among=ON_BAD_STEP)
-    mixed_precision: str = option("no", "of the forward pass", among=["no", "bf16", "fp16"])
+    optimizer: str = option("adam", "optimiser of torch.optim", among=list(OPTIMIZERS))
+    learning_rate: float = option(1e-4, "learning rate after the warm-up", at_least=1e-12)
+    decoder_learning_rate: float = option(0.0, "learning rate of the decoders; 0 uses --learning_rate", at_least=0)
+    weight_decay: float = option(1e-4, "weight decay of the optimiser", at_least=0)
+    schedule: str = option("linear", "schedule of transformers", among=SCHEDULES)
+    warmup_steps: int = option(0, "optimiser steps of the warm-up", at_least=0)
+    max_grad_norm: float = option(0.0, "norm that gradients are clipped to; 0 disables clipping", at_least=0)
+    on_bad_step: str = option("stop", "reaction to a loss or gradient that is not finite", among=ON_BAD_STEP)
+    mixed_precision: str = option("no", "precision of the forward pass", among=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
-    backward_per_task: bool = option(False, "one backward pass per task: memory of one task, same gradients")
+    backward_per_task: bool = option(False, "one backward pass per task, for the same gradients in less memory")
     workers: int = option(4, "processes that load images", at_least=0)
-    preparation_workers: int = option(2, "processes that prepare the data before the first run on it", at_least=1)
-    holdout: float = option(0.0, "part of the training images to score instead of the val split", at_least=0, below=1)
-    seed: int = option(0, "of weights, order and augmentation", at_least=0)
-    eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: once per epoch", at_least=0)
+    preparation_workers: int = option(2, "processes that prepare the data before its first use", at_least=1)
+    holdout: float = option(0.0, "fraction of the training images used as the split val", at_least=0, below=1)
+    seed: int = option(0, "seed of weights, order and augmentation", at_least=0)
+    eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: one epoch", at_least=0)
     log_every: int = option(10, "optimiser steps between recorded losses", at_least=1)
-    resume: bool = option(False, "go on from the last checkpoint in the output folder, where there is one")
-    tracker: str = option("none", "of accelerate", among=["none", *map(str, get_available_trackers())])
-    output_dir: str = option("runs/train_pascal", "where results go")
+    resume: bool = option(False, "resume from the last checkpoint in the output folder, if any")
+    tracker: str = option("none", "tracker of accelerate", among=["none", *map(str, get_available_trackers())])
+    output_dir: str = option("runs/train_pascal", "folder of the results")
 
     def __post_init__(self):
         arguments.check_options(self)
@@ -93,7 +93,7 @@ class Settings:
 
 
 def train(method: str | dict, settings: Settings) -> dict:
-    """Trains a method of `settings.methods`, and returns its results, which its results.json repeats."""
+    """Trains one method of `settings.methods`, and returns the results that results.json holds."""
     settings, [choice] = replace(settings, methods=[method]), parse_methods([method])
     folder, tasks = Path(settings.output_dir) / choice.label, declare_tasks(settings.tasks)
     if choice.name != "single_task":
@@ -103,7 +103,7 @@ def train(method: str | dict, settings: Settings) -> dict:
 
 
 def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list[str]) -> dict:
-    """Trains one model, from the last checkpoint in the folder or from the start."""
+    """Trains one model, from its last checkpoint if the run resumes."""
     label = folder.relative_to(settings.output_dir).as_posix()
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
@@ -116,7 +116,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         if results := run.open(settings.resume):
             return results
 
-        # Data. It is prepared for all tasks, so that a run on one of them prepares nothing of its own.
+        # Data. It is prepared for all tasks, so that single-task runs share the prepared data.
         set_seed(settings.seed)
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
         data = load_splits(settings.data, names, accelerator, settings.holdout, settings.preparation_workers, layout)
@@ -125,7 +125,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
         val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
-        # Model: the encoder, a decoder per task, and what the method adds to the encoder.
+        # Model: the encoder, a decoder per task, and the adapters of the method.
         model = MultiTaskDenseModel.from_encoder(
             load_encoder(settings.encoder),
             tasks,
@@ -150,7 +150,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
         accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
 
-        # Training. Losses are read before an evaluation, so that no model is saved whose losses are not finite.
+        # Training. Losses are read before an evaluation, so that no model with a loss that is not finite is saved.
         started = time.monotonic() - progress.seconds
         bar = tqdm(total=total, initial=progress.step, desc=label, disable=not accelerator.is_main_process)
         model.train()
@@ -191,7 +191,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
 def main(settings: Settings) -> list[dict]:
     results = [train(method, settings) for method in settings.methods]
     runs = {result["method"]: [result] for result in results}
-    PartialState().print(align(make_rows(runs)), make_note(runs), f"All of it is in {settings.output_dir}.", sep="\n")
+    PartialState().print(align(make_rows(runs)), make_note(runs), f"Results are in {settings.output_dir}.", sep="\n")
     return results
 
 

@@ -1,12 +1,13 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a training that any recipe needs; the loop itself stands in `recipes/train_pascal.py`, to be copied."""
+"""Building blocks of training recipes. `recipes/train_pascal.py` holds the training loop, to be copied."""
 
 from .arguments import option, parse_settings
 from .gradients import add_gradients
 from .guard import ON_BAD_STEP, StepGuard
 from .methods import MethodChoice, adapt, parse_methods
-from .run_folder import Progress, RunFolder, join_tasks
+from .run_folder import Progress, RunFolder
+from .single_tasks import join_tasks
 
 
 __all__ = [

@@ -1,11 +1,11 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Settings in dataclasses, from a YAML file and the command line, checked before anything is loaded."""
+"""Reads dataclasses of settings from a YAML file and the command line, and checks them."""
 
 import math
 import re
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,28 +16,28 @@ from transformers.hf_argparser import string_to_bool
 from ..tasks import declare_tasks, describe_tasks, get_tasks
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", list: "a list"}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Reads 1e-4 as the number that YAML 1.2 makes of it; for YAML 1.1 it is a text."""
+    """Reads 1e-4 as a number, as in YAML 1.2; PyYAML follows YAML 1.1, where it is a string."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def read_yaml(text: str) -> Any:
-    """Returns the value of a YAML text; raises ValueError if it is none."""
+    """Parses a YAML text; raises ValueError if it is invalid."""
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{text[:80]!r} is no YAML: {error}. Write e.g. name: value.") from error
+        raise ValueError(f"{text[:80]!r} is not valid YAML: {error}. Write e.g. name: value.") from error
 
 
 def option(
     default: Any, text: str, at_least: float = -math.inf, below: float = math.inf, among: Sequence[str] = ()
 ) -> Any:
-    """A field of a dataclass of settings: its default, its line of `--help`, and the values that are allowed."""
+    """Defines a field of a dataclass of settings: its default, its line in `--help`, and the allowed values."""
     metadata = {"help": text, "at_least": at_least, "below": below, "among": list(among)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -45,10 +45,10 @@ def option(
 
 
 def check_options(settings: Any) -> None:
-    """Checks the types and values of the fields that `option` made; a whole number becomes a float where one is due.
+    """Checks types and values of the fields that `option` defined; an integer for a float field becomes a float.
 
     Raises:
-        ValueError: A value is of another type than its field, or not allowed.
+        ValueError: The type of a value is not that of its field, or the value is not allowed.
     """
     kinds = get_type_hints(type(settings))
     for item in fields(settings):
@@ -60,21 +60,21 @@ def check_options(settings: Any) -> None:
             raise ValueError(f"`{name}` must be {_KINDS[kind]}, got {value!r}.")
         if value == "":
             raise ValueError(f"`{name}` is empty; give --{name} VALUE.")
-        if kind in (int, float) and not value >= allowed["at_least"]:  # as for a NaN
+        if kind in (int, float) and not value >= allowed["at_least"]:  # also for NaN
             raise ValueError(f"`{name}` must be at least {allowed['at_least']}, got {value}.")
         if kind in (int, float) and not value < allowed["below"]:
             raise ValueError(f"`{name}` must be below {allowed['below']}, got {value}.")
         if allowed["among"] and value not in allowed["among"]:
-            raise ValueError(f"`{name}` must be among {allowed['among']}, got {value!r}.")
+            raise ValueError(f"`{name}` must be one of {allowed['among']}, got {value!r}.")
 
 
 def parse_settings(argv: Sequence[str], description: str, default_file: Path, *classes: type) -> tuple[Any, ...]:
-    """Reads settings from a YAML file, the first argument, and from `--name value`, which wins.
+    """Reads settings from a YAML file, which the first argument names, and from `--name value`, which override it.
 
     Args:
-        argv: The command line without the program.
-        description: Text of `--help`.
-        default_file: The YAML file where the first argument names none; without it, fields have their defaults.
+        argv: The arguments of the command line, without the program.
+        description: Description of the program in `--help`.
+        default_file: The YAML file if the first argument names none. Without this file, fields keep their defaults.
         *classes: Dataclasses of `option` fields that call `check_options` in their `__post_init__`.
 
     Returns:
@@ -82,7 +82,7 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no mapping, or a setting is unknown, of another type than its field, or not allowed.
+        ValueError: The file is not a mapping, or a setting is unknown, of the wrong type or not allowed.
     """
     file, argv = (Path(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (default_file, argv)
     if not file.is_file() and file != default_file:
@@ -97,44 +97,54 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     if unknown := sorted(set(map(str, values)) - set(kinds)):
         raise ValueError(f"{file}: unknown settings {unknown}; known are {list(kinds)}.")
     for name, value in values.items():
-        if kinds[name] is str and value is False:  # so YAML 1.1 reads a bare `no`
+        if kinds[name] is str and value is False:  # YAML 1.1 reads a bare `no` as false
             values[name] = "no"
         elif get_origin(kinds[name]) is list and not isinstance(value, list):
             values[name] = [value]
-    # Not `HfArgumentParser`, which has no place for the values that are allowed.
+    # `HfArgumentParser` cannot state the allowed values.
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     for item in (item for cls in classes for item in fields(cls)):
         kind, default = kinds[item.name], item.default if item.default_factory is MISSING else item.default_factory()
         options: dict[str, Any] = {"type": get_args(kind)[0], "nargs": "+"} if get_args(kind) else {"type": kind}
         if kind is bool:
             options = {"type": string_to_bool, "nargs": "?", "const": True}
-        among = f", one of {item.metadata['among']}" if item.metadata["among"] else ""
-        text = f"{item.metadata['help']}{among} (default: {default})".replace("%", "%%")
+        text = f"{_describe(item.metadata)} (default: {default})".replace("%", "%%")
         parser.add_argument(f"--{item.name}", default=SUPPRESS, help=text, **options)
     values |= vars(parser.parse_args(argv))
     names = [values.keys() & {item.name for item in fields(cls)} for cls in classes]
     return tuple(cls(**{name: values[name] for name in own}) for cls, own in zip(classes, names, strict=True))
 
 
+def _describe(metadata: Mapping[str, Any]) -> str:
+    """Returns the help text of a field with its allowed values."""
+    limits = [f"at least {metadata['at_least']:g}"] if metadata["at_least"] > -math.inf else []
+    limits += [f"below {metadata['below']:g}"] if metadata["below"] < math.inf else []
+    limits += [f"one of {', '.join(metadata['among'])}"] if metadata["among"] else []
+    return metadata["help"] + (f"; {' and '.join(limits)}" if limits else "")
+
+
 def read_items(items: Sequence[Any]) -> list[Any]:
-    """Reads items that are YAML where they are texts: names, and mappings such as `depth: {kind: regression}`."""
+    """Parses strings among the items as YAML: names, and mappings such as `depth: {kind: regression}`."""
     return [read_yaml(item) if isinstance(item, str) else item for item in items]
 
 
 def read_tasks(items: Sequence[Any]) -> list[Any]:
-    """Reads tasks as `read_items` does, registers the rows that are described, and returns all as `describe_tasks`.
+    """Reads tasks, and registers those that are described.
+
+    Returns:
+        The tasks in the form of `describe_tasks`.
 
     Raises:
-        ValueError: A task is unknown, given twice, or described in a way that cannot be.
+        ValueError: A task is unknown, given twice, or has an invalid description.
     """
     return describe_tasks(task.name for task in get_tasks(declare_tasks(read_items(items))))
 
 
 def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, float]:
-    """Reads weights of losses: items `task=weight` or mappings, or `["uniform"]`, which gives each task the weight 1.
+    """Reads loss weights: items `task=weight` or mappings, or `["uniform"]`, which gives each task the weight 1.
 
     Raises:
-        ValueError: An item names no task of the run, or its weight is no positive number.
+        ValueError: An item does not name a task of the run, or its weight is not a positive number.
     """
     if list(items) == ["uniform"]:
         return dict.fromkeys(tasks, 1.0)
@@ -147,10 +157,10 @@ def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, f
 
 
 def read_layout(items: Any) -> dict[str, str]:
-    """Reads a layout of data (see `load_dense_dataset`): items `ours=theirs` or mappings.
+    """Reads a layout for `load_dense_dataset`: items `ours=theirs` or mappings.
 
     Raises:
-        ValueError: An item has no name of the data.
+        ValueError: An item lacks the name in the data.
     """
     layout = _read_pairs(items if isinstance(items, list) else [items])
     for ours, theirs in layout.items():
@@ -160,7 +170,7 @@ def read_layout(items: Any) -> dict[str, str]:
 
 
 def _read_pairs(items: Sequence[Any]) -> dict[str, Any]:
-    """Mappings, and texts `name=value`, as one mapping."""
+    """Joins mappings and strings `name=value` into one mapping."""
     pairs: dict[str, Any] = {}
     for item in items:
         name, _, value = str(item).partition("=")

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Files, folders and links that are there whole or not at all: written as NAME.tmp, then renamed."""
+"""Writes files, folders and links atomically: as NAME.tmp, which is then renamed to NAME."""
 
 import json
 import os
@@ -14,55 +14,62 @@ from safetensors import SafetensorError
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file that is there whole or not at all.
+    """Writes a JSON file atomically.
 
     Raises:
-        OSError: It cannot be written; what stood there still does.
+        OSError: The file cannot be written. An earlier file does not change.
     """
-    with explain_failure(file, beside(file)):
-        beside(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        flush(beside(file))
-        os.replace(beside(file), file)
+    with explain_failure(file), replacing(file) as fresh:
+        fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads what `write_json` wrote; raises ValueError where the file holds something else."""
+    """Reads a file of `write_json`; raises ValueError if it is damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {content!r}")
     except ValueError as error:
-        how = "Delete it and give the command again with --resume True, which makes what is missing."
+        how = "Delete it and give the command again with --resume True, which writes it again."
         raise ValueError(f"{file} is damaged ({error}). {how}") from error
     return content
 
 
 @contextmanager
-def explain_failure(path: Path, fresh: Path | None = None) -> Iterator[None]:
-    """Turns an error of writing into an OSError that names `path` and says what to do; deletes `fresh`."""
+def explain_failure(path: Path) -> Iterator[None]:
+    """Turns a write error into an OSError that names `path` and a remedy."""
     try:
         yield
-    except BlockingIOError:  # of a lock
+    except BlockingIOError:  # from a lock
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:  # the second is torch's
-        if fresh is not None:
-            _delete(fresh)
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch raises RuntimeError
         raise OSError(
-            f"{path} cannot be written ({error}). What was there before is whole. Free space on the disk and see that "
-            "the folder may be written to, or give another --output_dir; then give the command again with --resume "
-            "True, which goes on from the last checkpoint."
+            f"{path} cannot be written ({error}). Earlier files are complete. Free space on the disk and check the "
+            "permissions of the folder, or give another --output_dir. Then give the command again with --resume True, "
+            "which resumes from the last checkpoint."
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, and renames the file or folder there to `path` if the block succeeds."""
+    fresh = beside(path)
+    _delete(fresh)
+    try:
+        yield fresh
+        for file in (path for path in (fresh, *fresh.rglob("*")) if path.is_file()):
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())  # so that a power failure after the rename loses nothing
+        if path.is_dir():
+            discard(path)
+        os.replace(fresh, path)
+    finally:
+        _delete(fresh)
+
+
 def beside(path: Path) -> Path:
-    """The path where a file or folder is written before it gets its name."""
+    """Returns the temporary path under which `path` is written."""
     return path.with_name(f"{path.name}.tmp")
-
-
-def flush(file: Path) -> None:
-    """Waits until a file is on the disk, so that a power cut after a rename loses nothing."""
-    with file.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def _delete(path: Path) -> None:
@@ -73,20 +80,20 @@ def _delete(path: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Deletes a folder, which loses its name at once."""
+    """Deletes a folder after renaming it, so that no half-deleted folder keeps its name."""
     nameless = folder.with_name(f"{folder.name}.old.tmp")
     os.replace(folder, nameless)
     shutil.rmtree(nameless)
 
 
 def link(name: Path, target: Path) -> None:
-    """Lets `name` be a link to a folder below its own; a copy without `state` where the system allows no links."""
+    """Links `name` to a folder below its own; copies the folder without `state` if the system allows no links."""
     fresh = beside(name)
     _delete(fresh)
     try:
         fresh.symlink_to(target.relative_to(name.parent), target_is_directory=True)
         os.replace(fresh, name)
-    except OSError:  # as on Windows, which neither lets everyone make links nor replaces one
+    except OSError:  # Windows restricts links to some users, and cannot replace a link
         _delete(fresh)
         shutil.copytree(target, fresh, ignore=shutil.ignore_patterns("state"))
         _delete(name)

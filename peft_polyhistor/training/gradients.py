@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of an optimiser step, exact over batches, processes and tasks.
+"""Gradients of an optimiser step that do not depend on its split into batches, processes and tasks.
 
-The losses of all batches and processes are normalised by the same counts of labels. So a step has the same gradients
-however it is cut up, except for what a model itself takes from a batch, such as the statistics of BatchNorm.
+The losses of all batches and processes are normalised by the same counts of labels. Only values that the model itself
+takes from a batch, such as the statistics of BatchNorm, depend on the split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,18 @@ def add_gradients(
     accelerator: Accelerator,
     per_task: bool = False,
 ) -> Tensor:
-    """Adds the gradients of one optimiser step to those of the parameters.
+    """Computes the gradients of one optimiser step, and adds them to `parameter.grad`.
 
     Args:
         model: A dense model, prepared by `accelerator`.
-        batches: Batches of this process, all of one size, with `pixel_values` and with `labels` by task.
+        batches: Batches of this process, all of the same size, with `pixel_values` and with `labels` by task.
         tasks: Names of the tasks.
         accelerator: The accelerator of this process.
-        per_task: Run one backward pass per task, which frees the activations of a task before the next one. The
+        per_task: Run one backward pass per task, which frees the activations of a task before the next task. The
             gradients are the same.
 
     Returns:
-        Losses of the tasks, `(tasks,)`, as means over the batches of this process. Their mean over processes is the
-        loss of the step.
+        Mean losses over the batches of this process, `(tasks,)`. Their mean over processes is the loss of the step.
     """
     counts = _mean_counts(batches, tasks, accelerator)
     losses = []
@@ -58,10 +57,10 @@ def add_gradients(
 def _mean_counts(
     batches: Sequence[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Mean over batches and processes of the labels that the loss of each task counts."""
+    """Averages the counts of labels in the loss of each task over batches and processes."""
     counts = [count_labels(batch["labels"], tasks) for batch in batches]
     names = list(counts[0])
-    # A task may have several counts: one flat tensor takes one exchange between processes.
+    # One flat tensor for all counts needs one exchange between processes; a task may have several counts.
     sums = [torch.stack([count[name] for count in counts]).sum(dim=0) for name in names]
     totals = accelerator.reduce(torch.cat([total.flatten() for total in sums]), "sum")
     means = (totals / (len(batches) * accelerator.num_processes)).split([total.numel() for total in sums])
@@ -82,7 +81,7 @@ def _add_per_task(
 
 
 def _average(model: nn.Module, accelerator: Accelerator) -> None:
-    """Averages gradients over processes; DDP's own averaging does not run with one backward pass per task."""
+    """Averages gradients over processes, which DDP does not do with one backward pass per task."""
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad.copy_(accelerator.reduce(parameter.grad, "mean"))

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the optimiser steps of a run and finds those whose losses or gradients are not finite."""
+"""Takes optimiser steps, and detects losses and gradients that are not finite."""
 
 import math
 import re
@@ -16,29 +16,29 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 
 ON_BAD_STEP = ["stop", "skip"]
-_IN_A_ROW = 20  # skipped steps that end a run; the scaler of fp16 halves a scale that starts at 2**16
-_SHARED = "what the tasks share"
+_IN_A_ROW = 20  # the run stops at more skipped steps; the scaler of fp16 halves a scale that starts at 2**16
+_SHARED = "the shared parameters"
 _ADVICE = """Lower --learning_rate, clip with --max_grad_norm, or use a wider --mixed_precision; --on_bad_step skip \
-leaves single steps out. With --resume True the run goes on from its last evaluation."""
+skips single steps. With --resume True the run resumes from its last evaluation."""
 
 
 class StepGuard:
-    """Clips gradients, takes the optimiser steps, and finds steps whose losses or gradients are not finite.
+    """Clips gradients, takes optimiser steps, and detects steps whose losses or gradients are not finite.
 
-    The numbers of a step stay on the device until `take_means`. Call it before saving, so that no lost model is saved.
-    With "skip" each step is judged at once. All processes see the same numbers and decide alike.
+    The losses and norms of a step stay on the device until `take_means`. Call it before saving, so that no model is
+    saved after a bad step. With "skip", each step is checked at once. All processes reach the same decision.
 
     Args:
         model: The model, prepared by `accelerator`.
         optimizer: The optimiser, prepared by `accelerator`.
         tasks: Names of the tasks.
-        accelerator: The accelerator of this process. In fp16 its scaler skips steps while it looks for a scale.
-        max_grad_norm: Norm that gradients are clipped to; 0 leaves them.
-        on_bad_step: "stop" raises an error at a bad step. "skip" warns and undoes the step, with the statistics of
+        accelerator: The accelerator of this process. In fp16, its scaler skips steps until it finds a scale.
+        max_grad_norm: Norm that gradients are clipped to; 0 disables clipping.
+        on_bad_step: "stop" raises an error at a bad step. "skip" warns, skips the step, and restores the statistics of
             BatchNorm.
 
     Raises:
-        ValueError: Training in fp16 has no scaler on this device, so that small gradients would vanish.
+        ValueError: `accelerator` trains in fp16 without a gradient scaler, so that small gradients would vanish.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StepGuard:
     ):
         self._is_scaled = accelerator.scaler is not None
         if accelerator.mixed_precision == "fp16" and not self._is_scaled:
-            device = f"a device with a scaler of gradients, and this one is '{accelerator.device.type}'"
+            device = f"a device with a gradient scaler, and this one is '{accelerator.device.type}'"
             raise ValueError(f"mixed_precision='fp16' needs {device}. Give --mixed_precision bf16 or no.")
         self.optimizer, self.accelerator = optimizer, accelerator
         self._tasks, self._max_grad_norm, self._skips = list(tasks), max_grad_norm, on_bad_step == "skip"
@@ -64,8 +64,8 @@ class StepGuard:
         self._statistics = [buffer for module in norms for buffer in module.buffers() if self._skips]
         self._kept = [buffer.clone() for buffer in self._statistics]
         self._in_a_row = 0
-        self._unread: list[tuple[int, Tensor]] = []  # number of a step; its losses, then norms
-        self._losses: list[list[float]] = []  # of the steps that were taken since `take_means`
+        self._unread: list[tuple[int, Tensor]] = []  # number of a step; its losses, then its norms
+        self._losses: list[list[float]] = []  # of the steps taken since `take_means`
 
     def step(self, number: int, losses: Tensor) -> None:
         """Clips the gradients, takes an optimiser step or skips it, and clears the gradients.
@@ -75,10 +75,10 @@ class StepGuard:
             losses: Losses of the tasks on this process, `(tasks,)`.
 
         Raises:
-            FloatingPointError: The step is one of many in a row that were skipped.
+            FloatingPointError: Too many steps in a row were skipped.
         """
         norms = self._clip(losses)
-        if self._is_scaled:  # the scaler judges the gradients
+        if self._is_scaled:  # the scaler checks the gradients
             norms = torch.zeros_like(norms)
         self._unread.append((number, torch.cat([losses, norms])))
         was_skipped = self._skips and self._read()
@@ -95,10 +95,10 @@ class StepGuard:
             raise FloatingPointError(f"{steps}: their losses or gradients are not finite. {_ADVICE}")
 
     def take_means(self) -> dict[str, float]:
-        """Returns the mean loss by task since the last call, over the steps that were taken; empty without one.
+        """Returns the mean loss by task over the steps taken since the last call; empty without a step.
 
         Raises:
-            FloatingPointError: A step since the last call is bad, and `on_bad_step` is "stop".
+            FloatingPointError: A step since the last call was bad, and `on_bad_step` is "stop".
         """
         self._read()
         columns = list(zip(*self._losses, strict=True))
@@ -106,7 +106,7 @@ class StepGuard:
         return {task: fmean(column) for task, column in zip(self._tasks, columns, strict=False)}
 
     def _clip(self, losses: Tensor) -> Tensor:
-        """Clips the gradients, and returns their norms before, by task and for the rest."""
+        """Clips the gradients, and returns their norms before clipping: of each task, then of shared parameters."""
         self.accelerator.unscale_gradients()
         gradients = [[p.grad for p in group if p.grad is not None] for group in self._groups.values()]
         zero = losses.new_zeros(())
@@ -117,7 +117,7 @@ class StepGuard:
         return norms
 
     def _read(self) -> bool:
-        """Reads the numbers of the steps since the last reading; whether the last step is bad, where it may be."""
+        """Reads losses and norms of the steps since the last call; tells whether the last step was bad."""
         numbers, rows = [number for number, _ in self._unread], [row for _, row in self._unread]
         self._unread.clear()
         names = [*(f"loss of {task}" for task in self._tasks), *(f"gradient of {name}" for name in self._groups)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a run: prepared once, then transformed and batched in an order that a resumed run repeats."""
+"""Loads the data of a run in batches, in an order that a resumed run repeats."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +29,17 @@ def load_splits(
     workers: int = 1,
     layout: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
-    """Loads the splits `train` and `val`, untransformed, with the labels of `tasks`.
+    """Loads the splits `train` and `val` with the labels of `tasks`, without transforms.
 
     Args:
         source: 'scenes', or a source of `load_dense_dataset`.
         tasks: Names of the tasks.
-        accelerator: The accelerator of this process. One process per machine prepares the data, for the others.
-        holdout: Part of the training images that becomes `val`, the same one in every run; 0: the split `val`.
-        workers: Processes that prepare the data.
-        layout: Names of the source, as for `load_dense_dataset`.
+        accelerator: The accelerator of this process. One process per machine prepares the data for the other
+            processes.
+        holdout: Fraction of the training images that replaces the split `val`, the same images in every run. 0 uses
+            the split `val`.
+        workers: Number of processes that prepare the data.
+        layout: Names in the source, as in `load_dense_dataset`.
     """
     load = synthetic_scenes if source == "scenes" else partial(load_dense_dataset, source, layout=layout)
     num_proc = workers if workers > 1 else None
@@ -52,7 +54,7 @@ def load_splits(
 def make_loader(
     data: Dataset, transform: JointTransform, batch_size: int, workers: int = 0, seed: int = 0
 ) -> "DataLoader[Batch]":
-    """Makes the loader of a split; one for training shuffles and drops the images that fill no batch."""
+    """Makes the loader of a split. A loader for training shuffles, and drops the last incomplete batch."""
     return DataLoader(
         data.with_transform(transform),
         batch_size=batch_size,
@@ -61,13 +63,13 @@ def make_loader(
         collate_fn=collate_and_trim,
         num_workers=workers,
         persistent_workers=workers > 0,
-        # With a generator of its own, so that a resumed loader does not draw from the one of dropout.
+        # Its own generator, so that a resumed loader does not advance the generator of dropout.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def count_steps(loader: Any, gradient_accumulation: int) -> int:
-    """Optimiser steps per epoch of a loader that accelerate prepared.
+    """Returns the optimiser steps per epoch of a loader that accelerate prepared.
 
     Raises:
         ValueError: There are not enough images for one step.
@@ -82,17 +84,17 @@ def count_steps(loader: Any, gradient_accumulation: int) -> int:
 def rest_of_epoch(
     loader: Any, epoch: int, done: int, gradient_accumulation: int, accelerator: Accelerator
 ) -> Iterator[list[Batch]]:
-    """Yields the batches of each optimiser step of an epoch; the last step takes those that are left.
+    """Yields the batches of each optimiser step of an epoch; the last step may have fewer batches.
 
     Args:
         loader: Loader of the training images, prepared by `accelerator`.
-        epoch: Number of the epoch, which sets its order.
-        done: Steps of this epoch that were taken before the run was interrupted.
+        epoch: Number of the epoch, which determines the order of its images.
+        done: Steps of this epoch that an interrupted run took before.
         gradient_accumulation: Batches per step.
         accelerator: The accelerator of this process.
     """
     loader.set_epoch(epoch)
-    if done:  # a loader that skips has workers of its own: whole epochs keep to the one whose workers persist
+    if done:  # a skipping loader starts new workers, so whole epochs use the loader whose workers persist
         loader = accelerator.skip_first_batches(loader, done * gradient_accumulation)
     batches = iter(loader)
     while group := list(islice(batches, gradient_accumulation)):
@@ -103,7 +105,7 @@ _trim = CDLL(None).malloc_trim if libc_ver()[0] == "glibc" else None
 
 
 def collate_and_trim(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Collates samples; a worker first returns the memory of the batch before, which glibc keeps: 1 GB at 512 px."""
+    """Collates samples, after a worker has freed the memory of its last batch, which glibc keeps (1 GB at 512 px)."""
     if _trim is not None and get_worker_info() is not None:
         _trim(0)
     return collate(samples)

@@ -1,11 +1,11 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Methods by name, as the settings of a run or a study list them, and the model that each method trains.
+"""Selects methods by name in the settings of a run or a study, and prepares the model for a method.
 
 - `decoders` and the other rows of `METHODS`: the methods of this package, on the frozen encoder.
 - `full`: multi-task full fine-tuning, one encoder for all tasks.
-- `single_task`: single-task full fine-tuning, one model per task, which a recipe trains one after the other.
-- `peft_...`: methods of PEFT itself, with one adapter per task in every linear layer of the encoder's blocks.
+- `single_task`: single-task full fine-tuning, one model per task; a recipe trains the models one after another.
+- `peft_...`: methods of PEFT itself, with one adapter per task in each linear layer of the encoder's blocks.
 """
 
 import re
@@ -34,29 +34,23 @@ NAMES = [*FULL_FINE_TUNING, *CONFIGS]
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A method of a run.
+    """A method of a run."""
 
-    Args:
-        name: One of `NAMES`.
-        label: Name of its results and its folder.
-        fields: Fields of its config that differ from their defaults.
-    """
-
-    name: str
-    label: str
-    fields: Mapping[str, Any]
+    name: str  # one of `NAMES`
+    label: str  # name of the results and of the folder
+    fields: Mapping[str, Any]  # fields of the method's config that differ from their defaults
 
 
 def parse_methods(entries: Sequence[str | Mapping[str, Any]]) -> list[MethodChoice]:
     """Reads the list of methods of a run or a study.
 
     Args:
-        entries: Names, such as `"phm"`, or mappings of one name to fields of the method's config, such as
-            `{"phm": {"reduction_factor": 12}}`, also as YAML text. A field `label` names the results; without it they
-            have the name of the method.
+        entries: Names such as `"phm"`, or mappings of one name to fields of the method's config, such as
+            `{"phm": {"reduction_factor": 12}}`, also as YAML text. A field `label` names the results; it defaults to
+            the name of the method.
 
     Raises:
-        ValueError: There is no entry, a method or a field is unknown, a value is not allowed, or labels are the same.
+        ValueError: There is no entry, a method or a field is unknown, a value is not allowed, or two labels are equal.
     """
     choices = [_parse_entry(read_yaml(entry) if isinstance(entry, str) else entry) for entry in entries]
     labels = [choice.label for choice in choices]
@@ -89,10 +83,10 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
 
     Args:
         choice: The method.
-        tasks: Names of the tasks; `None` for the default. Methods of PEFT have an adapter per task instead.
+        tasks: Names of the tasks; `None` for the default. No effect on configs of PEFT, which have no tasks.
 
     Raises:
-        ValueError: The method has no config or no such field, or a value is not allowed.
+        ValueError: The method has no config, a field is unknown, or a value is not allowed.
     """
     if choice.name not in CONFIGS:
         raise ValueError(f"`methods`: '{choice.name}' trains all weights and has no settings, got {choice.fields}.")
@@ -110,34 +104,34 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
 def adapt(
     model: nn.Module, choice: MethodChoice, tasks: Sequence[str], gradient_checkpointing: bool = False
 ) -> nn.Module:
-    """Makes trainable what a method trains, and nothing else; returns the model to train.
+    """Adapts a model for a method, makes only the parameters of the method trainable, and returns the model to train.
 
     Args:
-        model: A fresh `MultiTaskDenseModel`; for methods of this package also another model that PEFT adapts.
+        model: A fresh `MultiTaskDenseModel`; methods of this package also adapt other models.
         choice: The method.
         tasks: Names of the tasks.
         gradient_checkpointing: Recompute the encoder in the backward pass to save memory.
 
     Raises:
-        ValueError: A field of the config is not allowed, or the model is adapted already.
+        ValueError: A field of the config is not allowed, or the model has adapters already.
     """
     if choice.name in METHODS:
         model = get_peft_model(model, make_config(choice, tasks))
     elif choice.name in PEFT_METHODS:
-        model = adapt_per_task(model, make_config(choice))  # type: ignore[arg-type]  # refuses other models itself
-    if gradient_checkpointing:  # the second is its name before transformers 5.23
+        model = adapt_per_task(model, make_config(choice))  # type: ignore[arg-type]  # checks the type itself
+    if gradient_checkpointing:  # renamed in transformers 5.23
         enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model
 
 
 def shares_pass(method: str) -> bool:
-    """Tells whether one encoder pass serves all tasks; then they share the norms of its maps, as in the paper."""
+    """Tells whether one encoder pass serves all tasks; then decoders share norms, as in arXiv:2210.03265."""
     return method == "full" or (method in METHODS and METHODS[method].shares_pass)
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, decoder_learning_rate: float) -> list[dict[str, Any]]:
-    """Groups of trainable parameters for an optimiser; a learning rate of 0 for the decoders: the same."""
+    """Groups trainable parameters for an optimiser; a decoder learning rate of 0 means `learning_rate`."""
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -101,7 +101,7 @@ def test_steps_are_those_of_the_optimiser_on_clipped_gradients(guarding):
         (
             spoil_picture,
             "loss of semseg nan, loss of normals nan, gradient of semseg nan, gradient of normals nan, "
-            "gradient of what the tasks share nan",
+            "gradient of the shared parameters nan",
         ),
         (spoil_gradient_of_a_head, "gradient of normals inf"),
     ],

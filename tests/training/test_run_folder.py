@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from peft_polyhistor.training import run_folder
-from peft_polyhistor.training.files import explain_failure, read_json, write_json
-from peft_polyhistor.training.run_folder import Progress, RunFolder, join_tasks
+from peft_polyhistor.training.files import explain_failure, read_json, replacing, write_json
+from peft_polyhistor.training.run_folder import Progress, RunFolder
+from peft_polyhistor.training.single_tasks import join_tasks
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -112,7 +113,7 @@ def test_a_checkpoint_stays_whole_whichever_call_fails(tmp_path, monkeypatch):
         assert step == weight == evaluations and step in (1, 2), number
         assert weights_of(folder)["last"] == str(weight)
         assert not list(folder.rglob("*.tmp")), number
-    assert all("cannot be written" in text and "What was there before is whole" in text for text in told)
+    assert all("cannot be written" in text and "Earlier files are complete" in text for text in told)
     print(f"{len(told)} calls failed in turn")
     assert len(told) > 10 and {name for name, _ in made} == set(CALLS)
     links = [target for name, target in made if name == "replace"]
@@ -214,9 +215,10 @@ def test_a_writer_that_finds_no_room_is_explained(tmp_path, save):
     with (
         largest_file(20_000),
         pytest.raises(OSError, match=r"state cannot be written .* Free space .* with --resume"),
-        explain_failure(tmp_path / "state", tmp_path / "weights"),
+        explain_failure(tmp_path / "state"),
+        replacing(tmp_path / "state") as fresh,
     ):
-        save(weights, tmp_path / "weights")
+        save(weights, fresh)
     assert not list(tmp_path.iterdir())
 
 
@@ -246,7 +248,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     state = tmp_path / "checkpoints" / "step-1" / "state"
     (state / "optimizer.bin").write_bytes((state / "optimizer.bin").read_bytes()[:-50])
     run, _, scheduler = make_run(tmp_path)
-    with pytest.raises(ValueError, match=r"step-1 is damaged .*Delete it to start the run anew"):
+    with pytest.raises(ValueError, match=r"step-1 is damaged .*Delete it to start the run again"):
         run.resume(scheduler)
 
 
@@ -292,7 +294,7 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, impatient):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert b"held" in other.stdout.readline()
-        message = rf"run is in use by another run, process {other.pid} on .*\. Wait for its end"
+        message = rf"run is in use by another run, process {other.pid} on .*\. Wait until it ends"
         with pytest.raises(BlockingIOError, match=message), run.locked():
             pass
         other.kill()
