@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a published adapter: what it is, how it loads, what was recorded of its training, and no more."""
+"""The model card of a published adapter, which states only recorded facts of its training."""
 
 import inspect
 import json
@@ -25,12 +25,12 @@ from .record import PREVIEW, TrainingRecord
 
 
 TEMPLATE = ASSETS / "model_card.md"
-METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # ours: as the Hub calls them
+METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # names of metrics on the Hub
 
 
 @dataclass(frozen=True)
 class Base:
-    """The encoder of an adapter: one that comes with this package, or a repository of the Hub."""
+    """The encoder of an adapter: embedded in this package, or a repository on the Hub."""
 
     name: str
     is_embedded: bool
@@ -44,45 +44,41 @@ class Base:
     @property
     def license(self) -> str:
         if self.is_embedded:
-            return "Apache-2.0, with peft-polyhistor, whose assets say on which photographs it was pretrained"
+            return "Apache-2.0, as part of peft-polyhistor; its README in the assets names the pretraining photographs"
         return f"see {self.text}"
 
 
 def config_of(model: PeftModel, adapter_name: str) -> MultiTaskConfig:
-    """Settings of an adapter.
+    """Returns the config of an adapter.
 
     Raises:
-        TypeError: It is none of this package's methods.
+        TypeError: The adapter is not of a method of this package.
     """
     config = model.peft_config[adapter_name]
     if not isinstance(config, MultiTaskConfig):
         raise TypeError(
-            f"The adapter '{adapter_name}' has a {type(config).__name__}; cards are made for adapters of this "
-            "package's methods. Publish it with `push_to_hub`, which does as PEFT does."
+            f"The adapter '{adapter_name}' has a {type(config).__name__}; only adapters of this package's methods get "
+            "a card. Publish it with `push_to_hub`, as in PEFT."
         )
     return config
 
 
 def base_of(config: MultiTaskConfig) -> Base:
-    """The encoder of a saved adapter; the errors are those of `find_base`."""
+    """Returns the encoder of a saved adapter; raises the errors of `find_base`."""
     return find_base(config.base_model_name_or_path, (config.made_for or {}).get("encoder"))
 
 
 def find_base(name: str | None, embedded: str | None) -> Base:
-    """The encoder that an adapter was trained on.
-
-    Args:
-        name: Its Hub id, if it has one.
-        embedded: Its name, if it comes with this package.
+    """Returns the encoder that an adapter was trained on, from its Hub id or from the name of an embedded encoder.
 
     Raises:
-        ValueError: It is not known, or a folder that others do not have.
+        ValueError: The encoder is unknown, or is a folder, which other users do not have.
     """
     if not name and embedded:
         return Base(embedded, is_embedded=True)
     advice = "Give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224'; publish the encoder first."
     if not name:
-        raise ValueError(f"It is not known which encoder the adapter was made for, so nobody could use it. {advice}")
+        raise ValueError(f"It is not known which encoder the adapter was trained on, so nobody could use it. {advice}")
     if Path(os.path.expanduser(name)).exists():
         raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
     try:
@@ -93,7 +89,7 @@ def find_base(name: str | None, embedded: str | None) -> Base:
 
 
 def count_saved(model: PeftModel, adapter_name: str) -> dict[str, int]:
-    """Parameters that are saved with an adapter, less the statistics of norms."""
+    """Counts the saved parameters of adapters and decoders, without the statistics of BatchNorm."""
     statistics = {buffer.data_ptr() for buffer in model.buffers()}
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     sizes = {name: tensor.numel() for name, tensor in saved.items() if tensor.data_ptr() not in statistics}
@@ -110,20 +106,11 @@ def make_card(
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
 ) -> ModelCard:
-    """The card of an adapter.
-
-    Args:
-        model: It carries the adapter, of one of this package's methods.
-        adapter_name: The adapter.
-        repo_id: Where it will be.
-        file_size: Of its weights, bytes.
-        training: What is known of its training; `None`: nothing, and the card says so.
-        license: Of the weights, as the Hub spells it.
-        tags: Besides those that say what it is.
+    """Makes the card of an adapter; the arguments are those of `publish`, and `file_size` is in bytes.
 
     Raises:
-        ValueError: As in `base_of`.
-        TypeError: As in `config_of`.
+        ValueError: The encoder is unknown, or is a folder.
+        TypeError: The adapter is not of a method of this package.
     """
     config = config_of(model, adapter_name)
     base = base_of(config)
@@ -175,13 +162,13 @@ def _metadata(
 
 
 def words_for(tasks: Sequence[str]) -> list[str]:
-    """Search words of tasks: their names, and their tags where they have one."""
+    """Returns search words for tasks: their names, and their tags if they have one."""
     words = ((task, TASKS[task].tag if task in TASKS else "") for task in tasks)
     return [word for pair in words for word in pair if word]
 
 
 def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
-    """Every finite score; the Hub knows no others."""
+    """Lists all finite scores; the Hub accepts no others."""
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -200,7 +187,7 @@ def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
 
 
 def score_rows(training: TrainingRecord) -> list[list[str]]:
-    """Task, metric, better direction and score, and over several seeds mean and range."""
+    """Makes rows of task, metric, better direction and score, with several seeds also their mean and range."""
     rows = []
     for task, values in training.scores.items():
         row = TASKS[task]
@@ -216,7 +203,7 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
 
 
 def _settings(config: MultiTaskConfig) -> str:
-    """The method's own fields and those of the decoders, as JSON."""
+    """Returns the fields of the method and of the decoders as JSON."""
     common = {field.name for field in fields(PeftConfig)} | {"made_for", "modules_to_save"}
     own: dict[str, Any] = {name: value for name, value in asdict(config).items() if name not in common}
     return json.dumps(own | {"decoders": (config.made_for or {}).get("decoders")}, indent=2)
@@ -224,17 +211,18 @@ def _settings(config: MultiTaskConfig) -> str:
 
 def _limits(config: MultiTaskConfig, base: Base, training: TrainingRecord | None) -> list[str]:
     limits = [
-        f"It fits the weights of {base.text}. On another encoder of the same shape it loads, and predicts nonsense.",
-        f"It knows the tasks {', '.join(config.tasks)}, and no others.",
+        f"The adapter fits the weights of {base.text}. On another encoder of the same shape it loads, but its "
+        "predictions are meaningless.",
+        f"It has the tasks {', '.join(config.tasks)}.",
     ]
     if training is None:
-        return [*limits, "How it was trained and how well it does is not recorded here."]
-    pictures = f"{training.dataset_name} at {training.image_size} x {training.image_size} pixels"
-    measured = f"Trained and scored on {pictures}; elsewhere it was not measured."
-    return [*limits, measured if training.scores else f"Made for {pictures}; not measured.", *training.limits]
+        return [*limits, "Its training and its scores are not recorded."]
+    data = f"{training.dataset_name} at {training.image_size} x {training.image_size} pixels"
+    measured = f"It was trained and scored on {data}, and not measured on other data."
+    return [*limits, measured if training.scores else f"It is made for {data}, and not measured.", *training.limits]
 
 
 def _references(config: MultiTaskConfig) -> list[str]:
-    """The papers that the method's file names."""
+    """Returns the papers that the docstrings of the config and of its module cite."""
     text = f"{type(config).__doc__} {inspect.getmodule(type(config)).__doc__}"
     return [f"https://arxiv.org/abs/{paper}" for paper in dict.fromkeys(re.findall(r"\d{4}\.\d{5}", text))]

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a published or saved dense model in one call: encoder, decoders and adapters."""
+"""Loads a published or saved dense model in one call: encoder, decoders and adapters."""
 
 import json
 import os
@@ -39,48 +39,41 @@ def load(
     is_trainable: bool = False,
     **kwargs: Any,
 ) -> PeftModel | MultiTaskDenseModel:
-    """A dense model from its checkpoint alone: the frozen encoder, the decoders and the adapters, ready to predict.
+    """Loads a dense model with its frozen encoder, its decoders and its adapters, ready to predict.
 
-    A checkpoint of a dense model without adapters, such as one they were merged into, becomes such a model.
-
-    What was loaded once loads again without a network. Weights are read from safetensors and from nothing else.
+    A checkpoint without adapters, e.g. of a merged model, loads as a `MultiTaskDenseModel`. Downloaded checkpoints
+    load again without a network. Weights are read from safetensors only.
 
     Args:
         name: `"user/name"` on the Hub, or a folder.
-        encoder: In place of the one that the checkpoint names: its folder or Hub id, or the model.
+        encoder: Replaces the encoder that the checkpoint names: a folder, a Hub id, or a model.
         revision: A branch, tag or commit.
-        token: For private repositories; `None` for the one that `hf auth login` left.
-        is_trainable: Adapters and decoders go on training; otherwise all is frozen.
-        **kwargs: For the downloads of checkpoint and encoder: `cache_dir`, `force_download`, `local_files_only`.
+        token: Token for private repositories; `None` uses that of `hf auth login`.
+        is_trainable: Whether adapters and decoders are trainable; otherwise they are frozen.
+        **kwargs: Options for the downloads of checkpoint and encoder: `cache_dir`, `force_download`,
+            `local_files_only`.
 
     Raises:
-        FileNotFoundError: There is no such folder, repository, revision or file, or not the encoder.
-        ValueError: It is no dense model of this package, it is damaged, its encoder is not known, or it does not fit
-            the encoder or the tasks registered here. Nothing larger than the encoder and the file was made till then.
-        TypeError: There is no such option of downloads.
+        FileNotFoundError: The folder, repository, revision, a file or the encoder does not exist.
+        ValueError: The checkpoint is damaged, is not a dense model of this package, has an unknown encoder, or does
+            not fit the encoder or the registered tasks. No memory beyond the encoder and the file is allocated before.
+        TypeError: An option is unknown.
     """
-    return load_with_folder(
-        name, encoder=encoder, revision=revision, token=token, is_trainable=is_trainable, **kwargs
-    )[0]
+    options = {"revision": revision, "token": token, **kwargs}
+    return load_with_folder(name, encoder=encoder, is_trainable=is_trainable, **options)[0]
 
 
 def load_with_folder(
-    name: str | Path,
-    *,
-    encoder: nn.Module | str | Path | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    is_trainable: bool = False,
-    **kwargs: Any,
+    name: str | Path, *, encoder: nn.Module | str | Path | None = None, is_trainable: bool = False, **options: Any
 ) -> tuple[PeftModel | MultiTaskDenseModel, Path]:
-    """The model of `load`, whose arguments and errors these are, and the folder that its checkpoint lies in."""
-    unknown = [option for option in kwargs if option not in DOWNLOAD_OPTIONS]
+    """Loads a model with the arguments and errors of `load`; also returns the folder of its checkpoint."""
+    unknown = [option for option in options if option not in ("revision", "token", *DOWNLOAD_OPTIONS)]
     if unknown:
-        raise TypeError(f"`load` has no options {unknown}; those of downloads are {list(DOWNLOAD_OPTIONS)}.")
-    folder = _find_checkpoint(str(name), revision=revision, token=token, **kwargs)
+        raise TypeError(f"`load` has no options {unknown}; options of downloads are {list(DOWNLOAD_OPTIONS)}.")
+    folder = _find_checkpoint(str(name), **options)
     if not (folder / CONFIG).is_file():
         if encoder is not None:
-            raise ValueError(f"'{name}' is a model with an encoder of its own. Leave `encoder` out.")
+            raise ValueError(f"'{name}' is a complete model with its own encoder. Leave `encoder` out.")
         return _load_dense(folder, str(name)).requires_grad_(is_trainable), folder
     config, decoder_settings = _read_config(folder, str(name))
     try:
@@ -88,8 +81,9 @@ def load_with_folder(
     except SafetensorError as error:
         raise ValueError(_damage(folder / WEIGHTS, str(name), error)) from error
     if not isinstance(encoder, nn.Module):
-        encoder = _load_encoder(config, encoder, str(name), token=token, **kwargs)
-    # An adapter may know more tasks than there are decoders.
+        options.pop("revision", None)  # the revision of the adapter
+        encoder = _load_encoder(config, encoder, str(name), **options)
+    # An adapter may have more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     config.inference_mode = not is_trainable
     try:
@@ -98,11 +92,11 @@ def load_with_folder(
             shell = MultiTaskDenseModel.from_encoder(without_memory(encoder), tasks, **decoder_settings)
         wrong = difference(shapes, adapter_shapes(shell, config))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
+        raise ValueError(f"'{name}' describes a model that cannot be built: {error}") from error
     if wrong:
         raise ValueError(
-            f"'{name}' does not fit the model of its tasks {config.tasks} and encoder {type(encoder).__name__}: "
-            f"{wrong}. Give the encoder it was trained on, and register its tasks as they were then."
+            f"'{name}' does not fit a model with its tasks {config.tasks} and encoder {type(encoder).__name__}: "
+            f"{wrong}. Give the encoder it was trained on, and register its tasks as in its training."
         )
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
     model = PeftModel(dense, config)
@@ -114,11 +108,11 @@ def _load_dense(folder: Path, name: str) -> MultiTaskDenseModel:
     try:
         return MultiTaskDenseModel.from_pretrained(folder)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"'{name}' asks for a model that cannot be: {error}") from error
+        raise ValueError(f"'{name}' describes a model that cannot be built: {error}") from error
 
 
 def _is_dense(folder: Path, name: str) -> bool:
-    """Whether it is the folder of a dense model without adapters."""
+    """Tells whether a folder holds a dense model without adapters."""
     file = folder / CONFIG_NAME
     if (folder / CONFIG).is_file() or not file.is_file():
         return False
@@ -130,11 +124,11 @@ def _is_dense(folder: Path, name: str) -> bool:
 
 
 def _find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
-    """The folder of a checkpoint, downloaded where it is one of the Hub."""
+    """Returns the folder of a checkpoint, and downloads it if it is on the Hub."""
     if Path(os.path.expanduser(name)).is_dir():
         folder = Path(os.path.expanduser(name))
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"There is no folder '{name}'. Give one, or a repository of the Hub as 'user/name'.")
+        raise FileNotFoundError(f"There is no folder '{name}'. Give a folder, or a Hub repository as 'user/name'.")
     else:
         folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME, PROCESSOR], revision, token, **kwargs)
         if _is_dense(folder, name):
@@ -143,9 +137,8 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}, "
-            f"or of a dense model without adapters {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}; weights in any other format "
-            "are not read."
+            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}, or "
+            f"without adapters {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}; weights in any other format are not read."
         )
     return folder
 
@@ -156,42 +149,42 @@ def _download(name: str, files: list[str], revision: str | None, token: str | bo
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"'{name}' at revision {revision or 'main'!r} was not loaded here before, and the Hub was not asked or "
-            f"did not answer ({error})."
+            f"'{name}' at revision {revision or 'main'!r} is not in the cache, and the Hub was not asked or did not "
+            f"answer ({error}). Connect to the Hub, without local_files_only."
         ) from error
     except RevisionNotFoundError as error:
         refs = HfApi(token=token).list_repo_refs(name)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
-        raise FileNotFoundError(f"'{name}' has no revision '{revision}'. It has {known}, and its commits.") from error
+        raise FileNotFoundError(f"'{name}' has no revision '{revision}'. It has {known} and its commits.") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
-            "private one give token=... or run `hf auth login`."
+            "private repository give token=... or run `hf auth login`."
         ) from error
 
 
 def _check_revision(revision: str | None) -> None:
-    """Raises ValueError for what would be a path in the cache of downloads."""
+    """Raises ValueError for a revision that could be a path in the cache."""
     if revision is not None and (not re.fullmatch(r"\w([\w.+/-]*\w)?", revision) or ".." in revision):
         raise ValueError(f"`revision` must be a branch, tag or commit, got {revision!r}.")
 
 
 def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, Any]]:
-    """The config of an adapter, and the settings of the decoders that are saved with it."""
+    """Reads the config of an adapter and the settings of its saved decoders."""
     try:
         peft_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(_damage(folder / CONFIG, name, error)) from error
     known = [config.method for config in METHODS.values()]
     if peft_type not in known:
-        raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; for others use PEFT.")
+        raise ValueError(f"'{name}' is a {peft_type} adapter. This package loads {known}; load others with PEFT.")
     try:
         config: MultiTaskConfig = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{CONFIG} of '{name}' has settings that cannot be: {error}") from error
+        raise ValueError(f"{CONFIG} of '{name}' has invalid settings: {error}") from error
     if not (config.made_for and config.made_for["decoders"]):
         raise ValueError(
-            f"'{name}' has no decoders: it was made for a bare encoder. Load it onto that, with "
+            f"'{name}' has no decoders: it was made for a bare encoder. Load it with "
             f"PeftModel.from_pretrained(encoder, '{name}')."
         )
     settings = config.made_for["decoders"]
@@ -201,12 +194,12 @@ def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, An
 def _damage(file: Path, name: str, error: Exception) -> str:
     return (
         f"{file.name} of '{name}' is damaged ({error}; {file.stat().st_size} bytes). Load it with "
-        "force_download=True; if that does not help, it was published so, and another revision may be whole."
+        "force_download=True. If that does not help, the published file is damaged: try another revision."
     )
 
 
 def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, **kwargs: Any) -> nn.Module:
-    # A folder is as good as a Hub id here, as long as it is there.
+    # The encoder may also be a local folder.
     encoder = given or config.base_model_name_or_path or base_of(config).name
     if config.revision and not given:
         _check_revision(config.revision)
@@ -215,6 +208,6 @@ def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, 
         return load_encoder(encoder, use_safetensors=True, **kwargs)
     except OSError as error:
         raise FileNotFoundError(
-            f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). Where it is in another place, give "
-            "encoder='its folder or Hub id'."
+            f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). If it has moved, give encoder='its "
+            "folder or Hub id'."
         ) from error

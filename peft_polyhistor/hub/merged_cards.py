@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of what an adapter was merged into."""
+"""The model card of a merged model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,32 +16,25 @@ from .cards import Base, find_base, words_for
 
 @dataclass(frozen=True)
 class Origin:
-    """Adapter and encoder that a model was merged from.
+    """The adapter and the encoder that a model was merged from."""
 
-    Args:
-        method: PEFT type of the adapter.
-        task: Its task; `None` where it served all.
-        base: Its encoder.
-        adapter: Its Hub id, where that is known.
-    """
-
-    method: str
-    task: str | None
+    method: str  # PEFT type of the adapter
+    task: str | None  # the merged task; `None` if the adapter served all tasks
     base: Base
-    adapter: str | None
+    adapter: str | None  # Hub id of the adapter, if known
 
 
 def origin_of(model: nn.Module, base_model: str | None = None, adapter: str | None = None) -> Origin:
-    """Reads the record that `merge_and_unload` leaves in the config of a model.
+    """Reads the record of `merge_and_unload` in the config of a model.
 
     Raises:
-        TypeError: The model was not made by it, or cannot be saved.
-        ValueError: As in `find_base`.
+        TypeError: The model was not made by `merge_and_unload`, or cannot be saved.
+        ValueError: The encoder is unknown, or is a folder.
     """
     record: Any = getattr(getattr(model, "config", None), "merged_from", None)
     if not isinstance(record, dict) or not hasattr(model, "save_pretrained"):
         raise TypeError(
-            f"A PeftModel is needed, or a model of transformers that `merge_and_unload` made of one, got a "
+            f"The model must be a PeftModel or a result of `merge_and_unload` with a `save_pretrained`, got a "
             f"{type(model).__name__} without a `merged_from` in its config."
         )
     base = find_base(base_model or record.get("base_model"), record.get("embedded_encoder"))
@@ -49,15 +42,7 @@ def origin_of(model: nn.Module, base_model: str | None = None, adapter: str | No
 
 
 def make_merged_card(model: nn.Module, origin: Origin, license: str, tags: Sequence[str], repo_id: str) -> ModelCard:
-    """The card of a merged model.
-
-    Args:
-        model: The model.
-        origin: What it was merged from.
-        license: License of the weights, as the Hub spells it.
-        tags: Further tags, besides those that say what it is.
-        repo_id: Where it will be.
-    """
+    """Makes the card of a merged model; `license` and `tags` are those of `publish`."""
     is_dense = isinstance(model, MultiTaskDenseModel)
     tasks = model.config.tasks if isinstance(model, MultiTaskDenseModel) else [origin.task] if origin.task else []
     own_tags = ["peft-polyhistor", origin.method, "merged", "dense-prediction", *words_for(tasks)]

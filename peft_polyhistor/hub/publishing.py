@@ -1,11 +1,11 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing adapters on the Hugging Face Hub.
+"""Publishes adapters on the Hugging Face Hub.
 
-`PeftModel` inherits its `push_to_hub` from transformers, which replaces the card of any adapter by one that names
-neither PEFT nor the base model, so that nobody finds it. PEFT offers no place to change that for a method: the tuner
-of a method never sees the `PeftModel` around it. So `PeftModel` gets a `push_to_hub` of its own here, which publishes
-adapters of this package and leaves all others to the inherited one.
+`PeftModel` inherits its `push_to_hub` from transformers, which replaces the card of an adapter by a card that names
+neither PEFT nor the base model. PEFT has no extension point for it, because a tuner has no access to the `PeftModel`
+around it. So this module gives `PeftModel` its own `push_to_hub`, which publishes adapters of this package, and calls
+the inherited method for all others.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,31 +42,31 @@ def publish(
     commit_message: str | None = None,
     commit_description: str | None = None,
 ) -> CommitInfo:
-    """Uploads the active adapter and its decoders, or what it was merged into, in one commit under a card of its own.
+    """Uploads the active adapter with its decoders, or a merged model, and its model card in one commit.
 
-    A repository is made where there is none. A card that is there already is replaced: its scores are of other
-    weights. After a failed upload the repository is as it was; the same call again sends only what had not arrived.
+    A missing repository is created. An existing card is replaced, because its scores belong to other weights. After a
+    failed upload the repository is unchanged, and the same call uploads only the missing files.
 
     Args:
-        model: It carries an adapter of one of this package's methods, or is what `merge_and_unload` made of one.
+        model: A model with an adapter of a method of this package, or a result of `merge_and_unload`.
         repo_id: `"user/name"`.
-        base_model: Hub id of the encoder, where it was loaded from a folder. The adapter keeps it.
-        adapter: Hub id of the adapter that a merged model was made of, for its card.
-        training: What is known of the training of an adapter, for the card, and files to upload with it.
-        license: License of the weights, as the Hub spells it.
-        tags: Of the card, besides those that say what it is.
-        private: Of a repository that is made; `None` for the default of its owner.
-        token: Of a user who may write there; `None` for the one that `hf auth login` left.
-        revision: The branch, which is made where there is none; `None` for `main`.
-        create_pr: Open a pull request in place of changing the branch.
-        commit_message, commit_description: Of the commit.
+        base_model: Hub id of the encoder, if it was loaded from a folder. The adapter records it.
+        adapter: Hub id of the adapter of a merged model, for its card.
+        training: Record of the training of an adapter, for the card, with files to upload.
+        license: License of the weights, in the spelling of the Hub.
+        tags: Further tags of the card.
+        private: Whether a created repository is private; `None` for the default of its owner.
+        token: Token with write access; `None` uses that of `hf auth login`.
+        revision: The branch, which is created if missing; `None` for `main`.
+        create_pr: Open a pull request instead of changing the branch.
+        commit_message, commit_description: Message and description of the commit.
 
     Raises:
-        TypeError: The adapter is of none of this package's methods, or the model is not made of one.
-        ValueError: The encoder is not known or a folder, a repository that is to be private is public, or there is a
-            `training` of a merged model.
-        ConnectionError: The upload broke off.
-        HfHubHTTPError: The Hub refused, e.g. for the lack of a token.
+        TypeError: The adapter is not of a method of this package, or the model is not a result of `merge_and_unload`.
+        ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or
+            `training` is given for a merged model.
+        ConnectionError: The upload was interrupted.
+        HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
     is_adapter = isinstance(model, PeftModel)
     card_for: Callable[..., ModelCard]
@@ -77,20 +77,20 @@ def publish(
             if base_model is not None:
                 config.base_model_name_or_path = base_model
             folder = save_adapter(model, name, Path(temporary))
-            base_of(config)  # its errors come before anything is changed on the Hub
+            base_of(config)  # raises its errors before anything changes on the Hub
             size = (folder / WEIGHTS).stat().st_size
             card_for = partial(make_card, model, name, file_size=size, training=training, license=license, tags=tags)
         else:
             if training is not None:
                 raise ValueError(
-                    "Scores and records are of the adapter: publish that with `training`, and name it here."
+                    "`training` is for adapters. Publish the adapter with it, and name that as `adapter` here."
                 )
             folder = Path(temporary)
             card_for = partial(make_merged_card, model, origin_of(model, base_model, adapter), license, tags)
             model.save_pretrained(folder)
         api = HfApi(token=token)
         repo_id = _open_repository(api, repo_id, private, revision)
-        card_for(repo_id=repo_id).save(folder / "README.md")  # in place of PEFT's own card
+        card_for(repo_id=repo_id).save(folder / "README.md")  # replaces PEFT's own card
         files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
         return _upload(
             api,
@@ -104,8 +104,8 @@ def publish(
 
 
 def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
-    """Saves one adapter in or below `folder`, and returns where its files are."""
-    # There is no vocabulary to look up on the Hub.
+    """Saves one adapter in or below `folder`, and returns the folder of its files."""
+    # `save_embedding_layers` would look up a vocabulary on the Hub.
     model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
     saved = folder if adapter_name == "default" else folder / adapter_name
     DenseImageProcessor.save_for(model, saved)
@@ -113,12 +113,12 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
-    """Makes the repository and the branch where they are missing, and returns the repository's full name."""
+    """Creates repository and branch if they are missing, and returns the full name of the repository."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
         raise ValueError(
             f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "
-            "choose another name; nothing was uploaded."
+            "choose another name. Nothing was uploaded."
         )
     if revision is not None and not revision.startswith("refs/pr/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -126,14 +126,14 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
 
 
 def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> CommitInfo:
-    # One commit, unlike `upload_folder`, so that no revision is half a checkpoint.
+    # One commit, unlike `upload_folder`, so that no revision holds an incomplete checkpoint.
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
     try:
         return api.create_commit(repo_id, operations, **commit)
-    except RuntimeError as error:  # how huggingface_hub reports a large file that did not arrive
+    except RuntimeError as error:  # huggingface_hub raises it if the upload of a large file fails
         raise ConnectionError(
-            f"The upload to '{repo_id}' broke off ({error}). The repository is as it was. Run the same again: what "
-            "has arrived is not sent twice."
+            f"The upload to '{repo_id}' broke off ({error}). The repository is unchanged. Run the same again: "
+            "complete files are not uploaded twice."
         ) from error
 
 
@@ -143,8 +143,8 @@ _inherited = PeftModel.push_to_hub
 def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
     """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does.
 
-    It takes the arguments of both. `max_shard_size` has no effect, as in PEFT: an adapter is one file. `None` stands
-    for the default.
+    It takes the arguments of both; `None` stands for the default. `max_shard_size` has no effect on adapters, which
+    are one file.
     """
     if not isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
         return _inherited(self, repo_id, **kwargs)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a training, for the card of its checkpoint."""
+"""The record of a training run, for the card of its checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,24 +13,24 @@ Scores = Mapping[str, Mapping[str, float]]  # by task and metric
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a run recorded of itself; the card repeats it and adds nothing.
+    """The record of a training run. The card states these facts and no others.
 
     Args:
-        dataset_name: For readers.
-        dataset_type: Its Hub id; or, where it is not on the Hub, a word for it.
-        dataset_is_on_hub: `dataset_type` is a Hub id.
-        dataset_license: A sentence.
-        split: The part it was scored on.
-        image_size: Side of the pictures, pixels.
-        command: What trains it again.
-        seed: Of the run.
-        steps: Optimiser steps when it was saved; 0 where no run is recorded yet.
-        versions: By package.
-        scores: Of this checkpoint; empty where they were not measured.
-        scores_by_seed: Of runs that differ in nothing but the seed, this one among them; empty for one run.
-        limits: Sentences for the card.
-        files: Uploaded with the checkpoint, by name; a `predictions.png` is shown in the card.
-        preview: What that picture shows.
+        dataset_name: Name of the dataset, as readers know it.
+        dataset_type: Hub id of the dataset, or a short name if it is not on the Hub.
+        dataset_is_on_hub: Whether `dataset_type` is a Hub id.
+        dataset_license: A sentence on the licence of the dataset.
+        split: The split that the scores were measured on.
+        image_size: Side of the images in pixels.
+        command: The command that repeats the training.
+        seed: Seed of the run.
+        steps: Optimiser steps before the checkpoint was saved; 0 if no run is recorded.
+        versions: Versions by package.
+        scores: Scores of the checkpoint; empty if they were not measured.
+        scores_by_seed: Scores of runs that differ only in the seed, including this run; empty for a single run.
+        limits: Sentences on the limits of the checkpoint.
+        files: Files to upload with the checkpoint, by name. The card shows a `predictions.png`.
+        preview: Caption of `predictions.png`.
     """
 
     dataset_name: str

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Saved weights against the model they are for, before either takes memory."""
+"""Compares saved weights with the model they belong to, before either takes memory."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -19,34 +19,34 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def read_shapes(file: Path) -> Shapes:
-    """Shapes of the tensors in a safetensors file, by name; SafetensorError if it is damaged."""
+    """Reads the shapes of the tensors in a safetensors file; raises SafetensorError if it is damaged."""
     with safe_open(file, framework="pt") as weights:
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 
 
 def adapter_shapes(base: nn.Module, config: PeftConfig, adapter_name: str = "default") -> Shapes:
-    """Shapes of what is saved of `base`, with its adapter of `config`; neither is changed."""
-    with device("meta"):  # whatever size the config asks for
+    """Returns the shapes of the saved tensors of `base` with an adapter of `config`; neither changes."""
+    with device("meta"):  # no memory, however large the config makes the adapter
         model = PeftModel(base, deepcopy(config), adapter_name=adapter_name)
     return shapes_of(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
-    """Shapes of tensors by name."""
+    """Returns the shapes of tensors by name."""
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def without_memory(model: nn.Module) -> nn.Module:
-    """A copy of a model whose tensors have shapes and no values."""
+    """Returns a copy of a model with tensors on the meta device."""
     parameters = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     buffers = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
     return deepcopy(model, parameters | buffers)
 
 
 def difference(saved: Shapes, own: Shapes) -> str | None:
-    """How many weights of a file differ from those of a model, with examples; None if they are the same."""
+    """Describes the weights of a file that differ from those of a model; returns `None` if there are none."""
     keys = own.keys() | saved.keys()
-    keys -= {key for key in own.keys() - saved.keys() if key.endswith(".gain")}  # of files older than `PacedLinear`
+    keys -= {key for key in own.keys() - saved.keys() if key.endswith(".gain")}  # older files have no gains
     wrong = sorted(key for key in keys if own.get(key) != saved.get(key))
     if not wrong:
         return None

@@ -92,7 +92,9 @@ def test_rows_of_tasks_are_saved_with_adapters_and_models(pixels, tmp_path):
     again = MultiTaskDenseModel.from_pretrained(tmp_path / "dense")
     assert TASKS["lanes"] == rows[0] and again.config.tasks == ["lanes", "semseg"]
     TASKS["depth"] = regression("depth", unit="mm")
-    with pytest.raises(ValueError, match=r"asks for a model that cannot be: A task named 'depth' exists already"):
+    with pytest.raises(
+        ValueError, match=r"describes a model that cannot be built: A task named 'depth' exists already"
+    ):
         load(tmp_path / "adapter")
 
 

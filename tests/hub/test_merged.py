@@ -87,7 +87,7 @@ def test_a_merged_dense_model_loads_and_predicts(merged_dense, pixels, tmp_path)
     assert type(loaded) is MultiTaskDenseModel and loaded.config.encoder.mlp_ratio == 4.5
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     check_equal(loaded(pixels), merged_dense(pixels), **PLACED_BY_FILE)
-    with pytest.raises(ValueError, match=r"an encoder of its own\. Leave `encoder` out"):
+    with pytest.raises(ValueError, match=r"its own encoder\. Leave `encoder` out"):
         load(tmp_path, encoder="swin-micro")
     predictor = MultiTaskPredictor.from_pretrained(tmp_path)
     assert predictor.tasks == ["semseg"] and predictor.image_size == (64, 64)
@@ -118,9 +118,9 @@ def test_the_card_of_a_merged_encoder_says_from_what_it_is(merged):
     )
     assert {"POLYHISTOR_LITE", "merged", "semantic-segmentation", "swin"} <= set(data.tags)
     for line in (
-        "the adapter of the method `POLYHISTOR_LITE` for the task `semseg`",
+        "a `POLYHISTOR_LITE` adapter for the task `semseg`",
         "[ann/lite](https://huggingface.co/ann/lite)",
-        "It needs transformers only, neither PEFT nor peft-polyhistor.",
+        "The model needs only transformers, neither PEFT nor peft-polyhistor.",
         'model = SwinModel.from_pretrained("ann/merged")',
         "- These weights: mit",
     ):
@@ -138,5 +138,5 @@ def test_what_has_no_card_is_not_published(merged, make_swin):
     with pytest.raises(TypeError, match="got a SwinModel without a `merged_from`"):
         publish(make_swin(), "ann/swin")
     record = TrainingRecord("x", "x", False, "x", "val", 64, "x", 0, 1, {}, {})
-    with pytest.raises(ValueError, match="Scores and records are of the adapter"):
+    with pytest.raises(ValueError, match="`training` is for adapters"):
         publish(merged, "ann/swin", training=record)

@@ -142,7 +142,7 @@ def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     check_equal(predict(load(REPO, token="hf_ann")), predict(model))
     for token in (None, "hf_bob"):
-        with pytest.raises(FileNotFoundError, match=r"no repository on the Hub that you may read.*private one"):
+        with pytest.raises(FileNotFoundError, match=r"no repository on the Hub that you may read.*private repository"):
             load(REPO, token=token, force_download=True, cache_dir=tmp_path)
     with pytest.raises(HfHubHTTPError, match="Invalid credentials"):
         load("ann/other", token="hf_wrong")
