@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrains a small Swin by distillation: it learns the outputs of a teacher for crops of photographs.
 
-    accelerate launch recipes/pretrain_encoder.py --data FOLDER=3 OTHER=1 --teacher timm/tf_efficientnet_lite2.in1k \
+    accelerate launch recipes/pretrain_encoder.py --data FOLDER=3 OTHER=1 --teacher timm/tf_efficientnet_lite2.in1k \\
         --answers runs/answers --output-dir runs/pretraining
 
 First the teacher computes answers. Each file in --answers is a shard of crops with the teacher's logits and its last
