@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """PEFT methods that adapt one frozen hierarchical vision transformer to many dense tasks.
 
-Importing this package registers its methods with PEFT, so that `get_peft_model` and `PeftModel.from_pretrained` know
-them, and gives `PeftModel.push_to_hub` a card for their adapters.
+Importing this package registers its methods with PEFT: `get_peft_model` and `PeftModel.from_pretrained` then know
+them, and `PeftModel.push_to_hub` writes a model card for their adapters.
 """
 
+from . import tasks
 from .hub import TrainingRecord, load, publish
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig
@@ -23,26 +24,12 @@ from .models.multitask_config import MultiTaskDenseConfig
 from .models.original_swin import load_original_swin
 from .models.stages import StageEncoder
 from .registry import METHODS
-from .tasks import (
-    PASCAL_TASKS,
-    TASKS,
-    Task,
-    binary,
-    declare_tasks,
-    get_tasks,
-    register_task,
-    regression,
-    relative_change,
-    segmentation,
-    vectors,
-)
+from .tasks import *  # noqa: F403  # `tasks.__all__` lists the names
 from .version import __version__
 
 
 __all__ = [
     "METHODS",
-    "PASCAL_TASKS",
-    "TASKS",
     "AdapterConfig",
     "BitFitConfig",
     "CompacterConfig",
@@ -61,24 +48,16 @@ __all__ = [
     "RelativeBiasConfig",
     "SharedAdapterConfig",
     "StageEncoder",
-    "Task",
     "TrainingRecord",
     "VmtAdapterConfig",
     "VmtAdapterLiteConfig",
     "VptDeepConfig",
     "VptShallowConfig",
     "__version__",
-    "binary",
-    "declare_tasks",
-    "get_tasks",
     "load",
     "load_encoder",
     "load_original_swin",
     "publish",
-    "register_task",
-    "regression",
-    "relative_change",
-    "segmentation",
-    "vectors",
     "view_encoder",
+    *tasks.__all__,
 ]

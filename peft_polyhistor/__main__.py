@@ -1,16 +1,12 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of `python -m peft_polyhistor`.
-
-predict    writes what a checkpoint predicts for images, as maps and as a page to look at
-data       lists the faults of a data set, or copies it smaller
-report     makes one page of finished runs
-"""
+"""Command-line interface of peft-polyhistor: `python -m peft_polyhistor <command> --help` describes each command."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
@@ -20,15 +16,19 @@ from .inference.page import PredictionPage
 from .tasks import PASCAL_TASKS, declare_tasks
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, or 1 where it could not be run or found a fault."""
+    """Runs a command and returns its exit code: 0, or 1 if it failed or found a fault."""
     parser = argparse.ArgumentParser(
-        prog="python -m peft_polyhistor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m peft_polyhistor",
+        description="Predict with a multi-task checkpoint, check and shrink dense datasets, and report on runs.",
     )
     commands = parser.add_subparsers(required=True)
-    add_predict(commands.add_parser("predict", help="write the maps of all tasks, and index.html to look at them"))
-    add_data(commands.add_parser("data", help="list all faults of a data set, or copy it smaller"))
-    add_report(commands.add_parser("report", help="make one HTML page of finished runs"))
+    add_predict(commands)
+    add_data(commands)
+    add_report(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -37,13 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a folder, or 'user/name' on the Hub")
-    parser.add_argument("pictures", nargs="+", metavar="picture", help="a file or a URL")
-    parser.add_argument("--out", required=True, help="a new folder")
-    parser.add_argument("--tasks", nargs="+", help="default: all of the checkpoint")
-    parser.add_argument("--image_size", type=int, help="pixels of a side in the model; default: that of its training")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+def add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    """Adds a command; `text` is its line in the list of commands and the start of its own help."""
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+
+def add_predict(commands: Commands) -> None:
+    parser = add_command(
+        commands, "predict", "predict all tasks for images, and write the maps and an index.html that shows them"
+    )
+    parser.add_argument("checkpoint", help="Checkpoint folder, or model id on the Hub such as user/name.")
+    parser.add_argument("images", nargs="+", metavar="image", help="Path or URL of an image.")
+    parser.add_argument("--out", required=True, help="Output folder. It is created, and must be empty if it exists.")
+    parser.add_argument("--tasks", nargs="+", help="Tasks to predict. Default: all tasks of the checkpoint.")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="Side in pixels to which images are resized for the model. Default: the size used in training.",
+    )
+    parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
     parser.set_defaults(run=run_predict)
 
 
@@ -51,10 +63,10 @@ def run_predict(options: argparse.Namespace) -> int:
     predictor = MultiTaskPredictor.from_pretrained(
         options.checkpoint, options.tasks, options.image_size, revision=options.revision
     )
-    predictor.model.to(PartialState().device)  # type: ignore[arg-type]  # transformers does not say of what
+    predictor.model.to(PartialState().device)  # type: ignore[arg-type]  # `to` of transformers is not annotated
     faults = 0
     with PredictionPage(options.out, f"Predictions of {options.checkpoint}") as page:
-        for source in (bar := tqdm(options.pictures, desc="predicting", unit="picture")):
+        for source in (bar := tqdm(options.images, desc="predicting", unit="image")):
             try:
                 prediction = predictor(source)
             except (OSError, ValueError) as error:
@@ -62,31 +74,37 @@ def run_predict(options: argparse.Namespace) -> int:
                 bar.write(str(error), file=sys.stderr)
             else:
                 page.add(source, prediction)
-    print(f"{len(options.pictures) - faults} of {len(options.pictures)} pictures are in {page.folder / 'index.html'}.")
+    print(f"{len(options.images) - faults} of {len(options.images)} images are in {page.folder / 'index.html'}.")
     return 1 if faults else 0
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True)
-    check = commands.add_parser("check", help="list all faults of a data set, one a line")
+def add_data(commands: Commands) -> None:
+    parser = add_command(commands, "data", "check a dense dataset, or write a smaller copy of it")
+    parts = parser.add_subparsers(required=True)
+    check = add_command(parts, "check", "list all faults of a dataset, one per line")
     check.set_defaults(run=run_check)
-    shrink = commands.add_parser("shrink", help="write a copy of smaller pictures, as parquet files")
-    for command in (check, shrink):
-        command.add_argument("source", help="a folder of files, of parquet files, or the id of a dataset on the Hub")
-    shrink.add_argument("folder", help="where <split>.parquet is written")
-    shrink.add_argument("--longest", type=int, required=True, help="pixels of the longer side, at most")
+    shrink = add_command(parts, "shrink", "write a copy with smaller images and labels, as parquet files")
     shrink.set_defaults(run=run_shrink)
     for command in (check, shrink):
         command.add_argument(
-            "--config", type=Path, help="YAML file of train_pascal.py: its `tasks` and `layout` count"
+            "source", help="Folder of images and labels, folder of parquet files, or dataset id on the Hub."
         )
-        command.add_argument("--tasks", nargs="+", help="names of tasks (default: those of the file, or of PASCAL_MT)")
-        command.add_argument("--splits", nargs="+", default=["train", "val"], help="default: train and val")
-        command.add_argument("--workers", type=int, default=1, help="processes that read (default: 1)")
+        command.add_argument(
+            "--config", type=Path, help="YAML file of train_pascal.py; supplies `tasks` and `layout`."
+        )
+        command.add_argument(
+            "--tasks", nargs="+", help="Tasks to read. Default: those of --config, else the four of PASCAL_MT."
+        )
+        command.add_argument(
+            "--splits", nargs="+", default=["train", "val"], help="Splits to read. Default: train and val."
+        )
+        command.add_argument("--workers", type=int, default=1, help="Number of processes that read. Default: 1.")
+    shrink.add_argument("folder", help="Output folder, which receives one <split>.parquet per split.")
+    shrink.add_argument("--longest", type=int, required=True, help="Maximum length of the longer side, in pixels.")
 
 
 def read_data_options(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The tasks, whose rows are registered, and the layout of a command."""
+    """Reads the tasks and the layout of a data command, and registers tasks that the config defines."""
     from .training.arguments import read_layout, read_yaml  # needs the extra `train`, which `predict` does not
 
     settings = read_yaml(options.config.read_text(encoding="utf-8")) if options.config else {}
@@ -106,7 +124,7 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"{count} fault{'s' if count > 1 else ''} in {options.source}.", file=sys.stderr)
         return 1
     counts = ", ".join(f"{count} {split}" for split, count in report.counts.items())
-    print(f"No faults in {options.source}: pictures {counts}; tasks {', '.join(tasks)}.")
+    print(f"No faults in {options.source}: images {counts}; tasks {', '.join(tasks)}.")
     return 0
 
 
@@ -120,9 +138,10 @@ def run_shrink(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="the --output_dir of train_pascal.py or compare_methods.py")
-    parser.add_argument("--out", type=Path, help="the file to write; default: report.html in the folder")
+def add_report(commands: Commands) -> None:
+    parser = add_command(commands, "report", "write one HTML page about finished runs")
+    parser.add_argument("folder", type=Path, help="The --output_dir of train_pascal.py or compare_methods.py.")
+    parser.add_argument("--out", type=Path, help="File to write. Default: report.html in the folder.")
     parser.set_defaults(run=run_report)
 
 

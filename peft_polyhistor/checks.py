@@ -1,16 +1,16 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of single settings."""
+"""Validation of single settings."""
 
 import math
 import warnings
 from typing import Any
 
 
-# Above every size in an encoder: a larger number is a slip, which would take all memory.
+# No size in an encoder comes near this limit: a larger number is a typing error, which would exhaust the memory.
 LARGEST = 2**16
 
-# The keys of `made_for`, and of its `decoders`.
+# Keys of `made_for`, and of its entry `decoders`.
 RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
 DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size", "tasks"}
 
@@ -22,7 +22,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_sides(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is the side of a square in pixels, or a list of height and width."""
+    """Raises ValueError unless `value` is the side of a square or a (height, width), in pixels."""
     for side in value if isinstance(value, list | tuple) and len(value) == 2 else [value]:
         if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST:
             raise ValueError(f"`{name}` must be a side or (height, width), pixels from 1 to {LARGEST}, got {value!r}.")
@@ -41,7 +41,7 @@ def check_probability(name: str, value: Any) -> None:
 
 
 def check_record(made_for: Any) -> None:
-    """Raises ValueError unless `made_for` is None or of the form that an adapter records.
+    """Raises ValueError unless `made_for` is None or a record as adapters save it.
 
     Warns of keys that only a newer version of this package knows; they have no effect.
     """
@@ -51,8 +51,8 @@ def check_record(made_for: Any) -> None:
     decoders = made_for["decoders"] if is_record else None
     if not is_record or not isinstance(decoders, dict | None) or not isinstance(made_for["encoder"], str | None):
         raise ValueError(
-            f"`made_for` must be what an adapter recorded of its model, with {sorted(RECORD)} and of `decoders` "
-            f"{sorted(DECODERS)}, got {made_for!r}. Leave it out for a new adapter."
+            f"`made_for` must be the record that an adapter saved, with the keys {sorted(RECORD)}, and "
+            f"{sorted(DECODERS)} in `decoders`; got {made_for!r}. Leave it out for a new adapter."
         )
     unknown = [*(made_for.keys() - RECORD), *((decoders or {}).keys() - DECODERS)]
     if unknown:
@@ -71,6 +71,6 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_whole(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is an integer of at least 0 in 64 bits."""
+    """Raises ValueError unless `value` is a signed 64-bit integer of at least 0."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"`{name}` must be 0 or more, got {value!r}; a whole number of 64 bits.")
+        raise ValueError(f"`{name}` must be 0 or more, got {value!r}; a signed 64-bit integer.")

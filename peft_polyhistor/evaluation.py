@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a dense model over a data set, and what it costs in parameters."""
+"""Scores and trainable parameters of a dense model."""
 
 import math
 import warnings
@@ -22,18 +22,19 @@ NOT_MEASURED = "not measured"
 def evaluate_tasks(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
-    """All scores of every task: one pass for all tasks, counts instead of predictions kept.
+    """Scores a model on all tasks in one pass over the data.
 
-    The same figures on any number of processes and at any batch size. Leaves the model in the mode it was in.
+    The scores do not depend on the batch size or the number of processes: the metrics keep counts, not predictions.
+    The model returns to the mode (training or evaluation) that it was in.
 
     Args:
         model: A `MultiTaskDenseModel`, adapted or not, prepared by `accelerator`.
-        batches: Prepared by `accelerator`, each with `pixel_values` and `labels` by task.
+        batches: Batches with `pixel_values` and `labels` by task, from a loader that `accelerator` prepared.
         tasks: Names of the tasks.
-        accelerator: Of this process.
+        accelerator: Gathers the counts of all processes.
 
     Returns:
-        By task, what the task's metric computes; percent or degrees. NaN where no image has a label for the task.
+        Scores by task and metric, in percent or the unit of the task. NaN if no image has a label for the task.
 
     Raises:
         ValueError: There is no batch.
@@ -45,11 +46,12 @@ def evaluate_tasks(
 def collect_statistics(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """What scores are made of: by task a row of counts per picture, in the order of the data, on every process.
+    """Counts, for each task and image, the pixels from which `score_tasks` computes the scores.
 
-    `(pictures, columns)` int64 in CPU memory. What a prepared loader adds to even out the processes is dropped.
+    Takes the arguments of `evaluate_tasks`. Images that a prepared loader repeats to fill the last batch are dropped.
 
-    Args: Those of `evaluate_tasks`.
+    Returns:
+        Counts by task, `(images, columns)` int64 in CPU memory, in the order of the data, the same on every process.
 
     Raises:
         ValueError: There is no batch.
@@ -65,14 +67,17 @@ def collect_statistics(
             rows[task].append(accelerator.gather_for_metrics(statistics).cpu())
     model.train(training)
     if not all(rows.values()):
-        raise ValueError("There is no picture to score: the loader is empty. Give one with at least one batch.")
+        raise ValueError("There is no image to score: the loader is empty. Give one with at least one batch.")
     return {task: torch.cat(parts) for task, parts in rows.items()}
 
 
 def score_tasks(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """All scores of every task, from the rows of `collect_statistics`; percent or the unit of the task.
+    """Computes all scores by task and metric, in percent or the unit of the task.
 
-    Warns of classes that no label holds, as they count 0 in a mean over classes.
+    Warns of classes that occur in no label, as they count 0 in a mean over classes.
+
+    Args:
+        statistics: Counts from `collect_statistics`.
     """
     metrics = {task: _metric_of(task, rows) for task, rows in statistics.items()}
     for task, metric in metrics.items():
@@ -80,17 +85,17 @@ def score_tasks(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]
         if 0 < len(held) < len(names):
             warnings.warn(
                 f"Labels of '{task}' hold {len(held)} of its {len(names)} classes: "
-                f"{', '.join(names[number] for number in held)}. Each of the others counts 0 in the mean. If the data "
-                "has other classes, make a task of your own with `segmentation`.",
+                f"{', '.join(names[number] for number in held)}. Each absent class counts 0 in the mean. If the data "
+                "has other classes, define your own task with `segmentation`.",
                 stacklevel=2,
             )
     return {task: metric.compute() for task, metric in metrics.items()}
 
 
 def score_classes(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Score of each class by task and name, of the tasks with classes; NaN where a class is nowhere.
+    """Computes the score of each class in percent, by task and class name, for the tasks that have classes.
 
-    Percent, from the rows of `collect_statistics`.
+    A class that is neither labelled nor predicted scores NaN.
     """
     scores = {task: _metric_of(task, rows).class_scores() for task, rows in statistics.items()}
     return {
@@ -100,13 +105,13 @@ def score_classes(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float
     }
 
 
-def score_pictures(statistics: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Headline score of each picture by itself, by task; NaN where a picture has no label for it.
+def score_images(statistics: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """Computes the headline score of each single image, by task, in the order of the data.
 
-    Percent or degrees, from the rows of `collect_statistics`, in their order.
+    An image without a label for the task scores NaN.
     """
     return {
-        task: [scores[TASKS[task].score] for scores in TASKS[task].metric().picture_scores(rows)]
+        task: [scores[TASKS[task].score] for scores in TASKS[task].metric().image_scores(rows)]
         for task, rows in statistics.items()
     }
 
@@ -118,19 +123,19 @@ def _metric_of(task: str, statistics: Tensor) -> RunningMetric:
 
 
 def headline(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The one score of each task that stands for it, as in the paper's tables."""
+    """Selects the headline score of each task: the one that the paper's tables print."""
     return {task: values[TASKS[task].score] for task, values in scores.items()}
 
 
 def find_best(history: Sequence[Mapping[str, Any]]) -> int:
-    """Index of the best evaluation of a run, the first of those that are equal.
+    """Finds the index of the best evaluation of a run; the first one wins a tie.
 
-    The one with the most finite headline scores wins, so that a diverged model never does; then the one with the
-    highest mean relative change. The reference of a task is its first finite score other than 0, so that the units of
-    the tasks do not matter.
+    The evaluation with the most finite headline scores wins, so a diverged model never does. Among equals, the one
+    with the highest mean relative change wins. The reference score of a task is its first finite score other than 0,
+    so the units of the tasks do not matter.
 
     Args:
-        history: `scores` of each evaluation by task and metric.
+        history: Evaluations, each with its `scores` by task and metric.
     """
     rows = [
         {task: score for task, score in headline(entry["scores"]).items() if math.isfinite(score)} for entry in history
@@ -148,24 +153,25 @@ def find_best(history: Sequence[Mapping[str, Any]]) -> int:
 
 
 def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], ends: int = 3) -> dict[str, Any]:
-    """Details of an evaluation for a report: scores of classes, and the images that were predicted best and worst.
+    """Finds the details of an evaluation for a report: scores of classes, and the best and worst images.
 
     Args:
-        statistics: Rows of `collect_statistics`.
+        statistics: Counts from `collect_statistics`.
         image_ids: Ids of the images, in the order of the rows.
-        ends: Images at either end of the ranking.
+        ends: Number of images at each end of the ranking.
 
     Returns:
-        `classes`, the score of each class by task and name in percent, `None` where a class is neither labelled nor
-        predicted, or where the model diverged; and `pictures`, by task the `best` and `worst` images from the
-        outermost, each with its `image_id`, `index` and own `score`. No image is both, and none is without a score.
+        - `classes`: scores in percent by task and class; `None` for a class that is neither labelled nor predicted,
+          and for all classes if the model diverged.
+        - `pictures`: by task, the `best` and the `worst` images, the most extreme first, each with its `image_id`,
+          `index` and `score`. An image is in one list at most; images without a score are in none.
     """
     classes = {
         task: {name: None if math.isnan(score) else score for name, score in scores.items()}
         for task, scores in score_classes(statistics).items()
     }
     pictures = {}
-    for task, scores in score_pictures(statistics).items():
+    for task, scores in score_images(statistics).items():
         ranked = [index for index, score in enumerate(scores) if math.isfinite(score)]
         ranked.sort(key=lambda index: -scores[index] if TASKS[task].higher_is_better else scores[index])
         chosen = {"best": ranked[:ends], "worst": ranked[ends:][-ends:][::-1]}
@@ -177,12 +183,12 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
 
 
 def format_score(value: float, sign: str = "") -> str:
-    """A score with two decimals, or the words "not measured" for NaN; `sign="+"` shows the sign of a change."""
+    """Formats a score with two decimals, or as "not measured" for NaN; `sign="+"` shows the sign of a change."""
     return NOT_MEASURED if math.isnan(value) else f"{value:{sign}.2f}"
 
 
 def format_scores(values: Sequence[float], sign: str = "") -> str:
-    """Mean and range of a score over several runs, the one score, or in how many runs it is NaN."""
+    """Formats the mean and range of a score over several runs, or says in how many runs it is NaN."""
     missing = sum(map(math.isnan, values))
     if 0 < missing < len(values):
         return f"{NOT_MEASURED} in {missing} of {len(values)} runs"
@@ -193,12 +199,12 @@ def format_scores(values: Sequence[float], sign: str = "") -> str:
 
 
 def is_of_decoder(name: str) -> bool:
-    """A parameter of this name belongs to a decoder of a dense model, adapted or not."""
+    """Tells whether a parameter of this name belongs to a decoder of a dense model, adapted or not."""
     return "decoders." in name
 
 
 def count_trainable(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters as the paper counts them: `encoder`, what is not a decoder, and `all`."""
+    """Counts trainable parameters as the paper does: `encoder` (all but the decoders) and `all`."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     decoders = sum(size for name, size in sizes.items() if is_of_decoder(name))
     return {"encoder": sum(sizes.values()) - decoders, "all": sum(sizes.values())}

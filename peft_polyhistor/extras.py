@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Packages that only a part of this one needs, and that are installed with one of its extras."""
+"""Optional dependencies, which the extras of pyproject.toml install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around the imports of packages that come with an extra: names the extra where one is not installed.
+    """Names the extra in the error when an import inside the `with` block fails.
 
     Args:
-        extra: Its name in pyproject.toml.
+        extra: Name of the extra in pyproject.toml.
 
     Raises:
         ModuleNotFoundError: A package is not installed; the message says how to install it.

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""An app in the browser: upload a picture, choose a checkpoint and tasks, see the maps. `pip install -e ".[demo]"`
+"""Browser app that predicts an uploaded image with a checkpoint. It needs `pip install -e ".[demo]"`.
 
 python recipes/demo.py runs/scenes/polyhistor_lite/best user/name
 """
@@ -17,17 +17,17 @@ from peft_polyhistor import TASKS
 from peft_polyhistor.inference import MultiTaskPredictor, Prediction
 
 
-Shown = list[tuple[Image.Image, str]]  # pictures and their captions
+Shown = list[tuple[Image.Image, str]]  # images and their captions
 
 
 def make_app(predictors: dict[str, MultiTaskPredictor]) -> gr.Blocks:
-    """The app, for checkpoints by name."""
+    """Creates the app from predictors by the name of their checkpoint."""
     first = next(iter(predictors))
     with gr.Blocks(title="peft-polyhistor", analytics_enabled=False) as app:
         gr.Markdown("# One frozen encoder, many dense tasks")
         with gr.Row():
             with gr.Column(scale=1):
-                picture = gr.Image(type="pil", label="Picture")
+                image = gr.Image(type="pil", label="Image")
                 checkpoint = gr.Dropdown(list(predictors), value=first, label="Checkpoint")
                 tasks = gr.CheckboxGroup(predictors[first].tasks, value=predictors[first].tasks, label="Tasks")
                 opacity = gr.Slider(0, 1, value=0.6, label="Opacity of the maps")
@@ -35,8 +35,8 @@ def make_app(predictors: dict[str, MultiTaskPredictor]) -> gr.Blocks:
             with gr.Column(scale=2):
                 maps = gr.Gallery(label="Maps", columns=2, height="auto", object_fit="contain")
         checkpoint.change(lambda name: _offer(predictors[name].tasks), checkpoint, tasks)
-        # Gradio runs one call of a function at a time, which is what a predictor serves.
-        button.click(_make_answer(predictors), [picture, checkpoint, tasks, opacity], maps)
+        # Gradio runs one call of a function at a time, as a predictor requires.
+        button.click(_make_answer(predictors), [image, checkpoint, tasks, opacity], maps)
     return app
 
 
@@ -45,20 +45,20 @@ def _offer(tasks: list[str]) -> gr.CheckboxGroup:
 
 
 def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., Shown]:
-    def answer(picture: Image.Image | None, checkpoint: str, tasks: list[str], opacity: float) -> Shown:
-        if picture is None:
-            raise gr.Error("Upload a picture first.")
+    def answer(image: Image.Image | None, checkpoint: str, tasks: list[str], opacity: float) -> Shown:
+        if image is None:
+            raise gr.Error("Upload an image first.")
         if not tasks:
             raise gr.Error("Choose at least one task.")
         loaded = predictors[checkpoint]
-        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(picture)
+        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(image)
         return [(prediction.overlay(task, opacity), caption(task, prediction)) for task in tasks]
 
     return answer
 
 
 def caption(task: str, prediction: Prediction, most: int = 5) -> str:
-    """The task, and the classes that cover most of the picture."""
+    """Writes the caption of a map: the task, and the classes that cover most of the image."""
     if not TASKS[task].class_names:
         return task
     shares = list(prediction.classes(task).items())[:most]
@@ -67,9 +67,15 @@ def caption(task: str, prediction: Prediction, most: int = 5) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", help="folders, or 'user/name' on the Hub")
-    parser.add_argument("--image_size", type=int, help="pixels of a side in the model; default: that of its training")
-    parser.add_argument("--port", type=int, help="of the app on this machine (default: the first free one from 7860)")
+    parser.add_argument(
+        "checkpoints", nargs="+", help="Checkpoint folders, or model ids on the Hub such as user/name."
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help="Side in pixels to which images are resized for the model. Default: the size used in training.",
+    )
+    parser.add_argument("--port", type=int, help="Port of the app. Default: the first free port from 7860.")
     options = parser.parse_args(argv)
     predictors = {}
     for name in options.checkpoints:

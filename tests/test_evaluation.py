@@ -22,10 +22,10 @@ from peft_polyhistor.evaluation import (
     format_scores,
     headline,
     score_classes,
-    score_pictures,
+    score_images,
     score_tasks,
 )
-from peft_polyhistor.inference.paint import draw_grid, paint_label, paint_picture, paint_prediction
+from peft_polyhistor.inference.paint import draw_grid, paint_image, paint_label, paint_prediction
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_scores_do_not_depend_on_the_batch_size(scenes, model):
         loader = accelerator.prepare(DataLoader(scenes, batch_size=batch_size, collate_fn=collate))
         statistics = collect_statistics(model, loader, tasks, accelerator)
         scores.append(score_tasks(statistics))
-        pictures.append(score_pictures(statistics))
+        pictures.append(score_images(statistics))
     for i in (1, 2):  # argmax at ties of logits rounded per batch
         for task in tasks:
             assert scores[i][task] == pytest.approx(scores[0][task], abs=0.05)
@@ -55,7 +55,7 @@ def test_scores_do_not_depend_on_the_batch_size(scenes, model):
     assert evaluate_tasks(model, loader, tasks, accelerator) == scores[2]
     assert model.training
     assert set(headline(scores[0])) == set(TASKS)
-    with pytest.raises(ValueError, match="no picture to score"):
+    with pytest.raises(ValueError, match="no image to score"):
         evaluate_tasks(model, [], tasks, accelerator)
 
 
@@ -71,7 +71,7 @@ def test_rows_stand_in_the_order_of_the_data_and_say_more_than_the_scores(scenes
         present = [value for value in classes[task].values() if not math.isnan(value)]
         assert scores["mIoU"] == pytest.approx(sum(present) / len(TASKS[task].class_names))
     without = [i for i in range(len(scenes)) if bool((scenes[i]["human_parts"] == 255).all())]
-    assert [i for i, value in enumerate(score_pictures(statistics)["human_parts"]) if math.isnan(value)] == without
+    assert [i for i, value in enumerate(score_images(statistics)["human_parts"]) if math.isnan(value)] == without
 
 
 def test_a_task_without_one_labeled_pixel_is_not_measured(scenes, model):
@@ -113,5 +113,5 @@ def test_pictures_show_what_they_are_given(scenes, model):
     assert paint_label("normals", torch.zeros(3, 1, 1)).tolist() == [[[224, 224, 192]]]
     assert paint_prediction("saliency", torch.zeros(1, 1, 1)).tolist() == [[[128, 128, 128]]]
     stored = scenes.with_format(None)[0]["image"]
-    painted = paint_picture(batch["pixel_values"][0])
+    painted = paint_image(batch["pixel_values"][0])
     assert abs(painted.astype(int) - np.asarray(stored)).max() <= 1

@@ -3,13 +3,13 @@
 """Reads the PASCAL-Context multi-task archive (PASCAL_MT).
 
 PASCAL_MT/
-  ImageSets/Context/{train,val}.txt   one picture id a line
+  ImageSets/Context/{train,val}.txt   one image id per line
   JPEGImages/<id>.jpg
-  semseg/VOC12/<id>.png               where it exists, else semseg/pascal-context/<id>.png
+  semseg/VOC12/<id>.png               if it exists, else semseg/pascal-context/<id>.png
   human_parts/<id>.mat                PASCAL-Part annotation, key `anno`
-  sal_distill/<id>.png                8-bit gray
+  sal_distill/<id>.png                8-bit greyscale
   normals_distill/<id>.png            RGB, component = value / 127.5 - 1
-  pascal-context/trainval/<id>.mat    459-class ids, key `LabelMap`; says where normals count
+  pascal-context/trainval/<id>.mat    459-class ids, key `LabelMap`; selects the pixels whose normals count
 """
 
 from collections.abc import Collection, Sequence
@@ -24,10 +24,10 @@ from .folder import DenseFolder
 
 SPLITS = ("train", "val")
 
-# Folder and suffix of the files of each column.
+# Folders and suffixes of the files that each column is read from.
 _PLACES = {
     "image": [("JPEGImages", ".jpg")],
-    "semseg": [("semseg/VOC12", ".png"), ("semseg/pascal-context", ".png")],  # the second stands in for the first
+    "semseg": [("semseg/VOC12", ".png"), ("semseg/pascal-context", ".png")],  # the second only replaces the first
     "human_parts": [("human_parts", ".mat")],
     "saliency": [("sal_distill", ".png")],
     "normals": [("normals_distill", ".png"), ("pascal-context/trainval", ".mat")],
@@ -35,10 +35,10 @@ _PLACES = {
 
 
 class PascalArchive(DenseFolder):
-    """One PASCAL_MT folder.
+    """A PASCAL_MT folder.
 
     Args:
-        data_dir: The folder that holds `ImageSets`, `JPEGImages` and the labels.
+        data_dir: Folder with `ImageSets`, `JPEGImages` and the labels.
 
     Raises:
         FileNotFoundError: `data_dir` has no `ImageSets/Context`.
@@ -54,18 +54,18 @@ class PascalArchive(DenseFolder):
             )
 
     def choose_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
-        """The names of tasks, in the order of `PASCAL_TASKS`.
+        """Returns the names of the tasks in the order of `PASCAL_TASKS`.
 
         Raises:
-            ValueError: One is unknown, or there is none.
-            ModuleNotFoundError: The files of one need SciPy, which is not installed.
+            ValueError: A task is unknown, or there is none.
+            ModuleNotFoundError: The files of a task need SciPy, which is not installed.
         """
         tasks = check_tasks(tasks)
         check_readers(tasks)
         return tasks
 
     def find_list(self, split: str) -> Path:
-        """The file that lists a split."""
+        """Finds the file that lists a split; ValueError for an unknown split, FileNotFoundError for a missing file."""
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}; PASCAL_MT has {', '.join(SPLITS)}.")
         path = self.root / "ImageSets" / "Context" / f"{split}.txt"
@@ -74,14 +74,14 @@ class PascalArchive(DenseFolder):
         return path
 
     def is_id(self, line: str) -> bool:
-        """As in `DenseFolder`; the files lie in no folders below."""
+        """Extends `DenseFolder.is_id`: all files lie directly in their folders."""
         return super().is_id(line) and "/" not in line
 
     def paths(self, image_id: str, column: str) -> tuple[Path, ...]:
-        """The files that `column` (`image` or a task) of a picture is read from; all of them exist.
+        """Finds the files that `column` (`image` or a task) of an image is read from.
 
         Raises:
-            FileNotFoundError: One of them is missing.
+            FileNotFoundError: A file is missing.
         """
         paths = tuple(self.root / folder / f"{image_id}{suffix}" for folder, suffix in _PLACES[column])
         if column == "semseg":
@@ -96,18 +96,12 @@ class PascalArchive(DenseFolder):
         return paths
 
     def read_label(self, image_id: str, task: str, size: Size | None) -> np.ndarray:
-        """A task's label: class ids, saliency, or normals that are black where none count; uint8.
-
-        Args:
-            image_id: Picture id.
-            task: One of `PASCAL_TASKS`.
-            size: (width, height) the label must have, in pixels; None if the picture's is not known.
-        """
+        """Reads a label as uint8: class ids, saliency, or normals, which are black where they do not count."""
         return READERS[task](*self.paths(image_id, task), size)
 
 
 def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """`tasks` in the order of `PASCAL_TASKS`; ValueError if one is unknown or there is none."""
+    """Returns `tasks` in the order of `PASCAL_TASKS`; ValueError if a task is unknown or there is none."""
     is_list = isinstance(tasks, Collection) and not isinstance(tasks, str)
     unknown = [task for task in tasks if task not in PASCAL_TASKS] if is_list else [tasks]
     if unknown or not tasks:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finds every fault of a data set in one go."""
+"""Finds every fault of a dataset in one run."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ from .loading import Source, load_dense_dataset, open_folder
 
 @dataclass
 class DataReport:
-    """Faults and notes of a data set, all of which was read.
+    """Faults and notes of a dataset.
 
     Args:
-        faults: One line each; the loader refuses a data set that has one.
-        notes: One line for each kind of label that is read in a way of its own, or that is missing.
-        counts: Images by split.
+        faults: Faults, one line each. The loader refuses a dataset that has one.
+        notes: Labels that are missing or that have a special interpretation, one line for each kind.
+        counts: Number of images by split.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -37,32 +37,25 @@ class DataReport:
 
 @dataclass
 class _Findings:
-    """Faults of an image and its labels, notes by task, and the classes that the labels hold, by task."""
+    """Faults of an image and its labels, notes as pairs of task and text, and the classes in the labels by task."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
 
     def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
-        """Adds what is to be known of a stored label, None for one that is missing; ValueError for a fault."""
+        """Adds the notes and classes of a stored label, `None` if it is missing; ValueError for a fault."""
         if label is None:
             self.notes.append((task, "that are missing"))
             return
         row = TASKS[task]
-        picture = row.to_picture(label)
-        row.check_stored(picture, size)
-        if note := row.note(picture):
+        image = row.to_image(label)
+        row.check_stored(image, size)
+        if note := row.note(image):
             self.notes.append((task, note))
-        found = row.read(picture)
+        found = row.read(image)
         if isinstance(row, Segmentation):
             self.classes[task] = set(np.unique(found).tolist())
-
-
-def find_faults(
-    data_dir: Source, tasks: Sequence[str] = PASCAL_TASKS, splits: Sequence[str] = SPLITS, *, workers: int = 1
-) -> list[str]:
-    """The faults of `check_archive` alone, which says more of the arguments and errors."""
-    return check_archive(data_dir, tasks, splits, workers=workers).faults
 
 
 def check_archive(
@@ -73,21 +66,22 @@ def check_archive(
     layout: Mapping[str, str] | None = None,
     workers: int = 1,
 ) -> DataReport:
-    """Reads everything that `load_dense_dataset` would read.
+    """Reads everything that `load_dense_dataset` would read, and reports all faults instead of stopping at the first.
 
-    Each list, image and label is read whatever is wrong with the others, and tells the first thing wrong with it. The
-    files of a folder are read in processes of their own: one on which SciPy or Pillow crashes is a fault among others.
+    Each list, image and label reports its first fault. Worker processes read the files of a folder, so a file on
+    which SciPy or Pillow crashes is reported as a fault too.
 
     Args:
-        data_dir: As the source of `load_dense_dataset`.
+        data_dir: Source of the data, see `load_dense_dataset`.
         tasks: Tasks whose labels are read, rows of `TASKS`.
         splits: Splits whose images are read.
-        layout: As for `load_dense_dataset`.
-        workers: Processes that read a folder of files, at least 1.
+        layout: Layout of the source, see `load_dense_dataset`.
+        workers: Number of processes that read a folder of files, at least 1.
 
     Raises:
-        ValueError: A task or split is unknown, or there is no worker; or the dataset cannot be opened.
-        FileNotFoundError, ConnectionError: As in `load_dense_dataset`.
+        ValueError: A task or split is unknown, `workers` is below 1, or the dataset cannot be opened.
+        FileNotFoundError: The source is neither a known kind of folder nor a dataset on the Hub.
+        ConnectionError: The Hub cannot be reached.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     report = DataReport()
@@ -135,7 +129,7 @@ def _check_folder(
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
-    yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking pictures")
+    yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking images")
 
 
 def _check_rows(
@@ -155,7 +149,7 @@ def _check_rows(
                         size = value.size
                     else:
                         findings.add_label(column, value, size)
-                except Exception as fault:  # a picture that cannot be decoded raises one of many
+                except Exception as fault:  # an image that cannot be decoded raises one of many exceptions
                     findings.faults.append(f"{column} of {name} ({split}): {_one_line(fault)}.")
             yield name, findings
 
@@ -163,16 +157,16 @@ def _check_rows(
 def _read_all(
     folder: DenseFolder, tasks: Sequence[str], image_ids: Iterable[str], workers: int
 ) -> Iterator[tuple[str, _Findings]]:
-    """Ids and what was found, in order. A process that dies ends its pool: the next one starts behind the image."""
+    """Yields ids and findings in order. A crash ends its process pool; a new pool continues after the image."""
     rest = deque(image_ids)
     while rest:
         pool = ProcessPoolExecutor(workers)
         try:
-            futures = deque(pool.submit(_read_picture, folder, tasks, image_id) for image_id in rest)
+            futures = deque(pool.submit(_read_image, folder, tasks, image_id) for image_id in rest)
             while rest:
                 found = futures.popleft().result()
                 yield rest.popleft(), found
-        except BrokenProcessPool:  # of this image, or of another that was read at the same time
+        except BrokenProcessPool:  # this image or another one that was read at the same time caused the crash
             image_id = rest.popleft()
             yield image_id, _read_alone(folder, tasks, image_id)
         finally:
@@ -180,15 +174,15 @@ def _read_all(
 
 
 def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Findings:
-    """Reads each file of one image in a process of its own."""
+    """Reads each file of one image in a separate process."""
     result = _Findings()
     for part in ([], *([task] for task in tasks)):
         with ProcessPoolExecutor(1) as pool:
             try:
-                found = pool.submit(_read_picture, folder, part, image_id).result()
+                found = pool.submit(_read_image, folder, part, image_id).result()
             except BrokenProcessPool:
                 paths = " or ".join(map(str, folder.paths(image_id, *(part or ["image"]))))
-                found = _Findings([f"{paths}: found a file that ends the process which reads it. Restore it."])
+                found = _Findings([f"{paths}: found a file that crashes the process which reads it. Restore it."])
                 if not part:
                     return found
         result.faults = list(dict.fromkeys(result.faults + found.faults))
@@ -197,7 +191,7 @@ def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Fi
     return result
 
 
-def _read_picture(folder: DenseFolder, tasks: Iterable[str], image_id: str) -> _Findings:
+def _read_image(folder: DenseFolder, tasks: Iterable[str], image_id: str) -> _Findings:
     findings = _Findings()
     size = None
     try:

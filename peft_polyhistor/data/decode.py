@@ -1,8 +1,8 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes the files of a PASCAL_MT archive into uint8 arrays, or says what is wrong with them.
+"""Decodes the files of a PASCAL_MT archive into uint8 arrays.
 
-A fault is a ValueError of one line: the file, what was found, what is allowed or what to do.
+A fault raises a ValueError of one line, which names the file, the finding, and the allowed values or the remedy.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,11 @@ from ..extras import needs_extra
 from ..tasks import TASKS, Task
 
 
-NUM_CONTEXT_IDS = 460  # PASCAL-Context's 459 classes, and 0 for none
-PERSON = 15  # VOC class index; only persons have their parts labelled
+NUM_CONTEXT_IDS = 460  # the 459 classes of PASCAL-Context, and 0 for none
+PERSON = 15  # class index in VOC; the task uses the parts of persons only
 
-# PASCAL-Part's names of the parts of a person (Chen et al. 2014, part2ind.m), grouped as in ASTMT (arXiv:1904.08918).
+# Parts of a person by their names in PASCAL-Part (Chen et al. 2014, part2ind.m), grouped as in ASTMT
+# (arXiv:1904.08918).
 PART_GROUPS = (
     (1, "head hair lear rear leye reye lebrow rebrow nose mouth"),
     (2, "torso neck"),
@@ -31,8 +32,8 @@ PART_GROUPS = (
 )
 PART_CLASSES = {name: part for part, names in PART_GROUPS for name in names.split()}
 
-# Of the 459 classes, those that PASCAL-Context shares with NYU, and tvmonitor: only there do the distilled normals
-# count (ASTMT, arXiv:1904.08918).
+# The classes that PASCAL-Context shares with NYU, and tvmonitor. The distilled normals count on their pixels only
+# (ASTMT, arXiv:1904.08918).
 NORMALS_VALID_IDS = (
     3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50, 51, 53, 55, 56, 59,
     61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104, 105, 107, 111, 113, 115, 122, 124, 135,
@@ -43,38 +44,39 @@ NORMALS_VALID_IDS = (
     407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432, 440, 441, 442, 443, 444, 446, 454, 457,
 )  # fmt: skip
 
-# Far beyond PASCAL's pictures, which have up to 500 x 500 pixels and 200 KB: what is larger is not decoded.
+# Larger files are not decoded. The images of PASCAL have at most 500 x 500 pixels and 200 KB.
 MAX_PIXELS = 2**26
 MAX_FILE_SIZE = 2**28  # bytes
 
-MATLAB_TASKS = ("human_parts", "normals")  # whose files SciPy reads
+MATLAB_TASKS = ("human_parts", "normals")  # SciPy reads their files
 
 Size = tuple[int, int]  # (width, height) in pixels, as Pillow orders them
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; ValueError if it is larger than `MAX_FILE_SIZE`."""
+    """Reads a file; ValueError if it is larger than `MAX_FILE_SIZE`."""
     with path.open("rb") as file:
-        data = file.read(MAX_FILE_SIZE + 1)  # of a link to a device, the size says nothing
+        data = file.read(MAX_FILE_SIZE + 1)  # a link to a device reports no size
     if len(data) > MAX_FILE_SIZE:
-        raise ValueError(f"{path}: found more than {MAX_FILE_SIZE} bytes, allowed are so many. Restore it.")
+        raise ValueError(f"{path}: found more than the allowed {MAX_FILE_SIZE} bytes. Restore it.")
     return data
 
 
-def open_picture(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
-    """The decoded picture of `data`, the bytes of a file of one of these formats of Pillow."""
+def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
+    """Decodes `data`, the bytes of `path`, in one of these formats of Pillow."""
     allowed = f"allowed is {' or '.join(kinds)}"
     try:
-        # Of all that Pillow opens, some formats run other programs. From memory: it leaves a damaged file open.
+        # For some formats Pillow runs other programs, so the list is closed. The bytes come from memory, as Pillow
+        # leaves a damaged file open.
         image = Image.open(BytesIO(data), formats=list({"JPEG", "PNG", *kinds}))
         is_small = image.width * image.height <= MAX_PIXELS
         if is_small:
             image.load()
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: found no picture in it, {allowed}. Restore it.") from error
+        raise ValueError(f"{path}: found no image in it, {allowed}. Restore it.") from error
     except Exception as error:
-        raise ValueError(f"{path}: found a damaged picture ({error}). Restore it.") from error
-    if image.format not in (*kinds, "MPO" if "JPEG" in kinds else ""):  # MPO: a JPEG with others behind it
+        raise ValueError(f"{path}: found a damaged image ({error}). Restore it.") from error
+    if image.format not in (*kinds, "MPO" if "JPEG" in kinds else ""):  # MPO: a JPEG with further images behind it
         raise ValueError(f"{path}: found a {image.format} file, {allowed}. Restore it.")
     if not is_small:
         raise ValueError(f"{path}: found {image.width} x {image.height} pixels, allowed are {MAX_PIXELS}. Restore it.")
@@ -82,7 +84,7 @@ def open_picture(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether a picture's metadata turn it, or cannot be read."""
+    """Tells whether the EXIF orientation of an image turns or mirrors it, or cannot be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except Exception:
@@ -90,26 +92,26 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def check_readers(tasks: Sequence[str]) -> None:
-    """Raises ModuleNotFoundError where the files of one of `tasks` need SciPy and it is not installed."""
+    """Raises ModuleNotFoundError if the files of one of `tasks` need SciPy and it is not installed."""
     if set(tasks) & set(MATLAB_TASKS):
         with needs_extra("train"):
             import scipy.io  # noqa: F401
 
 
 def read_stored(path: Path, row: Task, size: Size | None, kinds: Sequence[str] = ("PNG",)) -> np.ndarray:
-    """A label as a file stores it: a picture, of whose palette the indices count and not the colours, or an array.
+    """Reads a label file, an image or a NumPy array. The values of a palette image are its indices, not its colours.
 
     Raises:
-        ValueError: The file is damaged, or the label cannot be one of its task.
+        ValueError: The file is damaged, or the task does not allow such a label.
     """
     data = read_bytes(path)
-    picture = row.to_picture(_read_array(path, data)) if path.suffix == ".npy" else open_picture(path, data, kinds)
+    image = row.to_image(_read_array(path, data)) if path.suffix == ".npy" else decode_image(path, data, kinds)
     try:
-        row.check_stored(picture, size)
-        row.read(picture)
+        row.check_stored(image, size)
+        row.read(image)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from error
-    return np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+    return np.asarray(image.convert("L") if image.mode == "1" else image)
 
 
 def _read_array(path: Path, data: bytes) -> np.ndarray:
@@ -158,9 +160,9 @@ def _read_human_parts(path: Path, size: Size | None) -> np.ndarray:
 
 
 def _person_parts(anno: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Names and masks of all parts of all persons, in file order."""
+    """Reads the names and masks of all parts of all persons, in file order."""
     _, objects = anno.item()
-    # An object's fields are class, class_ind, mask and parts; without parts, an empty matrix in place of the structs.
+    # The fields of an object are class, class_ind, mask and parts. An object without parts has an empty matrix there.
     persons = [item for item in objects.flat if item[1].item() == PERSON]
     return [(_text(name), _matrix(mask).astype(bool)) for item in persons for name, mask in item[3].flat]
 
@@ -178,7 +180,7 @@ def _matrix(value: np.ndarray) -> np.ndarray:
 
 
 def _load_mat(path: Path, key: str, extract: Callable[[np.ndarray], Any]) -> Any:
-    """`extract` of the variable `key` of a MATLAB file."""
+    """Applies `extract` to the variable `key` of a MATLAB file."""
     check_readers(MATLAB_TASKS)
     from scipy.io import loadmat
 

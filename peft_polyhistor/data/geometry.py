@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The geometry of the joint transforms: one draw of chance takes a picture and its labels to the training size."""
+"""Geometry of the joint transforms: a random draw maps an image and its labels to the training size."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided for one picture: mirror it, then turn it counter-clockwise, then enlarge it."""
+    """Random geometry of one image: flip, then counter-clockwise rotation, then scale."""
 
     flip: bool
     degrees: float
     scale: float
 
     def to_source(self) -> tuple[float, float, float, float]:
-        """Matrix (row by row) from a pixel's offset to the centre, in the result, to its offset in the original."""
+        """Computes the matrix, row by row, from offsets to the centre of the result to offsets in the original."""
         cos = math.cos(math.radians(self.degrees)) / self.scale
         sin = math.sin(math.radians(self.degrees)) / self.scale
         mirror = -1.0 if self.flip else 1.0
@@ -31,16 +31,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Takes a picture and its labels from their own size to that of training; zero outside the original unless told.
+    """Maps an image and its labels from their stored size to the training size.
 
-    With a draw, values come straight from the stored pixels: one interpolation keeps more detail than one for the draw
-    and one for the size. Only a side that shrinks takes two, as the resize that follows the draw leaves no pixel out
-    (antialias).
+    One interpolation serves both draw and resize, which keeps more detail than one for each. Only a side that shrinks
+    is interpolated twice: the resize then averages over all pixels (antialias).
 
     Args:
-        size: (height, width) of the picture.
-        image_size: (height, width) of the result.
-        draw: None only resizes.
+        size: (height, width) of the image, in pixels.
+        image_size: (height, width) of the result, in pixels.
+        draw: Random geometry; `None` only resizes.
     """
 
     size: tuple[int, int]
@@ -48,9 +47,10 @@ class Geometry:
     draw: Draw | None
 
     def interpolate(self, pixels: Tensor) -> Tensor:
-        """Cubic: `(channels, *size)` to `(channels, *image_size)`; float with a draw, else as given.
+        """Interpolates `(channels, *size)` to `(channels, *image_size)` with a cubic kernel; 0 outside the original.
 
-        Floats may lie outside the range of the pixels, as a cubic kernel overshoots.
+        The result is float32 with a draw, and has the dtype of `pixels` without. Floats may exceed the range of the
+        pixels, as a cubic kernel overshoots.
         """
         pixels = pixels[None]
         if self._grid is not None:
@@ -62,7 +62,7 @@ class Geometry:
         return pixels[0]
 
     def take_nearest(self, label: Image.Image, outside: float = 0) -> np.ndarray:
-        """Stored values of a one-channel picture, nearest to each pixel of the result, `outside` beyond it."""
+        """Takes the nearest value of a one-channel image for each pixel of the result, `outside` beyond the image."""
         height, width = self.image_size
         if self.draw is None:
             return np.array(label.resize((width, height), Image.Resampling.NEAREST))
@@ -77,11 +77,11 @@ class Geometry:
 
     @cached_property
     def _grid(self) -> Tensor | None:
-        """Where `grid_sample` finds each pixel, on the larger of both sizes: what shrinks, the resize does."""
+        """Sampling grid for `grid_sample`, on the larger of both sizes, as a later resize shrinks with antialias."""
         if self.draw is None:
             return None
         (height, width), (a, b, c, d) = self.size, self.draw.to_source()
         canvas = [max(sides) for sides in zip(self.size, self.image_size, strict=True)]
-        # `affine_grid` counts in half sides from the centre, which are the same on any canvas.
+        # `affine_grid` counts in half sides from the centre, so the size of the canvas does not matter.
         matrix = torch.tensor([[[a, b * height / width, 0], [c * width / height, d, 0]]])
         return F.affine_grid(matrix, [1, 1, *canvas], align_corners=False)

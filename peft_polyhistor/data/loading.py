@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images and dense labels as Hugging Face datasets: from folders of files, parquet files, the Hub, or any dataset.
 
-All sources give the same columns: `image_id` (text or integer), `image`, and one column per task, whose labels are
-pictures as the kind of the task describes them. One mapping, the layout, names columns, folders and splits of a source
-where they have other names: `{"image": "photo", "lanes": "mask", "val": "validation"}`.
+All sources give the same columns: `image_id` (text or integer), `image`, and one column of labels per task, stored as
+the kind of the task describes. One mapping, the layout, translates other names of columns, folders and splits:
+`{"image": "photo", "lanes": "mask", "val": "validation"}`.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ with needs_extra("train"):
     from pyarrow.lib import ArrowException
 
 
-# Part of the cache key: raise it when what is read from the same files changes.
+# Part of the cache key. Raise it when the same files are read differently.
 _FORMAT_VERSION = 2
 
-# What a worker process reports a fault as; any other is some OSError.
+# Exceptions by the name that a worker process reports; any other fault is an OSError.
 _FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
 
 Source: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
@@ -44,22 +44,22 @@ def load_pascal_context(
     num_proc: int | None = None,
     cache_dir: str | None = None,
 ) -> Dataset:
-    """Reads a PASCAL_MT folder into a cached, memory-mapped dataset that holds its own pictures.
+    """Reads a PASCAL_MT folder into a cached, memory-mapped dataset.
 
-    The first call decodes and checks every file; later calls open the cache, until a file of the folder changes. The
-    archive is only read, and a fault leaves no cache behind. JPEG bytes are kept; labels are lossless PNG.
+    The first call decodes and checks every file. Later calls open the cache, until a file of the folder changes. The
+    dataset holds the JPEG bytes of the images, and labels as lossless PNG. A fault leaves no cache behind.
 
     Args:
-        data_dir: The PASCAL_MT folder.
-        tasks: Tasks to read, of `PASCAL_TASKS`. The files of other tasks need not exist.
+        data_dir: PASCAL_MT folder.
+        tasks: Tasks to read, from `PASCAL_TASKS`. The files of other tasks need not exist.
         split: `train` or `val`.
-        num_proc: Worker processes for the first call.
-        cache_dir: Cache folder in place of the one of `datasets`.
+        num_proc: Number of worker processes for the first call.
+        cache_dir: Cache folder; by default that of `datasets`.
 
     Raises:
-        FileNotFoundError: `data_dir` is no such folder, or a file is missing.
-        ValueError: A task or split is unknown, or a file is damaged, of another size than its picture or out of range.
-            `python -m peft_polyhistor data check FOLDER` lists all faults.
+        FileNotFoundError: `data_dir` is no PASCAL_MT folder, or a file is missing.
+        ValueError: A task or split is unknown; or a file is damaged, differs from its image in size, or holds values
+            out of range. `python -m peft_polyhistor data check FOLDER` lists all faults.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     return _load_folder(PascalArchive(data_dir), tasks, split, num_proc, cache_dir)
@@ -75,27 +75,32 @@ def load_dense_dataset(
     cache_dir: str | None = None,
     **kwargs: Any,
 ) -> Dataset:
-    """A dense dataset from wherever it lies, cut to `image_id`, `image` and the columns of `tasks`.
+    """Loads a dense dataset with the columns `image_id`, `image` and those of `tasks`.
 
-    Folders of files are read once, as `load_pascal_context` does. A dataset without ids gets the numbers of its rows.
+    Folders of files are read once and cached, see `load_pascal_context`. In a dataset without ids, the row numbers
+    become the ids.
 
     Args:
-        source: A PASCAL_MT folder; a folder as `DenseFolder` reads it; a folder with the parquet files of a split,
-            `<split>.parquet` or `<split>-*.parquet`, in it or in its `data` folder; the id of a dataset on the Hub; or
-            a `Dataset` or `DatasetDict`.
+        source: One of:
+
+            - a PASCAL_MT folder;
+            - a folder of image and label files, see `DenseFolder`;
+            - a folder with `<split>.parquet` or `<split>-*.parquet`, directly or in a subfolder `data`;
+            - the id of a dataset on the Hub;
+            - a `Dataset` or `DatasetDict`.
         tasks: Tasks to read, rows of `TASKS`.
         split: Name of the split.
-        layout: Columns or folders of `image_id`, `image` and the tasks, and names of the splits or of the files that
-            list them, where they have other names in the source.
-        num_proc: Worker processes that read a folder of files the first time.
-        cache_dir: Cache folder in place of the one of `datasets`.
+        layout: Names in the source that differ: of the columns or folders of `image_id`, `image` and the tasks, and
+            of the splits or their list files.
+        num_proc: Number of worker processes that read a folder of files the first time.
+        cache_dir: Cache folder; by default that of `datasets`.
         **kwargs: Passed to `datasets.load_dataset`.
 
     Raises:
         FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub.
-        ConnectionError: `source` is no folder and the Hub cannot be reached.
-        ValueError: A task is unknown, a file is damaged, or the dataset lacks a column or split or stores it as
-            something else than pictures and arrays.
+        ConnectionError: `source` is no folder, and the Hub cannot be reached.
+        ValueError: A task is unknown; a file is damaged; or the dataset lacks a column or split, or a column holds
+            neither images nor arrays.
     """
     layout = layout or {}
     known = ("image_id", "image", "train", "val", split, *TASKS)
@@ -109,10 +114,10 @@ def load_dense_dataset(
 
 
 def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseFolder | None:
-    """The folder of files that a source is, or None for parquet files, the Hub and datasets.
+    """Opens a source that is a folder of files; returns `None` for parquet files, the Hub and datasets.
 
     Raises:
-        FileNotFoundError: It is a folder that holds nothing of all that.
+        FileNotFoundError: The source is a folder of another kind.
     """
     if isinstance(source, Dataset | DatasetDict) or not Path(os.path.expanduser(source)).is_dir():
         return None
@@ -126,12 +131,12 @@ def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseF
     raise FileNotFoundError(
         f"{folder}: found neither ImageSets/Context (a PASCAL_MT archive) nor {split}.parquet or {split}-*.parquet "
         f"for the split {split!r}, nor a folder of images, {layout.get('image', 'images')}. Give one of these folders "
-        "or the id of a dataset on the Hub; a layout gives other names."
+        "or the id of a dataset on the Hub, or give other names in the layout."
     )
 
 
 def _choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, str], source: object) -> Dataset:
-    """A dataset cut to `image_id`, `image` and the tasks, under these names."""
+    """Selects the columns `image_id`, `image` and the tasks, and gives them these names."""
     theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
     if "image_id" not in layout and "image_id" not in dataset.features:
         dataset = dataset.add_column("image_id", list(range(len(dataset))))
@@ -141,8 +146,8 @@ def _choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str,
     if wrong:
         raise ValueError(
             f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}. Leave out tasks "
-            "it lacks, name other columns in the layout, or cast columns to: image_id a string or integer, the others "
-            "datasets.Image, or Array2D for labels."
+            "it lacks, name other columns in the layout, or cast columns: image_id to a string or integer, images to "
+            "datasets.Image, labels to datasets.Image or Array2D."
         )
     dataset = dataset.select_columns(list(theirs.values()))
     return dataset.rename_columns({column: ours for ours, column in theirs.items() if column != ours})
@@ -153,7 +158,7 @@ def _is_id(feature: Any) -> bool:
 
 
 def _is_map(feature: Any) -> bool:
-    """Whether a column holds pictures or arrays of two axes or more."""
+    """Tells whether a column holds images, or arrays of two axes or more."""
     is_nested = isinstance(feature, List) and isinstance(feature.feature, List)
     return isinstance(feature, Image | Array2D | Array3D) or is_nested
 
@@ -208,7 +213,7 @@ def _read_examples(
         try:
             example = folder.read(image_id, tasks)
         except FAULTS as fault:
-            # `datasets` drops type and text of what a worker process raises: leave it where the caller finds it.
+            # `datasets` drops type and text of an error in a worker process, so a file carries them to the caller.
             report = json.dumps([type(fault).__name__, str(fault)])
             (Path(fault_dir) / str(os.getpid())).write_text(report, "utf-8")
             raise
@@ -216,7 +221,7 @@ def _read_examples(
 
 
 def _fingerprint(folder: DenseFolder, image_ids: list[str], tasks: tuple[str, ...], split: str) -> str:
-    """Key of the cache: what is read, and the absolute path, size and time of change of every file it is read from."""
+    """Computes the cache key from split, tasks, and the absolute path, size and change time of every file read."""
     rows = [task.to_dict() for task in get_tasks(tasks)]
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, split, tasks, rows]).encode())
     for path in (path for column in ("image", *tasks) for name in image_ids for path in folder.paths(name, column)):
@@ -229,7 +234,7 @@ def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
     try:
         return load_dataset("parquet", data_files={split: files}, split=split, **kwargs)
     except (ArrowException, DatasetGenerationError) as error:
-        cause = " ".join(str(error.__cause__ or error).split())  # in one line
+        cause = " ".join(str(error.__cause__ or error).split())  # on one line
         which = "one of them" if len(files) > 1 else "it"
         raise ValueError(
             f"{', '.join(files)}: {which} is damaged, or no parquet file ({cause}). Write it again."

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Smaller copies of a dense dataset, for training at small sizes: every epoch then decodes and augments less."""
+"""Smaller copies of a dense dataset, which decode and augment faster when training at small sizes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ with needs_extra("train"):
 
 
 def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:
-    """Pictures and labels whose longer side has at most `longest` pixels; smaller ones stay as they are.
+    """Shrinks images and labels whose longer side exceeds `longest` pixels, and keeps smaller ones unchanged.
 
-    Pictures are interpolated with a cubic kernel (antialias). Labels take the nearest pixel, so that every value is
-    one of the original; normals stay as they are under a change of scale that keeps the ratio of the sides.
+    Images are interpolated with a cubic kernel (antialias). Labels take the nearest pixel, so every value is one of
+    the original. The aspect ratio is kept, so normals stay valid.
 
     Args:
-        dataset: As `load_dense_dataset` returns it.
-        longest: Pixels.
-        num_proc: Worker processes.
+        dataset: Dataset from `load_dense_dataset`.
+        longest: Maximum length of the longer side, in pixels.
+        num_proc: Number of worker processes.
 
     Raises:
         ValueError: `longest` is below 1, or a column holds arrays.
@@ -37,7 +37,7 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
         raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
     features = dataset.features
     if others := [name for name, kind in features.items() if name != "image_id" and not isinstance(kind, Image)]:
-        raise ValueError(f"The columns {others} hold no pictures. Cast them with `dataset.cast_column` to Image.")
+        raise ValueError(f"The columns {others} hold no images. Cast them with `dataset.cast_column` to Image.")
     encoded = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in features.items()}
     return dataset.cast(Features(encoded)).map(
         partial(_shrink_row, longest=longest), features=features, num_proc=num_proc, desc="shrinking"
@@ -53,28 +53,26 @@ def write_shrunk(
     num_proc: int | None = None,
     layout: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Writes `<split>.parquet` into a folder, which `load_dense_dataset` reads, and returns the files.
+    """Writes a smaller copy as one `<split>.parquet` per split, which `load_dense_dataset` reads.
 
-    All splits or none: where one fails, no file is left.
+    If one split fails, no file is written. The arguments `source`, `tasks` and `layout` are those of
+    `load_dense_dataset`, `longest` and `num_proc` those of `shrink`; both functions raise their own errors here too.
 
     Args:
-        source: As for `load_dense_dataset`.
-        folder: Made where it is missing.
-        longest: As for `shrink`.
-        tasks: Tasks to keep.
-        splits: Splits to keep.
-        num_proc: Worker processes.
-        layout: As for `load_dense_dataset`.
+        folder: Output folder, which is created if it is missing.
+        splits: Splits to copy.
+
+    Returns:
+        The files written.
 
     Raises:
-        FileExistsError: A file is there already; nothing is written.
-        Exception: Those of `load_dense_dataset` and `shrink`.
+        FileExistsError: A file exists already; nothing is written.
     """
     files = [Path(os.path.expanduser(folder)) / f"{split}.parquet" for split in splits]
     for file in files:
         if file.exists():
-            raise FileExistsError(f"{file} is there already. Remove it, or name another folder.")
-    # All are made before the first is written, and written before the first gets its name.
+            raise FileExistsError(f"{file} exists already. Remove it, or give another folder.")
+    # All splits are computed before the first is written, and all are written before the first gets its final name.
     smalls = [
         shrink(load_dense_dataset(source, tasks, split, layout=layout, num_proc=num_proc), longest, num_proc)
         for split in splits
@@ -98,7 +96,7 @@ def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     width, height = image.size
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == image.size:
-        return row  # encoded as it is: a JPEG would not survive another round
+        return row  # the encoded bytes stay, as a second JPEG compression would lose detail
     stored = {name: label for name, label in row.items() if name not in ("image_id", "image") and label is not None}
     labels = {name: Image().decode_example(label) for name, label in stored.items()}
     small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}

@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The dataset that is always there: procedural scenes with the tasks of PASCAL-Context, without file or network.
+"""Procedural scenes with the four tasks of PASCAL-Context: a dataset that needs neither files nor a network.
 
-Scenes show 1 to 4 objects of the 20 classes of VOC among clutter on lit surfaces, people in nearly half of them.
-Labels are exact. Columns and their meaning are those of `pascal_context.py`, so either trains with the same code.
+A scene shows 1 to 4 objects of the 20 classes of VOC among clutter on lit surfaces; nearly half of the scenes show
+people. Labels are exact. The columns are those of `load_pascal_context`, so both train with the same code.
 """
 
 import io
@@ -23,9 +23,9 @@ with needs_extra("train"):
     from datasets import Dataset, Features, Image, NamedSplit, Value
 
 
-SCENE_COUNTS = {"train": 800, "val": 200}  # scenes of a split if no `count` is given
+SCENE_COUNTS = {"train": 800, "val": 200}  # default number of scenes by split
 
-_SMALLEST, _LARGEST = 16, 2048  # sides of a picture, in pixels
+_SMALLEST, _LARGEST = 16, 2048  # sides of an image, in pixels
 
 
 def synthetic_scenes(
@@ -38,24 +38,24 @@ def synthetic_scenes(
     num_proc: int | None = None,
     cache_dir: str | None = None,
 ) -> Dataset:
-    """Prepares procedural scenes once, and opens them from the Arrow cache from then on.
+    """Renders procedural scenes once; later calls open the Arrow cache.
 
     Args:
-        tasks: Tasks to have labels for, any of `PASCAL_TASKS`.
-        split: "train" or "val"; they have no scene in common, whatever their counts.
-        count: Number of scenes; `SCENE_COUNTS` of the split if None. A larger count continues a smaller one.
-        image_size: Height and width in pixels, or one number for both.
-        seed: Which series of scenes; another seed has other scenes.
-        num_proc: Processes that render, at about 15 ms per scene of 128 pixels each; one if None.
-        cache_dir: Folder of the cache; that of `datasets` if None.
+        tasks: Tasks to render labels for, from `PASCAL_TASKS`.
+        split: "train" or "val". The splits share no scene, whatever their counts.
+        count: Number of scenes, by default that of `SCENE_COUNTS`. A larger count continues a smaller one.
+        image_size: (height, width) in pixels, or the side of a square.
+        seed: Seed of the series of scenes, 0 or more.
+        num_proc: Number of processes that render, one by default. A scene of 128 pixels takes about 15 ms.
+        cache_dir: Cache folder; by default that of `datasets`.
 
     Returns:
-        Rows of `image_id`, `image` (RGB) and one picture per task, all lossless: `semseg` (mode L: 0 background, 1 to
-        20 the classes of VOC, 255 ignored), `human_parts` (L: 0 to 6), `saliency` (L: 0 or 255) and `normals` (RGB:
-        (n + 1) * 127.5; black has no normal). `scenes.render_scene` says more.
+        Rows of `image_id`, `image` (RGB) and a lossless image per task: `semseg` (mode L: 0 background, 1 to 20 the
+        classes of VOC, 255 ignored), `human_parts` (L: 0 to 6), `saliency` (L: 0 or 255) and `normals` (RGB:
+        (n + 1) * 127.5; black has no normal). `scenes.render_scene` describes them in detail.
 
     Raises:
-        ValueError: A task or split that does not exist, or a count, size, seed or number of processes out of range.
+        ValueError: A task or split is unknown, or `count`, `image_size`, `seed` or `num_proc` is out of range.
         ModuleNotFoundError: SciPy, which the renderer needs, is not installed.
     """
     from .scenes import RENDERER_VERSION
@@ -67,7 +67,7 @@ def synthetic_scenes(
     return Dataset.from_generator(
         _generate,
         features=Features({"image_id": Value("string"), "image": Image()} | {task: Image() for task in tasks}),
-        # `datasets` keys its cache by these, and shares out the list among the processes.
+        # `datasets` computes the cache key from these values, and divides the list among the processes.
         gen_kwargs={
             "tasks": tasks,
             "split": split,
@@ -90,15 +90,15 @@ def _generate(
 
     splits = list(SCENE_COUNTS)
     for number in numbers:
-        # Splits take turns in one series, so they stay apart however long they grow.
+        # The splits take turns in one series, so they share no scene at any length.
         scene = render_scene(seed, number * len(splits) + splits.index(split), size)
-        pictures = {name: {"path": None, "bytes": _png(scene[name])} for name in ("image", *tasks)}
-        yield {"image_id": f"synthetic_{seed}_{split}_{number:06d}", **pictures}
+        images = {name: {"path": None, "bytes": _png(scene[name])} for name in ("image", *tasks)}
+        yield {"image_id": f"synthetic_{seed}_{split}_{number:06d}", **images}
 
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    PILImage.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # higher levels take longer and gain little
+    PILImage.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # higher levels are slow and save little
     return buffer.getvalue()
 
 

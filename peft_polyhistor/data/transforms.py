@@ -1,13 +1,13 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Joint transforms of a picture and its dense labels: flip, rotation, scale, resize and the ignore rules.
+"""Joint transforms of an image and its dense labels: flip, rotation, scale and resize.
 
-The order and ranges are those of Polyhistor's line of papers: flip; rotation and scale about the centre on the same
-canvas, at the picture's own size; resize to the training size. Pictures are interpolated with a cubic kernel, and the
-border that a turn exposes is black. What becomes of a label, the kind of its task says.
+Order and ranges follow the papers that Polyhistor builds on: flip; rotation and scale about the centre, within the
+original frame; resize to the training size. Images are interpolated with a cubic kernel, and the border that a
+rotation exposes is black. The kind of a task decides how its labels are transformed.
 
-Note: The papers' code interpolates once for the draw and once for the size, with OpenCV, whose cubic kernel skips
-pixels on shrinking. Here what grows is interpolated once in all, and on shrinking the kernel widens (antialias).
+Note: The code of the papers interpolates twice, once for the draw and once for the size, with OpenCV, whose cubic
+kernel skips pixels when it shrinks. Here, a side that grows is interpolated once, and shrinking uses antialias.
 """
 
 import copy
@@ -25,7 +25,7 @@ from ..tasks import TASKS, Task, get_tasks
 from .geometry import Draw, Geometry
 
 
-# Augmentation of the Polyhistor line: degrees, and factors about 1.
+# Augmentation of these papers: rotation in degrees, and scale factors.
 _MAX_DEGREES = 20.0
 _SCALES = (0.75, 1.25)
 
@@ -33,27 +33,26 @@ _NO_EPOCH = -1
 
 
 class JointTransform:
-    """Turns pictures and labels into training tensors; for `dataset.with_transform`.
+    """Converts images and labels to training tensors; for `dataset.with_transform`.
 
-    Takes a batch of columns `image_id`, `image` and tasks, rows of `TASKS`, and returns lists of `image_id`,
-    `pixel_values` `(3, height, width)` with ImageNet's mean and standard deviation, and targets by task, as the kind
-    of the task describes them. Labels are pictures or arrays; `None` stands for one that is missing.
+    Takes a batch with the columns `image_id`, `image` and tasks (rows of `TASKS`). Labels are images or arrays, or
+    `None` if they are missing. Returns lists of `image_id`, of `pixel_values` `(3, height, width)`, normalised with
+    the mean and standard deviation of ImageNet, and of the targets of each task.
 
-    There are two ways to draw:
+    The random geometry is drawn in one of two ways:
 
-    - By default, each time an image is read draws anew from PyTorch's random numbers, as torchvision's transforms do.
-      Every epoch sees new versions in any loop, with or without workers. `torch.manual_seed`, or the `seed` of
-      `TrainingArguments`, and the same number of workers give the same versions again, and a checkpoint of `Trainer`
-      holds the state of the random numbers.
-    - After `set_epoch`, draws depend on `seed`, that epoch and the id of the image, and on nothing else: not on
-      worker, batch or order. Call it before every epoch, as a loop without calls repeats the last one. The epoch lies
-      in shared memory, so that it reaches workers that run already, and copies of the dataset.
+    - By default, every read of an image draws from PyTorch's random generator, as torchvision's transforms do. Every
+      epoch sees new versions, with or without workers. `torch.manual_seed` (or the `seed` of `TrainingArguments`) and
+      the same number of workers reproduce them, and a checkpoint of `Trainer` holds the generator's state.
+    - After `set_epoch`, a draw depends on `seed`, the epoch and the id of the image only, not on worker, batch or
+      order. Call it before every epoch: without a call, the next epoch repeats the last one. The epoch lies in shared
+      memory, so it reaches running workers and copies of the dataset.
 
     Args:
-        image_size: Side or (height, width) of the result in pixels; the ratio is not kept. Or the processor of images,
-            for another mean and standard deviation than ImageNet's.
-        train: Flip, turn and scale at random; otherwise only resize.
-        seed: Seed of the draws, 0 or more; part of both ways.
+        image_size: Side or (height, width) of the result in pixels; the aspect ratio is not kept. Or an image
+            processor, for a mean and standard deviation other than ImageNet's.
+        train: Whether to flip, rotate and scale at random; otherwise images are only resized.
+        seed: Seed of the draws, 0 or more; used in both ways.
     """
 
     def __init__(self, image_size: int | tuple[int, int] | DenseImageProcessor, train: bool, seed: int = 0):
@@ -67,7 +66,7 @@ class JointTransform:
         self._epoch = torch.full((), _NO_EPOCH).share_memory_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JointTransform":
-        # `datasets` copies the transform when it derives one set from another: all follow one epoch.
+        # `datasets` copies the transform for derived datasets; all copies share one epoch.
         return copy.copy(self)
 
     def set_epoch(self, epoch: int) -> None:
@@ -79,8 +78,8 @@ class JointTransform:
         """Transforms a batch of columns.
 
         Raises:
-            ValueError: A column is missing or no task, a picture is none or of more than 8 bits, or a label is no
-                picture, of a wrong mode or size, or holds values that its task does not have.
+            ValueError: A column is missing or is no task; an image has more than 8 bits per channel; or a label has
+                a wrong type, mode or size, or values that its task does not allow.
         """
         missing = {"image_id", "image"} - batch.keys()
         if missing:
@@ -110,25 +109,25 @@ class JointTransform:
     def _draw(self, image_id: Any) -> Draw:
         epoch = int(self._epoch)
         if epoch == _NO_EPOCH:
-            # Above every epoch, so that no image gets the draw of one.
+            # Larger than every epoch, so no such draw equals that of an epoch.
             epoch = 2**63 + int(torch.empty((), dtype=torch.int64, device="cpu").random_())
-        # The text of an id, so that 7 is the same id in any type of number.
+        # The id as text, so that 7 is the same id in any integer type.
         random = np.random.default_rng((self.seed, epoch, crc32(str(image_id).encode())))
         flip = random.random() < 0.5
         return Draw(flip, random.uniform(-_MAX_DEGREES, _MAX_DEGREES), random.uniform(*_SCALES))
 
 
 def collate(samples: Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = None) -> dict[str, Any]:
-    """Stacks samples of `JointTransform` to `pixel_values` and `labels` by task, batch first; ids are dropped.
+    """Stacks samples of `JointTransform` into `pixel_values` and `labels` by task, and drops the ids.
 
-    A sample without the label of a task is unlabeled there: it gives no loss and no score.
+    A sample without a label for a task is unlabelled there, so it adds no loss and no score.
 
     Args:
-        samples: Their images have one size.
-        tasks: Those to have labels for, in every batch; `None` takes those of any sample.
+        samples: Samples whose images have one size.
+        tasks: Tasks in the labels of every batch; `None` takes the tasks that occur in a sample.
 
     Raises:
-        ValueError: A sample has a label of no row of `TASKS`.
+        ValueError: A sample has a label for a task that is no row of `TASKS`.
     """
     if tasks is None:
         found = (name for sample in samples for name in sample if name not in ("image_id", "pixel_values"))
@@ -147,10 +146,10 @@ def collate(samples: Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = 
 
 def _check_image(image_id: Any, image: Any) -> None:
     mode = getattr(image, "mode", None)
-    if mode is None or mode[0] in "IF":  # of 16 and 32 bits, which would become white
+    if mode is None or mode[0] in "IF":  # a conversion to RGB would clip 16 and 32 bits to white
         found = f"mode {mode}" if mode else repr(image)
         raise ValueError(
-            f"The image of {image_id} must be a picture of 8 bits a channel, such as of mode RGB or L, got {found}. "
+            f"The image of {image_id} must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got {found}. "
             "Convert it, or leave out the row."
         )
 
@@ -158,9 +157,9 @@ def _check_image(image_id: Any, image: Any) -> None:
 def _to_target(image_id: Any, row: Task, label: Any, size: tuple[int, int], geometry: Geometry) -> Tensor:
     if label is None:
         return row.unlabeled(geometry.image_size)
-    picture = row.to_picture(label)
+    stored = row.to_image(label)
     try:
-        row.check_stored(picture, size)
-        return row.to_target(picture, geometry)
+        row.check_stored(stored, size)
+        return row.to_target(stored, geometry)
     except ValueError as error:
         raise ValueError(f"{row.name} of {image_id}: {error}.") from error

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures as users have them, opened to upright RGB."""
+"""Opens images from files, URLs and arrays as upright RGB."""
 
 import io
 from http.client import HTTPException
@@ -13,41 +13,43 @@ from PIL import Image, ImageOps
 from ..version import __version__
 
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageSource = str | Path | Image.Image | np.ndarray
 
-# Of Pillow, those that become RGB without a loss of range.
+# Pillow modes with 8 bits per channel or less, which convert to RGB without clipping.
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 LARGEST_DOWNLOAD = 2**28  # bytes
-TIMEOUT = 30  # seconds that a server may be silent
+TIMEOUT = 30  # seconds to wait for an answer of the server
 
 
-def open_picture(source: Picture) -> Image.Image:
-    """The picture of a path, a URL, a PIL picture, or a uint8 array `(height, width)` or `(height, width, 3)`.
+def open_image(source: ImageSource) -> Image.Image:
+    """Opens a path, a URL, a PIL image, or a uint8 array `(height, width)` or `(height, width, 3)`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConnectionError: The URL cannot be had.
-        ValueError: It is no picture, damaged or enormous, or its values are not 8 bits wide.
-        TypeError: It is nothing of all that.
+        ConnectionError: The URL cannot be downloaded.
+        ValueError: The source is no image, is damaged or too large, or has more than 8 bits per channel.
+        TypeError: The source has another type.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the picture")
+        return _to_rgb(source, "the image")
     if not isinstance(source, str | Path):
-        raise TypeError(f"A picture is a path, a URL, a PIL picture or an array, got {type(source).__name__}.")
+        raise TypeError(f"An image must be a path, a URL, a PIL image or an array, got {type(source).__name__}.")
     file: io.BytesIO | Path
     if str(source).startswith(("http://", "https://")):
         file = io.BytesIO(_download(str(source)))
     else:
         file = Path(source).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(f"There is no file '{source}'. Give a picture's path, or its URL with http(s)://.")
+            raise FileNotFoundError(
+                f"There is no file '{source}'. Give the path of an image, or a URL with http(s)://."
+            )
     try:
-        with Image.open(file) as picture:
-            return _to_rgb(picture, f"'{source}'")
+        with Image.open(file) as image:
+            return _to_rgb(image, f"'{source}'")
     except Exception as error:
-        raise ValueError(f"'{source}' cannot be read as a picture: {error}") from error
+        raise ValueError(f"'{source}' cannot be read as an image: {error}") from error
 
 
 def _download(url: str) -> bytes:
@@ -56,7 +58,7 @@ def _download(url: str) -> bytes:
         with urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(LARGEST_DOWNLOAD + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise ConnectionError(f"'{url}' cannot be downloaded: {error}. Check it, or give a file.") from error
+        raise ConnectionError(f"'{url}' cannot be downloaded: {error}. Check the URL, or give a file.") from error
     if len(content) > LARGEST_DOWNLOAD:
         raise ConnectionError(f"'{url}' is larger than {LARGEST_DOWNLOAD} bytes. Download it and give the file.")
     return content
@@ -65,15 +67,15 @@ def _download(url: str) -> bytes:
 def _from_array(values: np.ndarray) -> Image.Image:
     if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)) or not values.size:
         raise ValueError(
-            f"An array of a picture must be uint8 (height, width) or (height, width, 3), got {values.dtype} of shape "
+            f"An image array must be uint8 (height, width) or (height, width, 3), got {values.dtype} of shape "
             f"{values.shape}. Scale and round its values to 0 ... 255, channels last."
         )
     return Image.fromarray(values).convert("RGB")
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode not in MODES:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode not in MODES:
         raise ValueError(
-            f"{name} has mode {picture.mode}, which is not 8 bits a channel. Scale it to 0 ... 255 first."
+            f"{name} has mode {image.mode}, which is not 8 bits per channel. Scale it to 0 ... 255 first."
         )
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")

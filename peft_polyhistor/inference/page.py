@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of predictions: the maps as pictures, and a page to look at them."""
+"""Writes predictions to a folder: the maps as image files, and an HTML page that shows them."""
 
 import re
 from pathlib import Path
@@ -14,23 +14,23 @@ from ..tasks import TASKS
 from .predictor import Prediction
 
 
-LONGEST_SHOWN = 960  # pixels, of the pictures on the page; the maps keep their size
+LONGEST_SHOWN = 960  # pixels of the longer side of an image on the page; the maps keep their size
 
 
 class PredictionPage:
-    """Writes predictions to a folder: a folder per picture, and index.html, which is written at the end.
+    """Writes predictions to a folder, with a subfolder per image; a context manager that writes index.html on exit.
 
-    Of each task it writes TASK.png: class ids under the palette of the task, a probability times 255, or
-    127.5 * (vector + 1), rounded; and what the page shows, smaller. `Task.find_ends` says how other values become
-    gray, and the page names the values that are black and white.
+    For each task, TASK.png holds the map at the size of the image: class ids with the palette of the task,
+    255 * probability, or 127.5 * (vector + 1), rounded; other values in grey, black and white being the values of
+    `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page.
 
     Args:
-        folder: It is made, and must not hold anything yet.
-        title: Of the page.
+        folder: Output folder. It is created, and must be empty if it exists.
+        title: Title of the page.
 
     Raises:
-        FileExistsError: There is something in the folder.
-        OSError: It cannot be written.
+        FileExistsError: The folder is not empty.
+        OSError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, title: str):
@@ -46,13 +46,13 @@ class PredictionPage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an interruption too: the page shows what there is.
+        # The page is written after an interruption too, with the predictions made so far.
         template = Environment(loader=PackageLoader("peft_polyhistor", "assets"), autoescape=True)
         page = template.get_template("predictions.html").render(title=self.title, entries=self._entries)
         (self.folder / "index.html").write_text(page, encoding="utf-8")
 
     def add(self, source: str, prediction: Prediction) -> Path:
-        """Writes the maps of the picture `source`, a path or URL, and returns their folder."""
+        """Writes the maps of the image `source`, a path or URL, and returns their folder."""
         folder = self.folder / self._name_for(source)
         folder.mkdir()
         _shrink(prediction.picture).save(folder / "picture.jpg")
@@ -70,14 +70,14 @@ class PredictionPage:
         return folder
 
     def _name_for(self, source: str) -> str:
-        """The name of the picture, as it can be in any file system, told apart from those before it."""
+        """Chooses a unique folder name for an image, valid on any file system."""
         stem = re.sub(r"[^\w.-]+", "_", Path(source.partition("?")[0]).stem).strip("._") or "picture"
         taken = {entry["folder"].lower() for entry in self._entries}
         names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2)))
         return next(name for name in names if name.lower() not in taken)
 
 
-def _shrink(picture: Image.Image) -> Image.Image:
-    shown = picture.copy()
+def _shrink(image: Image.Image) -> Image.Image:
+    shown = image.copy()
     shown.thumbnail((LONGEST_SHOWN, LONGEST_SHOWN))
     return shown

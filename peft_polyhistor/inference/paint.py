@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions and labels as pictures to look at."""
+"""Paints predictions and labels as images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,22 +16,22 @@ from ..tasks.task import Ends, to_bytes
 from .strips import split_rows
 
 
-CAPTION = 14  # pixels
+CAPTION = 14  # height in pixels
 
 
-def paint_picture(pixel_values: Tensor) -> np.ndarray:
-    """A normalised picture `(3, height, width)` as it was, `(height, width, 3)` uint8."""
+def paint_image(pixel_values: Tensor) -> np.ndarray:
+    """Undoes the normalisation of an image `(3, height, width)`; returns `(height, width, 3)` uint8."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return to_bytes(pixel_values.cpu().float() * std + mean)
 
 
 def paint_label(task: str, label: Tensor, ends: Ends | None = None) -> np.ndarray:
-    """A label without its batch axis, or a prediction of its form, `(height, width, 3)` uint8; unlabeled is pale.
+    """Paints a label or prediction as `(height, width, 3)` uint8; unlabelled pixels are pale.
 
     Args:
-        task: Its name.
-        label: As its kind of task says; NaN and infinities are unlabeled.
-        ends: Values that are painted black and white, of a task without classes; by default `Task.find_ends`.
+        task: Name of the task.
+        label: Target or prediction of the task, without a batch axis; NaN and infinities are unlabelled.
+        ends: Values that are painted black and white in a task without classes; by default `Task.find_ends`.
     """
     row, label = TASKS[task], label.cpu()
     ends = ends or row.find_ends(label)
@@ -42,52 +42,52 @@ def paint_label(task: str, label: Tensor, ends: Ends | None = None) -> np.ndarra
 
 
 def paint_prediction(task: str, logits: Tensor, ends: Ends | None = None) -> np.ndarray:
-    """What logits without their batch axis predict, `(height, width, 3)` uint8; `ends` as in `paint_label`."""
+    """Paints the prediction of logits without a batch axis, like `paint_label`."""
     return paint_label(task, TASKS[task].predict(logits.detach().cpu()[None])[0], ends)
 
 
-def paint_over(task: str, label: Tensor, picture: np.ndarray, opacity: float) -> np.ndarray:
-    """A picture `(height, width, 3)` uint8 under a label of its size: as `paint_label`, where there is something.
+def paint_over(task: str, label: Tensor, image: np.ndarray, opacity: float) -> np.ndarray:
+    """Lays a painted label over an image `(height, width, 3)` uint8 of the same size.
 
-    Background leaves the picture free, and so does 0 in a task of one channel, which is painted in one colour.
+    The background class is transparent, and so is the value 0 in a task of one channel, which is painted as a tint.
 
     Args:
-        task: Its name.
-        label: As in `paint_label`.
-        picture: uint8.
-        opacity: Of what is painted, 0 to 1.
+        task: Name of the task.
+        label: Target or prediction of the task, without a batch axis.
+        image: RGB image below the label.
+        opacity: Opacity of the label, 0 to 1.
     """
     row, label = TASKS[task], label.cpu()
     painted = paint_label(task, label)
     for rows in split_rows(painted.shape[0], painted[0].size):
         colours, share = row.blend(label[..., rows, :], painted[rows], opacity)
-        painted[rows] = (picture[rows] * (1 - share) + colours * share).round()
+        painted[rows] = (image[rows] * (1 - share) + colours * share).round()
     return painted
 
 
 def paint_row(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> np.ndarray:
-    """The picture, then label and prediction of every task of the logits, `(height, columns * width, 3)` uint8.
+    """Paints image, label and prediction side by side, `(height, columns * width, 3)` uint8.
 
-    Args: Those of `draw_grid`, without their batch axis.
+    Takes the arguments of `draw_grid` without a batch axis.
     """
-    cells = [paint_picture(pixel_values)]
+    cells = [paint_image(pixel_values)]
     for task, task_logits in logits.items():
         prediction = resize_to_label(task_logits[None], pixel_values)[0]
-        ends = TASKS[task].find_ends(labels[task])  # one for both
+        ends = TASKS[task].find_ends(labels[task])  # shared by label and prediction
         cells += [paint_label(task, labels[task], ends), paint_prediction(task, prediction, ends)]
     return np.concatenate(cells, axis=1)
 
 
 def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
-    """One row per picture: the picture, then label and prediction of every task, under a line of captions.
+    """Draws one row per image, with the image and the label and prediction of every task, below a line of captions.
 
     Args:
-        pixel_values: Normalised pictures `(batch, 3, height, width)`.
-        labels: By task, as in training.
-        logits: By task, at any size.
+        pixel_values: Normalised images `(batch, 3, height, width)`.
+        labels: Targets by task.
+        logits: Logits by task, at any size.
     """
     rows = [paint_row(pixel_values[i], _item(labels, i), _item(logits, i)) for i in range(len(pixel_values))]
-    captions = ["picture"] + [f"{task} {kind}" for task in logits for kind in ("label", "prediction")]
+    captions = ["image"] + [f"{task} {kind}" for task in logits for kind in ("label", "prediction")]
     return _caption(np.concatenate(rows), captions)
 
 

@@ -1,3 +1,3 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs side by side: their results, tables, figures and one page that shows all of it."""
+"""Compares finished runs: reads their results, and makes tables, figures and an HTML report."""

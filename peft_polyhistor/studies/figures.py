@@ -36,10 +36,10 @@ INK, SOFT, GRID, ACCENT, PAPER = "#010101", "#010102", "#010103", "#010104", "#0
 LINES = tuple(f"#0101{number}0" for number in range(8))
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
 VARIABLES |= {colour: f"line-{number}" for number, colour in enumerate(LINES)}
-DASHES = ((), (4, 2), (1, 2), (6, 2, 1, 2))  # in units of the width; after all colours, lines differ in their dashes
+DASHES = ((), (4, 2), (1, 2), (6, 2, 1, 2))  # in units of the line width; dashes tell lines of one colour apart
 SETTINGS: Any = {
     **{"figure.dpi": 72, "svg.fonttype": "none", "font.size": 12, "axes.formatter.useoffset": False},
-    "text.parse_math": False,  # names may hold any sign
+    "text.parse_math": False,  # names may contain `$`
     **{"text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": SOFT, "xtick.labelcolor": INK},
     **{"ytick.labelcolor": INK, "xtick.color": SOFT, "ytick.color": SOFT, "grid.color": GRID, "axes.grid": True},
 }
@@ -78,15 +78,15 @@ def draw_changes(points: Mapping[str, Point], reference: str, width: int = WIDE)
 
     Args:
         points: Points by the name of the method; at least one.
-        reference: What changes are measured against, in words.
-        width: Pixels. The height grows with the number of methods.
+        reference: Name of the reference method in the axis title.
+        width: Width in pixels. The height grows with the number of methods.
     """
     height = 320 + 12 * min(len(points), 20)
     figure, axes = _new_figure(width, height)
     sizes = [point.parameters for point in points.values()]
     lowest = math.floor(math.log10(min(filter(None, sizes), default=1)))
     powers = range(lowest, math.floor(math.log10(max(*sizes, 10))) + 1)
-    axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.7)  # logarithmic from here on, linear from 0 to here
+    axes.set_xscale("symlog", linthresh=10**lowest, linscale=0.7)  # linear from 0 to 10**lowest, logarithmic above
     axes.set_xticks([size for size in (0, *(10**power for power in powers)) if size or 0 in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -182,7 +182,7 @@ def _write_names(axes: Axes, height: int, ends: Mapping[str, tuple[float, float]
     axes.autoscale_view()
     heights = {name: to_axes.transform(point)[1] for name, point in ends.items()}
     names = sorted(ends, key=lambda name: -heights[name])
-    gap = min(NAME_HEIGHT / (height - 60), 1 / max(1, len(names) - 1))  # 60 pixels: what stands below the axes
+    gap = min(NAME_HEIGHT / (height - 60), 1 / max(1, len(names) - 1))  # ticks and title take 60 pixels
     places: list[float] = []
     for number, name in enumerate(names):
         room_below = gap * (len(names) - 1 - number)
@@ -207,7 +207,7 @@ def to_svg(figure: Figure, label: str) -> str:
 
     Args:
         figure: The figure.
-        label: Text that stands for the figure where it cannot be seen.
+        label: Alternative text of the figure.
     """
     titles = {artist.get_gid(): str(artist.get_label()) for artist in figure.findobj() if artist.get_gid()}
     for artist in figure.findobj():

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Images that a finished run leaves: the first of the split, and the best and worst of each task."""
+"""Example images of a finished run: the first images of the split, and the best and worst of each task."""
 
 import math
 import os
@@ -20,8 +20,8 @@ from ..inference.paint import draw_grid, paint_row
 
 
 GALLERY = "gallery"  # folder inside the folder of a run
-BATCH = 6  # images that are predicted together
-SIDE = 256  # pixels of the longer side of an image in the gallery, at most
+BATCH = 6  # images per forward pass
+SIDE = 256  # maximum length of the longer side of an image in the gallery, in pixels
 
 
 def file_name(task: str, index: int) -> str:
@@ -30,13 +30,13 @@ def file_name(task: str, index: int) -> str:
 
 
 def draw_pictures(model: nn.Module, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
-    """Writes `predictions.png` and the folder `gallery`, which replaces an older one once it is complete.
+    """Writes `predictions.png` and the folder `gallery`, which replaces an older one when it is complete.
 
     Args:
         model: Dense model, adapted or not. It is left in evaluation mode.
-        data: Split that the model was scored on, with its transform.
-        details: `pictures` of the results: by task, the `best` and `worst` images with their `index` in the data.
-            Without it the gallery is empty.
+        data: Split that the model was evaluated on, with its transform.
+        details: Result of `find_details`; its `pictures` name the best and worst images of each task. Without them
+            the gallery is empty.
         folder: Folder of the run.
 
     Raises:

@@ -14,7 +14,7 @@ from ..tasks import PASCAL_TASKS
 
 PARTS = ("encoder", "all")
 
-METHOD_OF = {  # our method by the paper's name; settings that the row does not name are our defaults
+METHOD_OF = {  # our method by the name in the paper; settings that a row does not name are our defaults
     "Single-task Full Fine-tuning": "single_task",
     "Fine-tuning Decoders": "decoders",
     "Multi-task Full Fine-tuning": "full",
@@ -40,7 +40,7 @@ SETTING_OF: dict[str, dict[str, Any]] = {  # our field and value by the column `
     "rank=1": {"rank": 1},
     **{f"rank=n/{divisor}": {"rank_divisor": divisor} for divisor in (2, 4, 8)},
 }
-# In these tables Hyperformer stands beside attention too, in the others beside the feed-forward block alone.
+# In these tables Hyperformer also adapts the attention blocks; in all other tables, only the feed-forward blocks.
 HYPERFORMER_BESIDE_ATTENTION = (1, 6)
 
 
@@ -54,9 +54,9 @@ class PaperRow:
         pretraining: Data that the encoder was trained on.
         method: Method, as the paper writes it.
         setting: Setting that the table varies; empty for none.
-        parameters: Trainable parameters in millions, of the `encoder` and of `all`; empty where not transcribed.
-        scores: Scores by task: percent, of normals degrees.
-        change: Mean relative change against single-task full fine-tuning, percent.
+        parameters: Trainable parameters in millions of the `encoder` and of `all`; empty if not transcribed.
+        scores: Scores by task, in percent; in degrees for normals.
+        change: Mean relative change against single-task full fine-tuning, in percent.
     """
 
     table: int
@@ -69,7 +69,7 @@ class PaperRow:
     change: str
 
     def as_ours(self) -> tuple[str, dict[str, Any]]:
-        """Returns the method's name here, and the settings that make it the row's."""
+        """Returns our name of the method, and the settings of the row."""
         method, settings = METHOD_OF[self.method], SETTING_OF[self.setting]
         if method == "hyperformer" and self.table in HYPERFORMER_BESIDE_ATTENTION:
             settings = {"reduction_factor": 8, **settings, "sublayers": ["attention", "feed_forward"]}

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate of each method of a comparison, chosen from one grid by scores on held-out training images."""
+"""Chooses the learning rate of each method in a comparison by scores on held-out training images."""
 
 import math
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ _TINY = 1e-12
 def choose_rate(grid: Grid) -> float:
     """Returns the rate with the highest mean relative change against the median score of each task over the grid.
 
-    So tasks count alike, whatever the unit of their score. A median below 1 percent or degree counts as 1: parts of a
-    score near zero must not outweigh a task that works. A rate with a score that is not finite, such as that of
-    a diverged model, cannot win. A task without a finite score at any rate is left out: no held-out image has a label.
+    All tasks thus count equally, whatever the unit of their score. A median below 1 percent or degree counts as 1, so
+    that a score near zero does not outweigh a task that works. A rate with a score that is not finite, such as that
+    of a diverged model, cannot win. A task without a finite score at any rate has no label and is left out.
 
     Args:
         grid: Headline scores by learning rate and task.
 
     Raises:
-        ValueError: No rate is left, or no task.
+        ValueError: No rate or no task has finite scores.
     """
     tasks = [
         task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
@@ -54,4 +54,4 @@ def edge_note(grids: Mapping[str, Grid]) -> str:
     at_edge = [f"{method} ({ends[method][rate]})" for method, rate in chosen.items() if rate in ends[method]]
     if not at_edge:
         return ""
-    return f"At the edge of the grid of learning rates, so that one beyond may be better: {', '.join(at_edge)}."
+    return f"At the edge of the grid of learning rates, so a rate beyond may be better: {', '.join(at_edge)}."

@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One page about finished runs: scores, change against parameters, curves, classes, best and worst images.
+"""HTML report on finished runs: scores, change against parameters, curves, classes, best and worst images.
 
-The page is one HTML file without scripts that loads nothing, for screens of any width, light and dark. It says what
-the runs did not record.
+The page is one self-contained HTML file without scripts, for screens of any width, light and dark. It names the data
+that the runs did not record.
 """
 
 from base64 import b64encode
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def make_report(folder: Path, file: Path | None = None) -> Path:
-    """Writes the page of an output folder, and returns its file.
+    """Writes the report on an output folder, and returns its file.
 
     Args:
         folder: Output folder of train_pascal.py or compare_methods.py.
@@ -68,7 +68,7 @@ def make_page(study: Study, title: str) -> str:
 
 
 def _facts(study: Study) -> dict[str, str]:
-    """Returns what the runs have in common, for the top of the page."""
+    """Returns the facts at the top of the page."""
     settings = [shared_settings(run["settings"]) for run in study.runs]
     seconds = sum(run.get("seconds", 0) for run in study.runs)
     per_step = [
@@ -83,13 +83,11 @@ def _facts(study: Study) -> dict[str, str]:
         "images per step": _distinct(per_step),
         "seeds": _distinct(item["seed"] for item in settings),
         "time": f"{seconds / 60:.1f} minutes for {len(study.runs)} runs" if seconds else "",
-        "versions": _distinct(f"{name} {version}" for run in study.runs for name, version in _versions(run)),
+        "versions": _distinct(
+            f"{name} {version}" for run in study.runs for name, version in run.get("versions", {}).items()
+        ),
     }
     return {name: text for name, text in facts.items() if text}
-
-
-def _versions(run: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    return run.get("versions", {}).items()
 
 
 def _distinct(values: Iterable[object]) -> str:
@@ -127,12 +125,12 @@ def _table(study: Study) -> dict[str, Any]:
 
 
 def _changes(study: Study) -> dict[str, Any]:
-    """Returns the figure of change against parameters for wide and narrow screens, or why there is none."""
+    """Returns the figure of change against parameters for wide and narrow screens, or the reason for its absence."""
     points, reference = figures.find_points(study.results), REFERENCES.get(reference_of(study.results) or "")
     if len(study.results) == 1 or reference is None:
-        return {"missing": f"It needs two methods, and one of {' and '.join(REFERENCES)} to measure changes against."}
+        return {"missing": f"It needs two methods, one of them {' or '.join(REFERENCES)} as the reference."}
     if not points:
-        return {"missing": f"The scores of {reference} allow no change relative to them."}
+        return {"missing": f"No change relative to the scores of {reference} exists."}
     label = f"Change against {reference} by trainable parameters of {', '.join(points)}"
     wide, narrow = (
         _markup(figures.draw_changes(points, reference, width), label) for width in (figures.WIDE, figures.NARROW)
@@ -152,7 +150,7 @@ def _curves(study: Study) -> list[dict[str, Any]]:
     return [
         {
             "title": "Losses",
-            "text": "Each point is the mean over the steps since the point before.",
+            "text": "Each point is the mean over the steps since the previous point.",
             "charts": list(_draw_curves(study, losses, _losses, has_dots=False)),
         },
         {

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finished runs of an output folder, as `train_pascal.py` and `compare_methods.py` leave them."""
+"""Reads the results of finished runs from the output folder of `train_pascal.py` or `compare_methods.py`."""
 
 import json
 import math
@@ -24,8 +24,8 @@ class Study:
 
     Args:
         results: Results by method, one per seed.
-        folders: Folder of each of these runs.
-        papers: The paper's row by method, for methods that have one.
+        folders: Folders of the runs, in the same order.
+        papers: Rows of the paper by method, for methods that have one.
         grids: Scores on held-out images by method and learning rate, for methods that chose their rate.
     """
 
@@ -46,10 +46,10 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Reads the runs of a comparison, where the folder has one, else those of its subfolders.
+    """Reads the comparison in a folder if it has one, else the runs in its subfolders.
 
     Raises:
-        FileNotFoundError: The folder holds neither.
+        FileNotFoundError: The folder has neither.
         ValueError: A file is damaged, or the runs differ in their tasks or seeds.
     """
     if (folder / COMPARISON).is_file():
@@ -68,21 +68,21 @@ def read_study(folder: Path) -> Study:
     ):
         if len(found) > 1:
             raise ValueError(
-                f"Runs in {folder} differ in their {what}, so no table compares them: {' and '.join(sorted(found))}. "
-                "Keep them in different folders."
+                f"Runs in {folder} differ in their {what}, so they cannot be compared: {' and '.join(sorted(found))}. "
+                "Move them to different folders."
             )
     return study
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
-    """Returns the mean of the runs at each step that all of them have."""
+    """Returns the mean of the runs at each step that all runs have."""
     figures = [dict(line) for line in lines]
     steps = set(figures[0]).intersection(*figures[1:]) if figures else set()
     return [(step, sum(figure[step] for figure in figures) / len(figures)) for step in sorted(steps)]
 
 
 def thin(line: Line, most: int = 150) -> Line:
-    """Returns a line of at most `most` points: means over groups of neighbours, each at the last step of its group."""
+    """Thins a line to at most `most` points: means over groups of neighbours, each at the last step of its group."""
     group = math.ceil(len(line) / most)
     parts = [line[start : start + group] for start in range(0, len(line), group or 1)]
     return [(part[-1][0], sum(figure for _, figure in part) / len(part)) for part in parts]
@@ -93,7 +93,7 @@ def _read_comparison(folder: Path) -> Study:
     try:
         for method, content in _read_json(file)["methods"].items():
             runs = study.results[method] = [_check_run(run, file) for run in content["runs"]]
-            # A learning rate that was chosen from a grid is part of the folder, see compare_methods.py.
+            # compare_methods.py adds the learning rate to the folder name if it was chosen from a grid.
             rates = [repr(run["settings"]["learning_rate"]) if content["grid"] else "" for run in runs]
             seeds = [f"seed{run['settings']['seed']}" for run in runs]
             study.folders[method] = [folder / seed / rate / method for seed, rate in zip(seeds, rates, strict=True)]
@@ -123,5 +123,8 @@ def _check_run(run: Any, file: Path) -> dict[str, Any]:
     for evaluation in [given["scores"], *(entry["scores"] for entry in given.get("history", []))]:
         for task, scores in evaluation.items():
             if task not in TASKS or TASKS[task].score not in scores:
-                raise ValueError(f"{file}: {scores} are no scores of '{task}'; known tasks are {', '.join(TASKS)}.")
+                raise ValueError(
+                    f"{file}: {scores} are no scores of '{task}'; known tasks are {', '.join(TASKS)}. Run the recipe "
+                    "again, or remove the file."
+                )
     return given

@@ -13,13 +13,13 @@ from .rates import edge_note
 from .results import Grid
 
 
-# Results of the runs by method, one per seed; the seeds have the same order for all methods.
+# Results by method, one per seed, with the same order of seeds for all methods.
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-# Methods that changes are measured against, and their names in a sentence. The first that was trained counts.
+# Reference methods of the changes, and their names in a sentence. The first one that was trained is used.
 REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
 NOTE = """\
 encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
-rate: learning rate of what is not a decoder. change: mean relative change of the scores, percent,
+rate: learning rate of all parameters but the decoders. change: mean relative change of the scores, in percent,
 against {reference}."""
 PAPER_NOTE = """\
 the paper: Polyhistor, arXiv:2210.03265, the row with the same settings of the method; there with a Swin-T on
@@ -28,15 +28,15 @@ NOT_MEASURED_NOTE = f"{NOT_MEASURED}: no label of the split belongs to the task,
 
 
 def reference_of(results: Results) -> str | None:
-    """Returns the method that changes are measured against; `None` where none of them was trained."""
+    """Returns the reference method of the changes; `None` if no reference was trained."""
     return next((method for method in REFERENCES if method in results), None)
 
 
 def change_of(results: Results, method: str) -> list[float] | None:
     """Returns the changes of a method's runs in percent, one per seed.
 
-    A task without a finite score in any run of any method was not measured, and does not count. The result is `None`
-    where there is no reference, or where one of its scores is zero or not finite.
+    A task without a finite score in any run was not measured, and does not count. The result is `None` if there is no
+    reference, or if a reference score is zero or not finite.
     """
     scores = {name: [headline(run["scores"]) for run in runs] for name, runs in results.items()}
     rows = [row for runs in scores.values() for row in runs]
@@ -54,8 +54,7 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
 
     Args:
         results: Results of the runs by method.
-        papers: The paper's figures by method, each in a row of its own below the method; `None` where the paper has
-            no such row.
+        papers: Rows of the paper by method, each printed below the method; `None` for a method that has no row.
     """
     tasks = list(next(iter(results.values()))[0]["scores"])
     titles = [f"{task} {TASKS[task].score} {'up' if TASKS[task].higher_is_better else 'down'}" for task in tasks]
@@ -80,16 +79,13 @@ def _paper_cells(row: PaperRow, tasks: Sequence[str]) -> list[str]:
 
 
 def split_range(cell: str) -> tuple[str, str]:
-    """Splits a cell into its mean and its range in brackets, which is empty where the cell has none."""
+    """Splits a cell into its mean and its range in brackets; the range may be empty."""
     mean, bracket, rest = cell.partition(" (")
     return mean, bracket.strip() + rest
 
 
 def find_best(title: str, cells: Sequence[str]) -> list[str]:
-    """Returns the cells of a column with the best mean as printed.
-
-    The list is empty where the column has one cell, or no better direction.
-    """
+    """Returns the cells of a column with the best mean as printed; none if the column has no better direction."""
     direction = "up" if title == "change" else title.rpartition(" ")[2]
     if direction not in ("up", "down") or len(cells) == 1:
         return []
@@ -107,11 +103,11 @@ def make_note(
 
     Args:
         results: Results of the runs by method.
-        papers: The paper's figures by method.
-        grids: Scores by method and learning rate, where rates were chosen from a grid.
+        papers: Rows of the paper by method.
+        grids: Scores by method and learning rate, for methods that chose their rate from a grid.
     """
     reference = REFERENCES.get(reference_of(results) or "")
-    reference = f"{reference} with the same seed" if reference else "nothing: no reference was trained"
+    reference = f"{reference} with the same seed" if reference else "nothing, as no reference was trained"
     scores = [score for runs in results.values() for run in runs for score in headline(run["scores"]).values()]
     parts = [
         NOTE.format(reference=reference),
@@ -124,7 +120,7 @@ def make_note(
 
 
 def _compare_orders(results: Results, papers: Mapping[str, PaperRow | None]) -> str:
-    """Tells how far the order of the methods by mean change is the paper's; empty where fewer than 3 differ."""
+    """Reports the rank correlation of the changes with the paper's; empty for fewer than 3 methods."""
     from scipy.stats import spearmanr  # takes a second to import
 
     rows = {method: row for method, row in papers.items() if row and method in results}
@@ -137,7 +133,7 @@ def _compare_orders(results: Results, papers: Mapping[str, PaperRow | None]) -> 
 
 
 def align(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Aligns columns with spaces: to the left those whose index is in `left`, all others to the right."""
+    """Aligns columns with spaces: columns in `left` to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that tell foreground from background, such as saliency and edges."""
+"""Tasks that separate foreground from background, such as saliency and edges."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ SCORES = "maxF", "mIoU", "odsF"
 class Binary(Task):
     """Foreground or background: balanced binary cross-entropy, and foreground scores at the best threshold.
 
-    Targets are 0, 1, or -1 where unlabeled, float32 `(1, height, width)`. Labels take the nearest pixel, and the
-    border that a turn exposes is background. A label that holds 0 and 1 alone is a mask; of any other, values above
-    127 are foreground.
+    Targets are float32 `(1, height, width)`: 0, 1, or -1 where unlabelled. Labels take the nearest pixel, and the
+    border that a rotation exposes is background. A label with the values 0 and 1 only is a mask; in any other label,
+    values above 127 are foreground.
 
     Args:
-        score: Headline score, in percent: `maxF` or `mIoU` of `SaliencyScores`, or `odsF` of `EdgeScores`, for edges.
-        positive_weight: Weight of the foreground in the loss, between 0 and 1; that of the background is the rest.
-            `None` balances them by their pixels in each step.
-        tolerance: Distance within which edges match for `odsF`, as a share of the diagonal.
-        ignore: Stored value of unlabeled pixels, 0 to 255; `None` for none.
+        score: Headline score in percent: `maxF` or `mIoU` of `SaliencyScores`, or `odsF` of `EdgeScores` for edges.
+        positive_weight: Weight of the foreground in the loss, between 0 and 1; the background has the remaining
+            weight. `None` balances both by their pixels in each step.
+        tolerance: Distance within which edges match for `odsF`, as a fraction of the image diagonal.
+        ignore: Stored value of unlabelled pixels, 0 to 255; `None` if all pixels are labelled.
     """
 
     score: str = "maxF"
@@ -76,7 +76,7 @@ class Binary(Task):
         check_binary_labels(self.name, logits_shape, target)
 
     def read(self, label: Image.Image) -> np.ndarray:
-        """0, 1, or 255 where unlabeled, uint8 `(height, width)`."""
+        """Decodes a label to uint8 `(height, width)`: 0, 1, or 255 where unlabelled."""
         stored = np.asarray(label).astype(np.uint8)
         least = self._least_foreground(stored)
         result = (stored >= least).astype(np.uint8)
@@ -85,19 +85,19 @@ class Binary(Task):
         return result
 
     def _least_foreground(self, stored: np.ndarray) -> int:
-        """The least value of the foreground: 1 where the label holds 0 and 1 alone, else 128 (value / 255 > 0.5)."""
+        """Finds the least value of the foreground: 1 in a mask of 0 and 1, else 128 (value / 255 > 0.5)."""
         values = set(np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()) - {self.ignore}
         if {1, 255} <= values <= {0, 1, 255}:
             raise ValueError(
                 f"found the values {', '.join(map(str, sorted(values)))}, of which 1 or 255 can be the foreground; "
-                "allowed are masks of 0 and 1, masks of 0 and 255, and gray levels. Write 0 where there is no label, "
-                "or give the task the stored value of unlabeled pixels as `ignore`"
+                "allowed are masks of 0 and 1, masks of 0 and 255, and grey levels. Write 0 to the background, or set "
+                "`ignore` of the task to the stored value of unlabelled pixels"
             )
         return 1 if max(values, default=0) <= 1 else 128
 
     def note(self, label: Image.Image) -> str:
         is_mask = label.mode != "1" and self.read(label).any() and self._least_foreground(np.asarray(label)) == 1
-        return "of 0 and 1 alone, which are read as masks of 0 and 1" if is_mask else ""
+        return "with the values 0 and 1 only, which are read as masks" if is_mask else ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         target = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()
@@ -107,7 +107,7 @@ class Binary(Task):
         return torch.full((1, *size), NO_LABEL)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The probability that a pixel is foreground."""
+        """Computes the probability that a pixel is foreground."""
         return logits.float().sigmoid()
 
     def _is_unlabeled(self, label: Tensor) -> Tensor:

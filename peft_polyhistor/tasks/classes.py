@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Names and colours of the classes of PASCAL VOC and of the parts of a person."""
+"""Class names of PASCAL VOC and of human parts, and the VOC palette."""
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -10,15 +10,15 @@ HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper l
 
 
 def voc_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colours, 0 to 255, of the first class ids as PASCAL VOC paints them.
+    """Computes the RGB colours, 0 to 255, of the first class ids in the palette of PASCAL VOC.
 
-    The bits of the id are dealt out in turn to red, green and blue, each from its highest bit down.
+    The bits of an id go in turn to red, green and blue, each channel from its highest bit down.
 
     Raises:
-        ValueError: For more than 256 classes, or fewer than 0.
+        ValueError: `classes` is not from 0 to 256.
     """
     if not 0 <= classes <= 256:
-        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Make one of your own.")
+        raise ValueError(f"A VOC palette has 0 to 256 colours, got {classes}. Give the task its own `colors`.")
 
     def intensity(class_id: int, channel: int) -> int:
         return sum((class_id >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of the tasks for code that expects `evaluate.Metric`, such as `evaluate.combine`."""
+"""Adapter from the metrics of this package to `evaluate.Metric`, for code such as `evaluate.combine`."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ with needs_extra("train"):
 
 
 class EvaluateMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """A metric of this package as an `evaluate.Metric`, e.g. `EvaluateMetric(TASKS["semseg"].metric())`.
+    """Wraps a metric of this package as an `evaluate.Metric`, e.g. `EvaluateMetric(TASKS["semseg"].metric())`.
 
-    It hands every call on to `metric`, which keeps counts in memory: nothing is downloaded or written to disk.
-    `len()` is the number of images added.
+    Every call goes to `metric`, which keeps counts in memory: nothing is downloaded or written to disk. `len()` is
+    the number of images added.
 
     Args:
-        metric: Receives the images.
+        metric: Metric that receives the images.
     """
 
     def __init__(self, metric: RunningMetric):
@@ -28,24 +28,24 @@ class EvaluateMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no 
         super().__init__()
 
     def _info(self) -> evaluate.EvaluationModuleInfo:
-        # `evaluate` asks for the names of the inputs; their types serve its files, which are never written.
+        # `evaluate` needs the names of the inputs. Their types only matter for its cache files, which are not written.
         features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("float32")))
         return evaluate.EvaluationModuleInfo(description=type(self.metric).__doc__, citation="", features=features)
 
     def _build_data_dir(self) -> str:
-        return ""  # the stock class creates a cache folder here
+        return ""  # the base class creates a cache folder here
 
     def __len__(self) -> int:
         return len(self.metric)
 
     def add_batch(self, **batch: Any) -> None:
-        """Adds a batch of images, `predictions` and `references`; see `RunningMetric.add_batch`."""
+        """Adds a batch of `predictions` and `references`, see `RunningMetric.add_batch`."""
         self.metric.add_batch(**batch)
 
     def add(self, **image: Any) -> None:
-        """Adds one image; `evaluate.combine` calls its `prediction` and `reference` as in a batch."""
+        """Adds one image. `evaluate.combine` passes its `prediction` and `reference` under the plural names."""
         self.metric.add(**{name.removesuffix("s"): value for name, value in image.items()})
 
     def compute(self, **batch: Any) -> dict[str, float]:
-        """Scores of everything added, and of a last batch; see `RunningMetric.compute`."""
+        """Computes the scores of all images, see `RunningMetric.compute`."""
         return self.metric.compute(**batch)

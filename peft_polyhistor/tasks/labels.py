@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the targets of dense tasks: shape, dtype and values, before a loss or a metric trusts them."""
+"""Validation of the targets of dense tasks: shape, dtype and values, before a loss or a metric uses them."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .losses import IGNORE_INDEX, NO_LABEL
 
 
-UNIT_TOLERANCE = 0.01  # labels may have been stored in bfloat16, 8 bits of mantissa
+UNIT_TOLERANCE = 0.01  # labels may have been stored in bfloat16, which has a mantissa of 8 bits
 
 
 def check_class_labels(
@@ -23,15 +23,15 @@ def check_class_labels(
     """Checks a map of class ids `(batch, height, width)` against the shape of its logits.
 
     Args:
-        name: Task or metric to name in the error.
-        logits_shape: Starts with batch and classes; the rest is not looked at.
-        target: The label.
-        check_values: Whether to look at the values too, which makes the processor wait for a GPU. The default looks
-            only at labels in CPU memory, and not while `torch.compile` traces.
-        ignore_index: Value of pixels without a label.
+        name: Task or metric that the error names.
+        logits_shape: Shape of the logits; only batch and classes, its first two sizes, are used.
+        target: Labels.
+        check_values: Whether to check the values too, which makes the CPU wait for a GPU. By default, values are
+            checked in CPU memory only, and not while `torch.compile` traces.
+        ignore_index: Value of unlabelled pixels.
 
     Raises:
-        ValueError: For a wrong shape or dtype, or a value that is neither a class id nor `ignore_index`.
+        ValueError: The shape or dtype is wrong, or a value is neither a class id nor `ignore_index`.
     """
     _check_form(name, logits_shape, target, channels=None)
     if _looks_at_values(target, check_values):
@@ -47,10 +47,10 @@ def check_class_labels(
 def check_binary_labels(
     name: str, logits_shape: Sequence[int], target: Tensor, check_values: bool | None = None
 ) -> None:
-    """Checks a map of 0, 1 and -1, unlabeled, `(batch, 1, height, width)`; arguments as in `check_class_labels`.
+    """Checks a map of 0, 1 and -1 (unlabelled), `(batch, 1, height, width)`; arguments as in `check_class_labels`.
 
     Raises:
-        ValueError: For a wrong shape or dtype, or another value.
+        ValueError: The shape, dtype or a value is wrong.
     """
     _check_form(name, logits_shape, target, channels=1)
     if _looks_at_values(target, check_values):
@@ -58,7 +58,7 @@ def check_binary_labels(
         if not known.all():
             raise ValueError(
                 f"Labels of {name} hold the values {_some_values(target, ~known)}; allowed are 0 (background) and 1 "
-                f"(foreground), and {NO_LABEL:g} for pixels to ignore. Threshold probabilities or gray values first."
+                f"(foreground), and {NO_LABEL:g} for pixels to ignore. Threshold probabilities or grey values first."
             )
 
 
@@ -68,7 +68,7 @@ def check_normal_labels(
     """Checks a map of unit vectors `(batch, 3, height, width)`; arguments as in `check_class_labels`.
 
     Raises:
-        ValueError: For a wrong shape or dtype, or a vector that is neither zero nor of length 1 (to 0.01).
+        ValueError: The shape or dtype is wrong, or a vector is neither zero nor of length 1 (within 0.01).
     """
     _check_form(name, logits_shape, target, channels=3)
     if _looks_at_values(target, check_values):
@@ -84,13 +84,13 @@ def check_normal_labels(
 def check_scalar_labels(
     name: str, logits_shape: Sequence[int], target: Tensor, check_values: bool | None = None, positive: bool = False
 ) -> None:
-    """Checks a map of numbers, NaN where unlabeled, `(batch, 1, height, width)`; arguments as in `check_class_labels`.
+    """Checks a map of numbers or NaN (unlabelled), `(batch, 1, height, width)`; arguments as in `check_class_labels`.
 
     Args:
-        positive: Whether 0 and negative numbers are wrong, as for a loss of logarithms.
+        positive: Whether all numbers must be above 0, as for a loss of logarithms.
 
     Raises:
-        ValueError: For a wrong shape or dtype, or a value that is infinite or, where that is wrong, not above 0.
+        ValueError: The shape or dtype is wrong, or a value is infinite or not `positive`.
     """
     _check_form(name, logits_shape, target, channels=1)
     if _looks_at_values(target, check_values):
@@ -130,5 +130,5 @@ def _looks_at_values(target: Tensor, check_values: bool | None) -> bool:
 
 
 def _some_values(values: Tensor, wrong: Tensor) -> list[float]:
-    """The first few of the distinct wrong values, for an error message."""
+    """Lists a few distinct wrong values for an error message."""
     return values[wrong].unique()[:5].tolist()

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that give each pixel a number, such as depth."""
+"""Tasks that predict a number for each pixel, such as depth."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -31,19 +31,19 @@ ZOOMS = {"keep": 0, "divide": -1, "multiply": 1}  # power of the scale
 class Regression(Task):
     """A number for each pixel: L1 or scale-invariant logarithmic loss; RMSE, AbsRel and delta 1.25.
 
-    Targets are float32 `(1, height, width)`, NaN where unlabeled. Labels take the nearest pixel, and the border that
-    a turn exposes is unlabeled. Not finite values are unlabeled as well.
+    Targets are float32 `(1, height, width)`, NaN where unlabelled. Labels take the nearest pixel, and the border that
+    a rotation exposes is unlabelled. Values that are not finite are unlabelled too.
 
     Args:
         unit: Unit of the values, such as "m".
-        scale: What a stored value is multiplied by, such as 0.001 for 16-bit pictures in millimetres.
-        valid: The lowest and the highest value of a label, in `unit`; those outside are unlabeled. `None` takes all
-            finite values; then 0 is a value, and the RMSE is rounded to 0.0003.
-        objective: The loss: `"l1"`, or `"silog"` of values above 0, for which the decoder predicts logarithms.
-        zoom: What a value does where the picture is enlarged: `"keep"`, `"divide"` by the scale, as depth may, or
-            `"multiply"`, as lengths in pixels do.
-        value_range: Values that are painted black and white, and beyond like the nearer one; by default the lowest and
-            the highest of the map.
+        scale: Factor from stored values to `unit`, such as 0.001 for 16-bit images in millimetres.
+        valid: Lowest and highest value of a label, in `unit`; values outside are unlabelled. `None` takes all finite
+            values; then 0 is a value, and the RMSE is rounded to 0.0003.
+        objective: Loss: `"l1"`, or `"silog"` for values above 0, with a decoder that predicts logarithms.
+        zoom: Change of the values when the augmentation enlarges an image: `"keep"`, `"divide"` by the scale, as for
+            depth, or `"multiply"`, as for lengths in pixels.
+        value_range: Values that are painted black and white; values beyond are clipped. By default the lowest and the
+            highest value of the map.
     """
 
     unit: str = "units"
@@ -97,7 +97,7 @@ class Regression(Task):
         return Image.fromarray(values if values.dtype == np.uint16 else values.astype(np.float32))
 
     def read(self, label: Image.Image) -> np.ndarray:
-        """Values, NaN where unlabeled, float32 `(height, width)`."""
+        """Decodes a label to float32 `(height, width)`, NaN where unlabelled."""
         values = np.asarray(label).astype(np.float32) * np.float32(self.scale)
         low, high = self.valid or (-math.inf, math.inf)
         return np.where(np.isfinite(values) & (values >= low) & (values <= high), values, np.float32(math.nan))
@@ -123,7 +123,7 @@ class Regression(Task):
         if not values.numel():
             return 0.0, 1.0
         lowest, highest = float(values.min()), float(values.max())
-        return lowest, highest if highest > lowest else lowest + 1  # a map of one value is black
+        return lowest, highest if highest > lowest else lowest + 1  # a constant map is black
 
     def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
         for value, shade in zip(self.find_ends(label), (0, 255), strict=True):

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of scalar maps, such as depth, and of edges; as in `metrics.py`, they keep sums of whole numbers."""
+"""Metrics of scalar maps, such as depth, and of edges; like those of `metrics.py`, they keep sums of integers."""
 
 import math
 
@@ -13,11 +13,11 @@ from .metrics import count_bins
 from .running_metric import RunningMetric
 
 
-# Errors in fixed point. A squared error of up to 2**62 is kept as two halves of 31 bits, so that rows fit int64 for
-# pictures of up to 2**29 pixels.
+# Errors are in fixed point. A squared error of up to 2**62 is split into two halves of 31 bits, so that rows fit int64
+# for images of up to 2**29 pixels.
 ERROR_BITS = 31
-SMALLEST_STEPS = 2**20  # of an absolute error in the largest value
-RATIO = 2**20  # one in the fixed point of relative errors
+SMALLEST_STEPS = 2**20  # resolution of an absolute error: steps in the largest value
+RATIO = 2**20  # the number 1 in the fixed point of relative errors
 RATIO_LIMIT = 1.25
 DEFAULT_LARGEST = 2.0**8
 
@@ -25,19 +25,19 @@ EDGE_THRESHOLDS = tuple(step / 100 for step in range(1, 100))
 
 
 class ScalarErrors(RunningMetric):
-    """Errors of a scalar map over all labeled pixels of the set: `{"RMSE": ..., "AbsRel": ..., "delta_1.25": ...}`.
+    """Errors of a scalar map over all labelled pixels: `{"RMSE": ..., "AbsRel": ..., "delta_1.25": ...}`.
 
     - RMSE: root of the mean squared error, in the unit of the map.
     - AbsRel: mean of |prediction - label| / label, in percent, over the labels above 0.
-    - delta_1.25: share of the labels above 0 whose prediction is off by a factor below 1.25, in percent.
+    - delta_1.25: percentage of the labels above 0 whose prediction is off by a factor below 1.25.
 
-    (Eigen et al., arXiv:1406.2283, Sec. 4.2.) NaN if no pixel is labeled. Predictions are `(batch, 1, h, w)`;
-    references are `(batch, 1, height, width)`, NaN where unlabeled.
+    (Eigen et al., arXiv:1406.2283, Sec. 4.2.) NaN if no pixel is labelled. Predictions are `(batch, 1, h, w)`;
+    references are `(batch, 1, height, width)`, NaN where unlabelled.
 
     Args:
-        largest: The largest magnitude of a label. Errors are rounded to 2**-20 of it, and those above 2**11 times it
-            count as so large; a relative error counts 2**11 at most.
-        log: Predictions are logarithms of values.
+        largest: Largest magnitude of a label. Errors are rounded to 2**-20 of it and limited to 2**11 times it;
+            relative errors are limited to 2**11.
+        log: Whether predictions are logarithms of values.
     """
 
     def __init__(self, largest: float = DEFAULT_LARGEST, log: bool = False):
@@ -46,7 +46,7 @@ class ScalarErrors(RunningMetric):
 
     @property
     def _step(self) -> float:
-        """A power of two, so that values of the same binary digits are not rounded."""
+        """Step of absolute errors: a power of two, so that values with few binary digits are not rounded."""
         return float(2.0 ** math.ceil(math.log2(self.largest)) / SMALLEST_STEPS)
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
@@ -69,7 +69,7 @@ class ScalarErrors(RunningMetric):
         columns = [labeled, squares >> ERROR_BITS, squares % 2**ERROR_BITS, positive, relative, close]
         return torch.stack([column.flatten(1).sum(dim=1).to(logits.device) for column in columns], dim=1)
 
-    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+    def _scores(self, totals: list[int]) -> dict[str, float]:
         labeled, high, low, positive, relative, close = totals
         squares = (high << ERROR_BITS) + low
         return {
@@ -80,22 +80,23 @@ class ScalarErrors(RunningMetric):
 
 
 class EdgeScores(RunningMetric):
-    """F-measure of edges at the best threshold of the whole set, in percent: `{"odsF": ...}`.
+    """F-measure of edges at the best threshold of the dataset, in percent: `{"odsF": ...}`.
 
-    At each of 99 thresholds, precision is the share of predicted pixels with a labeled one within the tolerance, and
-    recall the share of labeled pixels with a predicted one within it, both over all pictures; odsF is the highest F1
-    (ODS, Martin et al., PAMI 2004). Unlabeled pixels do not count. NaN if no pixel is labeled.
+    At each of 99 thresholds, precision is the share of predicted edge pixels with a labelled edge pixel within the
+    tolerance, and recall the share of labelled edge pixels with a predicted one within the tolerance, both over all
+    images. odsF is the highest F1 (ODS, Martin et al., PAMI 2004). Unlabelled pixels do not count. NaN if no pixel is
+    labelled.
 
-    Note: Unlike the code of the benchmark, it neither thins predictions to lines nor pairs pixels one to one, so its
-    scores compare with each other and not with printed ones. For those, save the maps and run that code.
+    Note: Unlike the code of the BSDS benchmark, this metric neither thins predictions to lines nor matches pixels one
+    to one, so its scores are not comparable with published ones. For those, save the maps and run that code.
 
     Args:
-        tolerance: Distance within which pixels match, as a share of the picture's diagonal.
+        tolerance: Distance within which pixels match, as a fraction of the image diagonal.
     """
 
     def __init__(self, tolerance: float = 0.0075):
         self.tolerance = tolerance
-        super().__init__(columns=3 * len(EDGE_THRESHOLDS) + 2)  # the last ones count edges and labeled pixels
+        super().__init__(columns=3 * len(EDGE_THRESHOLDS) + 2)  # the last two count edges and labelled pixels
 
     def _check(self, shape: torch.Size, references: Tensor) -> None:
         check_binary_labels("EdgeScores", shape, references, check_values=True)
@@ -119,7 +120,7 @@ class EdgeScores(RunningMetric):
         columns += [pixels.flatten(1).sum(dim=1, keepdim=True) for pixels in (edges, labeled)]
         return torch.cat(columns, dim=1)
 
-    def _scores(self, totals: list[int], pictures: int) -> dict[str, float]:
+    def _scores(self, totals: list[int]) -> dict[str, float]:
         *columns, edges, labeled = totals
         if not labeled:
             return {"odsF": math.nan}
@@ -132,14 +133,14 @@ class EdgeScores(RunningMetric):
 
 
 def _count_above(logits: Tensor, thresholds: Tensor, counted: Tensor) -> Tensor:
-    """Counts the pixels of each picture that lie above each threshold, `(batch, thresholds)`."""
+    """Counts the pixels of each image that lie above each threshold, `(batch, thresholds)`."""
     bins = len(thresholds) + 1
-    passed = torch.where(counted, torch.bucketize(logits, thresholds), bins)  # the others go to a bin of their own
+    passed = torch.where(counted, torch.bucketize(logits, thresholds), bins)  # other pixels fill an extra bin
     return count_bins(passed, bins + 1)[:, 1:bins].flip(1).cumsum(dim=1).flip(1)
 
 
 def _highest_within(values: Tensor, radius: float) -> Tensor:
-    """The highest value at most `radius` pixels away, of maps `(batch, 1, height, width)`."""
+    """Finds the highest value within `radius` pixels, for maps `(batch, 1, height, width)`."""
     result = values
     height = values.shape[-2]
     for down in range(min(int(radius), height - 1) + 1):
@@ -150,7 +151,7 @@ def _highest_within(values: Tensor, radius: float) -> Tensor:
 
 
 def _shifted_maximum(values: Tensor, rows: Tensor, down: int) -> Tensor:
-    """The highest of a value and those of `rows` as many rows above and below."""
+    """Computes the maximum of `values` and of `rows` moved by `down` rows up and down."""
     lowest = torch.finfo(rows.dtype).min
     above = F.pad(rows[..., :-down, :], (0, 0, down, 0), value=lowest)
     below = F.pad(rows[..., down:, :], (0, 0, 0, down), value=lowest)

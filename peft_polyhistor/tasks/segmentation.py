@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that give each pixel a class."""
+"""Tasks that predict a class for each pixel."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 class Segmentation(Task):
     """A class for each pixel: cross-entropy, and mean intersection over union.
 
-    Targets are class ids, int64 `(height, width)`, 255 where unlabeled. Labels take the nearest pixel.
+    Targets are class ids, int64 `(height, width)`, 255 where unlabelled. Labels take the nearest pixel.
 
     Args:
-        classes: Names of the classes, one each; or a mapping of names to RGB colours, which gives `colors` too.
-        colors: RGB colour of each class, 0 to 255; those of PASCAL VOC by default. With colours of its own, a task
-            reads labels of mode RGB too, whose pixels must have them, or VOC's (224, 224, 192) where unlabeled.
-        values: The stored value of each class, 0 to 255; by default 0, 1, 2 ... in the order of the classes.
-        ignore: Stored values of unlabeled pixels, 0 to 255.
-        background: The first class is the background: the border that a turn exposes belongs to it, and painted maps
-            leave the picture free there. Otherwise the border is unlabeled.
-        ignore_empty: A label that is background everywhere, after the geometry, is unlabeled everywhere.
+        classes: Names of the classes, or a mapping of names to RGB colours, which sets `colors` too.
+        colors: RGB colour of each class, 0 to 255; by default those of PASCAL VOC. A task with its own colours also
+            reads RGB labels: each pixel must have the colour of a class, or (224, 224, 192) where unlabelled.
+        values: Stored value of each class, 0 to 255; by default 0, 1, 2 ... in the order of the classes.
+        ignore: Stored values of unlabelled pixels, 0 to 255.
+        background: Whether the first class is the background. Then the border that a rotation exposes belongs to it,
+            and overlays leave it transparent. Otherwise the border is unlabelled.
+        ignore_empty: Whether a label that is background everywhere after the augmentation counts as unlabelled.
     """
 
     classes: Sequence[str] | Mapping[str, Sequence[int]]
@@ -73,8 +73,8 @@ class Segmentation(Task):
         stored = self.values or tuple(range(count))
         if wrong or len(channels) != 3 * len(self.colors) or len({*stored, *self.ignore}) < count + len(self.ignore):
             raise ValueError(
-                f"Task '{self.name}' must have colours of three values, and different stored values of classes and of "
-                f"unlabeled pixels, all from 0 to 255; got {self.colors}, {stored} and {self.ignore}."
+                f"Task '{self.name}' must have colours of three values, and distinct stored values for classes and "
+                f"unlabelled pixels, all from 0 to 255; got {self.colors}, {stored} and {self.ignore}."
             )
 
     @property
@@ -106,7 +106,7 @@ class Segmentation(Task):
         return (*MODES, "RGB") if self.colors else MODES
 
     def read(self, label: Image.Image) -> np.ndarray:
-        """Class ids, uint8 `(height, width)`, 255 where unlabeled."""
+        """Decodes a label to class ids, uint8 `(height, width)`, 255 where unlabelled."""
         if label.mode == "RGB":
             return self._read_colors(np.asarray(label).astype(np.int32) @ (2**16, 2**8, 1))
         stored = np.asarray(label)
@@ -131,8 +131,8 @@ class Segmentation(Task):
             found = [(int(color) >> 16, int(color) >> 8 & 255, int(color) & 255) for color in np.unique(wrong)[:3]]
             raise ValueError(
                 f"found colours of no class in {wrong.size / stored.size:.1%} of the pixels, such as "
-                f"{', '.join(map(str, found))}; allowed are those of the classes and {UNLABELED}, unlabeled. Store "
-                "labels without loss (PNG)"
+                f"{', '.join(map(str, found))}; allowed are the colours of the classes, and {UNLABELED} where "
+                "unlabelled. Store labels in a lossless format (PNG)"
             )
         return np.where(places < self.channels, places, IGNORE_INDEX).astype(np.uint8)
 
@@ -163,7 +163,7 @@ class Segmentation(Task):
             yield name, self.palette[self.class_names.index(name)], f"{share:.1%}"
 
     def shares(self, ids: np.ndarray) -> dict[str, float]:
-        """The classes in a map, by name, with the share of the pixels each covers; the largest first."""
+        """Computes the fraction of the pixels that each class in a map covers, by name, the largest first."""
         found, counts = np.unique(ids, return_counts=True)
         shares: Any = counts / counts.sum()
         return {self.class_names[found[i]]: float(shares[i]) for i in np.argsort(-shares, kind="stable")}

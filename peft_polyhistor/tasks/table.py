@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The table of the dense tasks, one row each, and rows as plain data."""
+"""The table of dense tasks, with one row per task."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from .vectors import Vectors
 
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Segmentation, Regression, Binary, Vectors)}
 
-# Rows read as calls: `segmentation("lanes", classes=[...])`.
+# A row is written as a call: `segmentation("lanes", classes=[...])`.
 segmentation, regression, binary, vectors = Segmentation, Regression, Binary, Vectors
 
 # PASCAL-Context as in Polyhistor, arXiv:2210.03265, Sec. 5.1.
@@ -41,31 +41,31 @@ TASKS: dict[str, Task] = {task.name: task for task in PASCAL}
 
 
 def register_task(task: Task) -> None:
-    """Adds a row to `TASKS`, after which data, models, losses, metrics and pictures know the name.
+    """Adds a task to `TASKS`, which makes it known to data, models, losses and metrics.
 
-    A row that is there already in the same words stays.
+    Registering an equal task again has no effect.
 
     Raises:
-        ValueError: If the name is taken by another row.
-        TypeError: It is no row.
+        ValueError: Another task has the name.
+        TypeError: `task` is no `Task`.
     """
     if not isinstance(task, Task):
         raise TypeError(
-            f"A row is made by {', '.join(KINDS)}, got {task!r}. Write e.g. regression('depth', unit='m')."
+            f"A task is created by {', '.join(KINDS)}, got {task!r}. Write e.g. regression('depth', unit='m')."
         )
     if TASKS.get(task.name, task) != task:
         raise ValueError(
             f"A task named '{task.name}' exists already, {TASKS[task.name]}, and differs from {task}. Choose a name "
-            f"other than {', '.join(TASKS)}; or take the old one away with `del TASKS['{task.name}']`."
+            f"other than {', '.join(TASKS)}, or remove the old task with `del TASKS['{task.name}']`."
         )
     TASKS.setdefault(task.name, task)
 
 
 def get_tasks(names: Sequence[str]) -> list[Task]:
-    """The rows of the named tasks, in that order.
+    """Looks up tasks by name, in the given order.
 
     Raises:
-        ValueError: For no name, one text in place of a list, an unknown name, or a name given twice.
+        ValueError: `names` is empty or no list, or a name is unknown or given twice.
     """
     known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
     if isinstance(names, str) or not isinstance(names, Iterable):
@@ -77,18 +77,19 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
     if unknown:
         raise ValueError(f"Unknown tasks {unknown}. {known}")
     if len(set(names)) < len(names):
-        raise ValueError(f"Tasks may be named once each, got {names}. Remove the repetition. {known}")
+        raise ValueError(f"Each task may be named once, got {names}. Remove the repetition. {known}")
     return [TASKS[name] for name in names]
 
 
 def declare_tasks(items: Iterable[Any]) -> list[Any]:
-    """Registers the rows that are described among some tasks, and returns the names of all, in their order.
+    """Registers the tasks that are given by a description, and returns the names of all tasks in order.
 
     Args:
-        items: Names, and mappings of a name to its description, such as `{"depth": {"kind": "regression"}}`.
+        items: Names, or mappings from a name to a description, such as `{"depth": {"kind": "regression"}}`. Plain
+            names are not checked.
 
     Raises:
-        ValueError: As in `make_task` and `register_task`. The names of other tasks are not looked at.
+        ValueError: A description is invalid, or another task has the name.
     """
     names: list[Any] = []
     for item in [items] if isinstance(items, Mapping | str) else items:
@@ -99,9 +100,9 @@ def declare_tasks(items: Iterable[Any]) -> list[Any]:
 
 
 def describe_tasks(names: Iterable[str]) -> list[Any]:
-    """Tasks as plain data, which `declare_tasks` reads: a name, or a mapping of it where this package has no such row.
+    """Converts tasks to plain data for `declare_tasks`: a name, or a mapping for tasks that are not built in.
 
-    A row of a class of your own stays a name: whoever reads it must register it first.
+    A task of a class outside this package stays a name: the reader must register it first.
     """
     return [
         {name: row.to_dict()} if row is not None and row not in PASCAL and type(row) in KINDS.values() else name
@@ -110,18 +111,17 @@ def describe_tasks(names: Iterable[str]) -> list[Any]:
 
 
 def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None:
-    """Checks the labels of a task against the shape of its logits, before its loss.
+    """Checks the labels of a task against the shape of its logits.
 
-    Shapes and dtypes are always checked; the range of the values only for labels in CPU memory, as looking at values
-    makes the processor wait for a GPU.
+    The range of the values is checked in CPU memory only, as reading values makes the CPU wait for a GPU.
 
     Args:
         name: Name of the task.
-        logits_shape: Shape of its logits; only `(batch, channels)` of it is needed.
-        target: The labels.
+        logits_shape: Shape of the logits; only `(batch, channels)` is used.
+        target: Labels.
 
     Raises:
-        ValueError: For an unknown task, or a wrong shape, dtype or range.
+        ValueError: The task is unknown, or a shape, dtype or value is wrong.
     """
     [task] = get_tasks([name])
     if logits_shape[1] != task.channels:
@@ -133,41 +133,41 @@ def check_labels(name: str, logits_shape: Sequence[int], target: Tensor) -> None
 
 
 def count_labels(labels: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-    """By task, what its loss counts in its labels.
+    """Counts, by task, the labelled pixels or images that normalise its loss.
 
-    Where a step has several batches, one after the other or one per process, the mean of these over all of them goes
-    to the model with each batch as `counts`. The mean of the losses is then that of one large batch.
+    If a step has several batches, in sequence or on several processes, pass the mean of these counts to the model as
+    `counts` with each batch. The mean of the losses is then that of one large batch.
     """
     return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks)}
 
 
 def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """Mean relative change against reference scores, in percent; above 0 is better than the reference.
+    """Computes the mean relative change against reference scores, in percent; above 0 is better.
 
     100 / T * sum over the T tasks of (+/-)(M - S) / S,    minus where lower is better
     (Polyhistor, arXiv:2210.03265)
 
-    A task whose score and reference are both NaN was not measured, as the data has no label for it, and is left out.
+    A task whose score and reference are both NaN was not measured (the data has no label for it) and is left out.
 
     Args:
         scores: Headline score M of each task.
-        reference: Score S of each task, in the paper those of single-task full fine-tuning.
+        reference: Reference score S of each task; in the paper, that of single-task full fine-tuning.
 
     Returns:
-        NaN where no task was measured, or where only one of a task's two scores is NaN, such as that of a model that
-        diverged.
+        The change; NaN if no task was measured, or if only one of the two scores of a task is NaN (a diverged model).
 
     Raises:
-        ValueError: The tasks differ, there are none or unknown ones, or a reference score is 0.
+        ValueError: The tasks differ, are unknown, or there is none; or a reference score is 0.
     """
     if set(scores) != set(reference):
         raise ValueError(
-            f"Scores are of tasks {sorted(scores)}, the reference is of {sorted(reference)}. Give both for the same."
+            f"The scores have the tasks {sorted(scores)}, the reference has {sorted(reference)}. Give both for the "
+            "same tasks."
         )
     tasks = get_tasks(list(reference))
     zeros = [task.name for task in tasks if reference[task.name] == 0]
     if zeros:
-        raise ValueError(f"The reference score of {zeros} is 0, so no change relative to it exists. Leave them out.")
+        raise ValueError(f"The reference score of {zeros} is 0, so no relative change exists. Leave these tasks out.")
     measured = [task for task in tasks if not (math.isnan(scores[task.name]) and math.isnan(reference[task.name]))]
     changes = [
         (1 if task.higher_is_better else -1) * (scores[task.name] - reference[task.name]) / reference[task.name]

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that give each pixel a direction in the frame of the picture, such as surface normals."""
+"""Tasks that predict a direction for each pixel, such as surface normals."""
 
 import math
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 LOSSES = {"l1": normal_loss, "cosine": cosine_loss}
 
-# How far the length of a decoded normal may be from 1. Labels that are cut off to steps of 16 are off by up to
-# sqrt(3) * 15 / 127.5 = 0.20, and averages of two normals, as at edges of resized files, by 0.25 at 83 degrees.
-# Gray (128, 128, 128) has length 0.007, black and white 1.73.
+# Tolerance for the length 1 of a decoded normal. Labels truncated to steps of 16 are off by up to
+# sqrt(3) * 15 / 127.5 = 0.20; averages of two normals, as at edges of resized files, by 0.25 at 83 degrees.
+# Grey (128, 128, 128) has length 0.007, black and white 1.73.
 NORMAL_TOLERANCE = 0.25
 # (255 * component)^2 by stored value, as value / 127.5 - 1 = (2 * value - 255) / 255.
 _SQUARES = np.square(2 * np.arange(256, dtype=np.int32) - 255)
@@ -39,17 +39,17 @@ _MIN_LENGTH = 1e-6  # shorter vectors hold no direction
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors(Task):
-    """Unit vectors (x, y, z) in the frame of the picture: L1 or cosine loss, and angles in degrees.
+    """Unit vectors (x, y, z) in the frame of the image: L1 or cosine loss, and angles in degrees.
 
-    Labels are RGB pictures, component = value / 127.5 - 1; a colour whose length is not within 0.25 of 1 has no
-    direction: black, white and gray. Targets are float32 `(3, height, width)`, zero where unlabeled. A flip changes
-    the sign of x, and vectors turn with the picture. Labels are interpolated with a cubic kernel and made unit length
-    again; the border that a turn exposes is unlabeled.
+    Labels are RGB images, component = value / 127.5 - 1. A colour whose length differs from 1 by more than 0.25, such
+    as black, white and grey, has no direction. Targets are float32 `(3, height, width)`, zero where unlabelled. A flip
+    changes the sign of x, and a rotation turns the vectors with the image. Labels are interpolated with a cubic kernel
+    and normalised again; the border that a rotation exposes is unlabelled.
 
     Args:
-        objective: The loss: `"l1"`, of unit vectors, or `"cosine"`, one less the cosine of the angle.
-        within: Angles in degrees, of which the shares of pixels below are scored, and the median with them; none
-            leaves the mean angle alone.
+        objective: Loss: `"l1"` between unit vectors, or `"cosine"`, 1 - cosine of the angle.
+        within: Angles in degrees. The percentages of pixels below them are scored, and the median angle. If empty,
+            only the mean angle is scored.
     """
 
     objective: str = "l1"
@@ -81,7 +81,7 @@ class Vectors(Task):
         check_normal_labels(self.name, logits_shape, target)
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
-        """An RGB picture of components from -1 to 1, channels first or last; what is not finite has no direction."""
+        """Converts components from -1 to 1, channels first or last, to RGB; values that are not finite become 0."""
         if values.dtype.kind != "f":
             return super()._from_array(values)
         values = values.transpose(1, 2, 0) if values.shape[0] == 3 and values.shape[-1] != 3 else values
@@ -89,7 +89,7 @@ class Vectors(Task):
         return Image.fromarray(colors.round().astype(np.uint8))
 
     def read(self, label: Image.Image) -> tuple[Tensor, Tensor]:
-        """Vectors `(3, height, width)`, zero where unlabeled, and whether they are labeled `(height, width)`."""
+        """Decodes a label to vectors `(3, height, width)`, zero where unlabelled, and a mask `(height, width)`."""
         stored = np.array(label)
         valid = torch.from_numpy(find_normals(stored))
         colors = torch.from_numpy(stored).permute(2, 0, 1).contiguous()
@@ -106,16 +106,16 @@ class Vectors(Task):
         if geometry.draw is not None:
             vectors = flip_normals(vectors) if geometry.draw.flip else vectors
             vectors = rotate_normals(vectors, geometry.draw.degrees)
-        # Zeros around a valid pixel shorten its vector and leave its direction to its valid neighbours.
+        # Unlabelled neighbours are zero: they shorten an interpolated vector, and do not change its direction.
         kept = torch.from_numpy(geometry.take_nearest(Image.fromarray(valid.byte().numpy())))
-        length = vectors.square().sum(dim=0).sqrt_()  # far faster than `norm` over the first axis
+        length = vectors.square().sum(dim=0).sqrt_()  # much faster than `norm` over the first axis
         return vectors.mul_(torch.where((kept > 0) & (length > _MIN_LENGTH), 1 / length, 0))
 
     def unlabeled(self, size: tuple[int, int]) -> Tensor:
         return torch.zeros(3, *size)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Directions of length 1; a zero vector, which has none, stays zero."""
+        """Normalises vectors to length 1; a zero vector stays zero."""
         return F.normalize(logits.float(), dim=1)
 
     def find_ends(self, label: Tensor) -> Ends:
@@ -129,23 +129,21 @@ class Vectors(Task):
 
 
 def find_normals(colors: np.ndarray) -> np.ndarray:
-    """Where a color `(height, width, 3)` uint8 decodes to a vector of about unit length, bool `(height, width)`."""
+    """Finds the colours `(height, width, 3)` uint8 that decode to about unit length, bool `(height, width)`."""
     squares = _SQUARES[colors]
     length = squares[..., 0] + squares[..., 1] + squares[..., 2]  # squared; far faster than `sum` over the last axis
     return (length >= _LIMITS[0]) & (length <= _LIMITS[1])
 
 
 def flip_normals(normals: Tensor) -> Tensor:
-    """Normals `(..., 3, height, width)` as a mirror shows them: x changes sign. The pixels stay where they are."""
+    """Changes the sign of x in normals `(..., 3, height, width)`; the pixels keep their positions."""
     return normals * normals.new_tensor([-1, 1, 1]).view(3, 1, 1)
 
 
 def rotate_normals(normals: Tensor, degrees: float) -> Tensor:
-    """Turns the vectors `(..., 3, height, width)` with a picture turned counter-clockwise on screen.
+    """Rotates the vectors `(..., 3, height, width)` counter-clockwise on screen; the pixels keep their positions.
 
     (nx, ny, nz) -> (nx cos t + ny sin t, -nx sin t + ny cos t, nz)
-
-    The pixels stay where they are.
     """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = normals.new_tensor([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How a step is measured, and the table, goals and figure of a benchmark."""
+"""Measures the steps of a benchmark, and writes its table, goals and figure."""
 
 import argparse
 import json
@@ -32,11 +32,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 aten = torch.ops.aten
+# Operators that only allocate memory or return a view, besides those that PyTorch marks as views.
 FREE = (aten._unsafe_view, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the calls of operators that compute or copy, which views and fresh memory do not."""
+    """Counts the calls of operators that compute or copy; views and allocations do not count."""
 
     calls = 0
 
@@ -46,12 +47,12 @@ class OperationCounter(TorchDispatchMode):
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps at once at the most, each storage once, without those of `own`."""
+    """Measures the peak of the bytes that autograd keeps; each storage counts once, and storages of `own` do not."""
 
     def __init__(self, own: list[Tensor]):
         self.peak = self._total = 0
         self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
-        self._times_held = Counter()  # by address
+        self._times_held = Counter()  # by address of the storage
         super().__init__(partial(Held, self), lambda held: held.tensor)
 
     def hold(self, tensor: Tensor, times: int) -> None:
@@ -67,7 +68,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class Held:
-    """A saved tensor, which tells its counter when autograd lets go of it."""
+    """A saved tensor, which informs its counter when autograd releases it."""
 
     def __init__(self, counter: SavedBytes, tensor: Tensor):
         self.tensor, self._counter = tensor, counter
@@ -78,7 +79,7 @@ class Held:
 
 
 def measure_cost(step: Step, model: nn.Module, device: torch.device) -> dict[str, int]:
-    """Counts what a step takes besides time; the step runs four times, the first to warm up."""
+    """Counts the operations and the memory of a step. The step runs four times, the first time to warm up."""
     step()
     with FlopCounterMode(display=False) as flops, OperationCounter() as operations:
         step()
@@ -86,15 +87,15 @@ def measure_cost(step: Step, model: nn.Module, device: torch.device) -> dict[str
     with saved:
         step()
     return {
-        "flops": flops.get_total_flops(),  # of matrix products, convolutions and attention
+        "flops": flops.get_total_flops(),  # matrix products, convolutions and attention
         "operations": operations.calls,
-        "saved_bytes": saved.peak,  # kept for the backward pass
+        "saved_bytes": saved.peak,  # tensors kept for the backward pass
         "peak_bytes": measure_peak(step, device),
     }
 
 
 def measure_peak(step: Step, device: torch.device) -> int:
-    """Returns the bytes that a step takes at the most, above those taken before it."""
+    """Measures the peak memory of a step in bytes, above the memory in use before it."""
     if device.type != "cpu":
         before = torch.accelerator.memory_allocated(device)
         torch.accelerator.reset_peak_memory_stats(device)
@@ -111,10 +112,10 @@ def measure_peak(step: Step, device: torch.device) -> int:
 
 
 def measure_times(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Takes the seconds of every step once a round, so that what slows the machine down slows all steps down.
+    """Measures the seconds of every step once per round, so that other load on the machine affects all steps alike.
 
-    The order turns around from round to round; the first round does not count. On a CPU the time is that of the
-    process, summed over its threads: other work on the machine does not count.
+    The order of the steps alternates; the first round warms up. On a CPU, process time is measured, summed over all
+    threads, which excludes other processes.
     """
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
@@ -130,23 +131,23 @@ def measure_times(steps: Mapping[str, Step], rounds: int, device: torch.device) 
 
 
 class Goal(NamedTuple):
-    """A ratio to reach: a figure of one step over that of another."""
+    """An upper limit for the ratio of a figure of one step to that of a reference."""
 
     text: str
     figure: str  # "seconds", or a figure of `measure_cost`
     step: str
-    references: tuple[str, ...]  # the one with the least counts
+    references: tuple[str, ...]  # the reference with the lowest figure is used
     limit: float
 
     def judge(self, figures: Mapping[str, dict]) -> dict:
-        """The goal with the ratio that was measured."""
+        """Returns the goal with the measured ratio."""
         least = min(figures[name][self.figure] for name in self.references)
         ratio = figures[self.step][self.figure] / least
         return {**self._asdict(), "ratio": ratio, "reached": ratio <= self.limit}
 
 
 def positive(text: str) -> int:
-    """A whole number above 0; argparse says so where it is none."""
+    """Parses an integer above 0; argparse turns the ValueError into a message."""
     if int(text) < 1:
         raise ValueError
     return int(text)
@@ -154,23 +155,23 @@ def positive(text: str) -> int:
 
 def parse_options(name: str, document: str, arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="Swin-T", choices=ENCODERS, help="with random weights")
-    parser.add_argument("--method", default="polyhistor_lite", choices=CAN_BAKE)
-    parser.add_argument("--tasks", default=[4], type=positive, nargs="+", help="numbers of tasks")
-    parser.add_argument("--image_sizes", default=[224, 512], type=positive, nargs="+", help="pixels")
-    parser.add_argument("--batch_size", default=1, type=positive, help="images")
-    parser.add_argument("--decoder_width", default=256, type=positive, help="channels inside the decoders")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--encoder", default="Swin-T", choices=ENCODERS, help="Encoder, with random weights.")
+    parser.add_argument("--method", default="polyhistor_lite", choices=CAN_BAKE, help="Adapter method.")
+    parser.add_argument("--tasks", default=[4], type=positive, nargs="+", help="Numbers of tasks.")
+    parser.add_argument("--image_sizes", default=[224, 512], type=positive, nargs="+", help="Sides in pixels.")
+    parser.add_argument("--batch_size", default=1, type=positive, help="Images per step.")
+    parser.add_argument("--decoder_width", default=256, type=positive, help="Channels inside the decoders.")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="Precision of models and images.")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    parser.add_argument("--device", default=str(accelerator or "cpu"), help="as PyTorch names it")
-    parser.add_argument("--rounds", default=5, type=positive, help="times that every step is timed")
-    parser.add_argument("--threads", default=1, type=positive, help="of the CPU")
-    parser.add_argument("--compile", action="store_true", help="compile every model before it is timed, not counted")
-    parser.add_argument("--output_dir", default=f"runs/{name}", type=Path)
+    parser.add_argument("--device", default=str(accelerator or "cpu"), help="PyTorch device.")
+    parser.add_argument("--rounds", default=5, type=positive, help="Number of timed runs of every step.")
+    parser.add_argument("--threads", default=1, type=positive, help="Number of CPU threads.")
+    parser.add_argument("--compile", action="store_true", help="Compile every model before its steps are timed.")
+    parser.add_argument("--output_dir", default=f"runs/{name}", type=Path, help="Output folder.")
     options = parser.parse_args(arguments)
     if min(options.image_sizes) < 32:
         parser.error(
-            f"--image_sizes: must be at least 32, the coarsest stride of the encoders, got {options.image_sizes}"
+            f"--image_sizes: must be at least 32, the largest stride of the encoders, got {options.image_sizes}"
         )
     return options
 
@@ -183,7 +184,7 @@ def run_benchmark(
     make_goals: Callable[[str], list[Goal]],
     arguments: Sequence[str],
 ) -> list[dict]:
-    """Measures what the command line asks for, prints it beside `reference`, and writes it as JSON and as a figure."""
+    """Runs a benchmark from its command line, prints the figures relative to `reference`, and writes JSON and SVG."""
     options = parse_options(name, document, arguments)
     torch.set_num_threads(options.threads)
     device, results = torch.device(options.device), []
@@ -204,7 +205,7 @@ def run_benchmark(
 def measure(
     contestants: Mapping[str, Contestant], rounds: int, device: torch.device, compiles: bool = False
 ) -> dict[str, dict]:
-    """Figures of every contestant: those of `measure_cost`, the median of `seconds`, and their `range`."""
+    """Measures every contestant: the figures of `measure_cost`, and the median and range of its seconds."""
     costs = {name: measure_cost(step, model, device) for name, (step, model) in contestants.items()}
     if compiles:
         for model in {id(model): model for _, model in contestants.values()}.values():
@@ -226,7 +227,7 @@ def print_result(result: Mapping, reference: str) -> None:
         sizes = [f"{figures[key] / 1e6:.0f}" for key in ("saved_bytes", "peak_bytes")]
         rows.append([name, *times, f"{figures['flops'] / 1e9:.1f}", str(figures["operations"]), *sizes])
     print(align(rows))
-    print(f"seconds: on a CPU those of all its threads; ratio: of seconds, to '{reference}'")
+    print(f"seconds: on a CPU, summed over all threads; ratio: seconds relative to '{reference}'")
     for goal in result["goals"]:
         verdict = "reached" if goal["reached"] else "MISSED"
         print(f"{goal['ratio']:.3f}, goal {goal['limit']:.2f}: {verdict}. {goal['text']}")
@@ -246,4 +247,4 @@ def write(name: str, options: argparse.Namespace, results: list[dict]) -> None:
             name_of_line = f"{step}, {result['image_size']} px"
             lines.setdefault(name_of_line, []).append((result["tasks"], figures["seconds"]))
     save_svg(draw_lines(lines, "tasks", "seconds"), f"Seconds by tasks of {', '.join(lines)}", folder / f"{name}.svg")
-    print(f"\nAll of it is in {folder}.")
+    print(f"\nWrote {folder / name}.json and .svg.")

@@ -1,12 +1,12 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time, memory and operations of predicting several tasks, against references in the same run.
+"""Time, memory and operations of predictions for several tasks, compared with references in the same run.
 
     python recipes/benchmarks/inference.py                                       # Swin-T, 4 tasks, 224 and 512 px
     python recipes/benchmarks/inference.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
 
-The references are plain models, one per task, each with a whole encoder. training.py says how time is taken. Prints a
-table with the goals, and writes benchmark_inference.json and benchmark_inference.svg.
+The references are plain models, one per task, each with its own encoder. Time is measured as in training.py. The
+script prints a table with the goals, and writes benchmark_inference.json and benchmark_inference.svg.
 """
 
 import sys
@@ -25,7 +25,7 @@ LORA, VMT = "PEFT LoRA", "vmt_adapter"
 
 
 def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
-    """Logits of all tasks, by name."""
+    """Creates the contestants by name; a step computes the logits of all tasks."""
     pixels = problem.images()
 
     def predict(model: nn.Module) -> Contestant:

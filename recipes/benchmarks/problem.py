@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The models that the benchmarks compare, ours and references on equal encoders, and what they compute."""
+"""Models, images and labels of the benchmarks: adapted models and references on equal encoders."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, SwinConfig, SwinModel
 
-from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, load_encoder, register_task
-from peft_polyhistor.config import PASCAL_TASKS, BottleneckConfig
+from peft_polyhistor import METHODS, PASCAL_TASKS, TASKS, MultiTaskDenseModel, load_encoder, register_task
+from peft_polyhistor.config import BottleneckConfig
 from peft_polyhistor.methods.per_task import adapt_per_task
 from peft_polyhistor.models.blocks import find_blocks
 from peft_polyhistor.models.decoder import DenseDecoder
@@ -26,14 +26,14 @@ CAN_BAKE = [name for name, c in METHODS.items() if issubclass(c, BottleneckConfi
 
 
 class Contestant(NamedTuple):
-    """A step that takes part, and the model whose parameters do not count as its memory."""
+    """A step to measure, and its model, whose parameters do not count as memory of the step."""
 
     step: Step
     model: nn.Module
 
 
 def make_swin(embed_dim: int, depth: int) -> PreTrainedModel:
-    """A Swin with random weights, from the channels of its first stage and the blocks of its third."""
+    """Creates a Swin with random weights; `embed_dim` is the width of stage 1, `depth` the blocks of stage 3."""
     heads = [embed_dim // 32 * 2**stage for stage in range(4)]
     return SwinModel(
         SwinConfig(embed_dim=embed_dim, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False
@@ -50,7 +50,7 @@ ENCODERS = {
 
 @dataclass
 class Problem:
-    """Images with labels, and the sizes of the model that computes on them."""
+    """Sizes of a model and its random images and labels."""
 
     encoder: str
     tasks: list[str]
@@ -77,7 +77,7 @@ class Problem:
 
 @contextmanager
 def registered(count: int) -> Iterator[list[str]]:
-    """Names of as many tasks, rows of `TASKS` within this block: PASCAL-Context's, repeated beyond four."""
+    """Yields the names of `count` tasks that are registered within the block; beyond four, PASCAL's tasks repeat."""
     before, names = dict(TASKS), list(PASCAL_TASKS[:count])
     for i in range(len(names), count):
         base = PASCAL_TASKS[i % len(PASCAL_TASKS)]
@@ -91,7 +91,7 @@ def registered(count: int) -> Iterator[list[str]]:
 
 
 class PaperDecoder(DenseDecoder):
-    """The decoder as papers write it: every map is projected and enlarged, and all together are fused."""
+    """The decoder as papers describe it: each map is projected and enlarged, then the concatenated maps are fused."""
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         enlarged = []
@@ -108,7 +108,7 @@ def make_dense(problem: Problem, papers_decoders: bool = False, **kwargs: Any) -
     model = MultiTaskDenseModel.from_encoder(encoder, problem.tasks, decoder_width=problem.decoder_width, **kwargs)
     if papers_decoders:
         for head in model.decoders.heads.values():
-            head.__class__ = PaperDecoder  # it has the same parameters
+            head.__class__ = PaperDecoder  # has the same parameters
     return model.to(problem.device, problem.dtype)
 
 
@@ -119,7 +119,7 @@ def make_adapted(problem: Problem, method: str, papers_decoders: bool = False) -
 
 
 def make_lora(problem: Problem, papers_decoders: bool) -> nn.Module:
-    """PEFT's LoRA of rank 4 on queries, keys and values, one adapter per task."""
+    """Creates a model with PEFT's LoRA of rank 4 on queries, keys and values, one adapter per task."""
     model = make_dense(problem, papers_decoders)
     names = [name.removeprefix("encoder.") for block in find_blocks(model) for name in block.projections]
     return adapt_per_task(model, LoraConfig(r=4, target_modules=names)).to(problem.device, problem.dtype)

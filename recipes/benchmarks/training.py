@@ -1,14 +1,15 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Time, memory and operations of a training step of several tasks, against references in the same run.
+"""Time, memory and operations of a training step for several tasks, compared with references in the same run.
 
     python recipes/benchmarks/training.py                                       # Swin-T, 4 tasks, 224 and 512 px
     python recipes/benchmarks/training.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
     python recipes/benchmarks/training.py --device cuda --dtype bfloat16
 
-A step is forward and backward, without an optimiser, on random images and labels. Steps take turns, so that what
-slows the machine down slows them all down; on a CPU the time is that of the process, summed over its threads. What can
-be counted is counted exactly. Prints a table with the goals, and writes benchmark_training.json and its .svg.
+A step is a forward and a backward pass on random images and labels, without an optimiser. The steps take turns, so
+other load on the machine affects all of them alike. On a CPU, process time is measured, summed over all threads.
+Operations and bytes are counted exactly. The script prints a table with the goals, and writes benchmark_training.json
+and benchmark_training.svg.
 """
 
 import sys
@@ -34,7 +35,7 @@ GENERATION = ", generation alone"
 
 
 def training_steps(problem: Problem, method: str, names: Sequence[str] | None = None) -> dict[str, Contestant]:
-    """Forward and backward passes of all tasks, without an optimiser, by name; `names` chooses some."""
+    """Creates the contestants by name, or those in `names`; a step runs all tasks forward and backward."""
     pixels, labels = problem.images(), problem.labels()
 
     def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
@@ -91,7 +92,7 @@ def training_steps(problem: Problem, method: str, names: Sequence[str] | None = 
 
 
 def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
-    """The frozen encoder on each batch, and the gradient from its maps to its first block: no step does without."""
+    """A lower bound of every step: the frozen encoder on each batch, with gradients from its maps to block 1."""
     encoder = make_dense(problem).encoder.requires_grad_(False).train()
     first_block = encoder.get_submodule(find_blocks(encoder)[0].name)
     with torch.no_grad():
@@ -110,14 +111,14 @@ def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
 
 
 def generate(model: nn.Module, problem: Problem) -> Contestant:
-    """The weights of all adapters, and the gradient from them to what generates them."""
+    """Generation of all adapter weights, and the gradient from the weights to the generator's parameters."""
     adapters = model.base_model.router
     gradients = []
 
     def step() -> None:
         sites = adapters.weights_of(["default"], tasks=problem.tasks)
         weights = [tensor for parts in sites.values() for part, _ in parts for tensor in part if tensor.requires_grad]
-        if not gradients:  # of the first step, which does not count
+        if not gradients:  # in the first step, which warms up
             gradients.extend(map(torch.ones_like, weights))
         torch.autograd.backward(weights, gradients)
         model.zero_grad()

@@ -1,10 +1,10 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the parameter columns of the paper's Tables 1 to 8, ours beside the paper's. Needs no weights and no data.
+"""Compares our parameter counts with the paper's Tables 1 to 8 (Polyhistor, arXiv:2210.03265).
 
     python recipes/paper/parameters.py
 
-Models are built on PyTorch's meta device, which keeps shapes and no values.
+Models are built on PyTorch's meta device, so neither weights nor data are needed.
 """
 
 import json
@@ -18,8 +18,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import PvtConfig, PvtModel, SwinConfig, SwinModel
 
-from peft_polyhistor import METHODS, MultiTaskDenseModel
-from peft_polyhistor.config import PASCAL_TASKS
+from peft_polyhistor import METHODS, PASCAL_TASKS, MultiTaskDenseModel
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.models.encoder import view_encoder
 from peft_polyhistor.studies.paper import PARTS, PaperRow, read_rows
@@ -31,7 +30,7 @@ TABLES = Path(__file__).with_name("tables.csv")
 
 
 class Slip(NamedTuple):
-    """Where the paper's figures contradict its own other rows."""
+    """Figures of the paper that contradict its own other rows."""
 
     backbone: str
     method: str
@@ -63,7 +62,7 @@ SLIPS = (
 
 
 def make_encoder(backbone: str) -> nn.Module:
-    """The paper's encoder of this name, with random weights."""
+    """Creates the encoder that the paper calls `backbone`, with random weights."""
     if backbone == "PVT-S":
         return PvtModel(PvtConfig(depths=[3, 4, 6, 3]))
     width, depth = {"Swin-T": (96, 6), "Swin-B": (128, 18)}[backbone]
@@ -71,13 +70,8 @@ def make_encoder(backbone: str) -> nn.Module:
     return SwinModel(SwinConfig(embed_dim=width, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False)
 
 
-def explain(row: PaperRow) -> str | None:
-    """Why the row's figures are not ours, where that is known."""
-    return next((slip.explanation for slip in SLIPS if slip.is_of(row)), None)
-
-
 def count(row: PaperRow) -> dict[str, int]:
-    """Trainable parameters of a row by part, for the four tasks."""
+    """Counts the trainable parameters of a row by part, for the four tasks."""
     method, settings = row.as_ours()
     return _count(row.backbone, method, json.dumps(settings))
 
@@ -97,12 +91,12 @@ def _count(backbone: str, method: str, settings: str) -> dict[str, int]:
 
 
 def to_millions(parameters: int) -> str:
-    """Two digits, rounded half up as on paper."""
+    """Formats millions with two decimals, rounded half up."""
     return str((Decimal(parameters) / 10**6).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def make_line(row: PaperRow) -> list[str]:
-    """Cells of a row: ours beside the paper's, and what is to be said about it."""
+    """Returns the cells of a row: our counts, the paper's, and the verdict."""
     name = [str(row.table), row.backbone, f"{row.method} {row.setting}".strip()]
     sizes = count(row)
     cells = [cell for part in PARTS for cell in (to_millions(sizes[part]), row.parameters[part] or "-")]
@@ -110,9 +104,9 @@ def make_line(row: PaperRow) -> list[str]:
 
 
 def judge(row: PaperRow, sizes: dict[str, int]) -> str:
-    """What is to be said of a row: the figures agree, were not transcribed, or differ, and why."""
+    """Returns the verdict on a row: its figures agree, were not transcribed, or differ, with the known reason."""
     differs = any(figure and figure != to_millions(sizes[part]) for part, figure in row.parameters.items())
-    known = explain(row)
+    known = next((slip.explanation for slip in SLIPS if slip.is_of(row)), None)
     if known and (differs or not all(row.parameters.values())):
         return f"slip: {known}"
     if differs:

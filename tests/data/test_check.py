@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import check_archive, decode, find_faults, load_pascal_context
+from peft_polyhistor.data import check_archive, decode, load_pascal_context
 
 
 def damage(archive):
@@ -23,9 +23,9 @@ def damage(archive):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_faults_are_found_in_one_go(workers, archive):
-    assert find_faults(archive, workers=workers) == []
+    assert check_archive(archive, workers=workers).faults == []
     damage(archive)
-    faults = find_faults(archive, workers=workers)
+    faults = check_archive(archive, workers=workers).faults
     files = [fault.split(":")[0].removeprefix(f"{archive}/") for fault in faults]
     assert files == [
         "ImageSets/Context/val.txt",
@@ -34,7 +34,7 @@ def test_all_faults_are_found_in_one_go(workers, archive):
         "human_parts/2008_000003.mat",
         "sal_distill/2008_000004.png",
     ]
-    assert len(find_faults(archive, ["semseg"], ["train"], workers=workers)) == 2
+    assert len(check_archive(archive, ["semseg"], ["train"], workers=workers).faults) == 2
 
 
 def test_command_sums_up_a_whole_archive(archive, capsys):
@@ -69,14 +69,14 @@ def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_file_that_ends_its_process_is_a_fault_among_others(workers, archive, monkeypatch):
     damage(archive)
-    expected = find_faults(archive)
+    expected = check_archive(archive).faults
     read = decode.READERS["normals"]
 
     def die(path, *arguments):
         return os._exit(1) if "000002" in path.name else read(path, *arguments)
 
     monkeypatch.setitem(decode.READERS, "normals", die)
-    faults = find_faults(archive, workers=workers)
+    faults = check_archive(archive, workers=workers).faults
     [crash] = [fault for fault in faults if fault not in expected]
     assert [fault for fault in faults if fault != crash] == expected
     assert "normals_distill/2008_000002.png or " in crash and crash.endswith(
@@ -91,7 +91,7 @@ def test_archives_say_what_to_install_where_scipy_is_missing(archive, monkeypatc
             load_pascal_context(archive, tasks)
     assert main(["data", "check", str(archive)]) == 1
     assert "'scipy' is not installed" in capsys.readouterr().err
-    assert find_faults(archive, ["semseg", "saliency"]) == []
+    assert check_archive(archive, ["semseg", "saliency"]).faults == []
 
 
 def test_command_lists_faults_and_fails(archive, capsys):
@@ -109,4 +109,4 @@ def test_command_names_a_wrong_folder(tmp_path, capsys):
 
 def test_unknown_splits_are_refused(archive):
     with pytest.raises(ValueError, match=r"Unknown splits \['test'\]; PASCAL_MT has train, val"):
-        find_faults(archive, splits=["train", "test"])
+        check_archive(archive, splits=["train", "test"])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from scipy.io import savemat
 
-from peft_polyhistor.data import DENSE_TASKS, JointTransform, find_faults, load_pascal_context
+from peft_polyhistor import PASCAL_TASKS
+from peft_polyhistor.data import JointTransform, check_archive, load_pascal_context
 from peft_polyhistor.data.archive import PascalArchive
 from peft_polyhistor.tasks.losses import IGNORE_INDEX
 
@@ -262,9 +263,9 @@ def test_the_loader_takes_an_archive_whole_or_leaves_nothing(write_archive, tmp_
             elif kind == "device":
                 path.symlink_to("/dev/zero")
     dataset = outcome(lambda: load_pascal_context(archive, cache_dir=str(cache)), str(archive))
-    assert (find_faults(archive, splits=["train"]) == []) is (dataset is not None)
+    assert (check_archive(archive, splits=["train"]).faults == []) is (dataset is not None)
     if dataset is None:
         assert not [file for file in cache.rglob("*") if file.suffix in (".arrow", ".json")]
         return
     for row in dataset:
-        assert all(row[task].size == row["image"].size for task in DENSE_TASKS)
+        assert all(row[task].size == row["image"].size for task in PASCAL_TASKS)

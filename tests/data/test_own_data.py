@@ -114,7 +114,7 @@ def test_the_command_checks_what_a_recipes_file_describes(folder, tmp_path, caps
     file.write_text(yaml.safe_dump({"tasks": [{name: rows[name]} for name in TWO], "layout": LAYOUT}))
     assert main(["data", "check", str(folder), "--config", str(file)]) == 0
     output = capsys.readouterr().out.splitlines()
-    assert output[-1] == f"No faults in {folder}: pictures 4 train, 4 val; tasks lanes, depth."
+    assert output[-1] == f"No faults in {folder}: images 4 train, 4 val; tasks lanes, depth."
     assert output[:2] == [
         "Labels of depth that are missing: 2, such as 2.",
         "Labels of lanes that are missing: 2, such as 1.",

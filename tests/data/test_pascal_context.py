@@ -11,12 +11,12 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 from scipy.io import loadmat, savemat
 
+from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.data import (
-    DENSE_TASKS,
     JointTransform,
+    check_archive,
     collate,
     decode,
-    find_faults,
     load_dense_dataset,
     load_pascal_context,
 )
@@ -31,14 +31,14 @@ def pixels(path):
 def test_pictures_and_labels_are_the_archives(archive, cache):
     dataset = load_pascal_context(archive, split="train", cache_dir=cache)
     assert dataset["image_id"][:] == ["2008_000001", "2008_000002", "2008_000003"]
-    assert dataset.column_names == ["image_id", "image", *DENSE_TASKS]
+    assert dataset.column_names == ["image_id", "image", *PASCAL_TASKS]
     raw = dataset.cast_column("image", Image(decode=False))
     for row, raw_row in zip(dataset, raw, strict=True):
         name = row["image_id"]
         # A path would be read in place of the bytes, if such a file lies in the working folder.
         assert raw_row["image"] == {"bytes": (archive / f"JPEGImages/{name}.jpg").read_bytes(), "path": None}
         folder = "pascal-context" if name == "2008_000003" else "VOC12"
-        assert [row[task].mode for task in DENSE_TASKS] == ["L", "L", "L", "RGB"]
+        assert [row[task].mode for task in PASCAL_TASKS] == ["L", "L", "L", "RGB"]
         np.testing.assert_array_equal(row["semseg"], pixels(archive / f"semseg/{folder}/{name}.png"))
         np.testing.assert_array_equal(row["saliency"], pixels(archive / f"sal_distill/{name}.png"))
 
@@ -243,7 +243,7 @@ def test_loader_and_checker_name_every_fault(name, archive, cache):
     damage(archive)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load_pascal_context(archive, cache_dir=cache)
-    assert find_faults(archive, splits=["train"]) == [" ".join(str(error.value).split())]
+    assert check_archive(archive, splits=["train"]).faults == [" ".join(str(error.value).split())]
     assert str(archive) in str(error.value)
     assert not [name for _, _, names in os.walk(cache) for name in names if name.endswith((".arrow", ".json"))]
 
@@ -334,7 +334,7 @@ def test_nothing_is_written_into_the_archive(archive, cache):
 
     before = listing()
     load_pascal_context(archive, cache_dir=cache)
-    find_faults(archive)
+    check_archive(archive)
     assert listing() == before
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import (
-    DENSE_TASKS,
     JointTransform,
     load_dense_dataset,
     load_pascal_context,
@@ -27,7 +27,7 @@ def test_the_longer_side_is_cut_and_the_ratio_stays(dataset):
 
 def test_labels_keep_their_size_and_hold_no_new_values(dataset):
     for row, small in zip(dataset, shrink(dataset, 10), strict=True):
-        for task in DENSE_TASKS:
+        for task in PASCAL_TASKS:
             assert small[task].size == small["image"].size and small[task].mode == row[task].mode
             channels = np.asarray(row[task]).shape[2:]
             colors = {tuple(color) for color in np.asarray(row[task]).reshape(-1, *channels or (1,)).tolist()}

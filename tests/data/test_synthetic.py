@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Features, Image, Value
 
-from peft_polyhistor.data import DENSE_TASKS
+from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.data import scenes as renderer
 from peft_polyhistor.data.scenes import CLASSES, render_scene
 from peft_polyhistor.data.scenes.solids import BALL, BOX, CAPSULE, FRUSTUM, RING, DepthBuffer, Solid, rotation
@@ -152,7 +152,7 @@ def test_normals_are_the_slope_of_the_depth(shape, form):
 
 def test_dataset_holds_the_rendered_arrays(tmp_path):
     dataset = synthetic_scenes(split="val", count=3, image_size=(32, 48), seed=7, cache_dir=str(tmp_path))
-    pictures = {name: Image() for name in ("image", *DENSE_TASKS)}
+    pictures = {name: Image() for name in ("image", *PASCAL_TASKS)}
     assert dataset.features == Features({"image_id": Value("string"), **pictures})
     for number, row in enumerate(dataset):
         scene = render_scene(7, 2 * number + 1, (32, 48))

@@ -11,17 +11,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from unit_colors import random_unit_colors
 
-from peft_polyhistor.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    JointTransform,
-    collate,
-    flip_normals,
-    load_pascal_context,
-    normalize_image_size,
-    rotate_normals,
-)
+from peft_polyhistor.data import JointTransform, collate, load_pascal_context
 from peft_polyhistor.data.geometry import Draw
+from peft_polyhistor.models.image_processor import IMAGENET_MEAN, IMAGENET_STD, normalize_image_size
+from peft_polyhistor.tasks.vectors import flip_normals, rotate_normals
 
 
 # float32 arithmetic on values of about 1.

@@ -55,7 +55,7 @@ def test_a_picture_is_uploaded_and_its_maps_are_shown(page, tmp_path):
     file = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 71, 3), dtype=np.uint8)).save(file)
     page.get_by_role("button", name="Predict").click()
-    page.get_by_text("Upload a picture first.").wait_for()
+    page.get_by_text("Upload an image first.").wait_for()
     page.locator("input[type=file]").first.set_input_files(file)
     page.get_by_role("button", name="Predict").click()
     page.get_by_text("semseg:").first.wait_for()

@@ -227,7 +227,7 @@ def test_the_command_writes_maps_and_a_page(model, checkpoint, picture, tmp_path
     out = tmp_path / "out"
     assert main(["predict", checkpoint, *sources, "--out", str(out)]) == 1
     output = capsys.readouterr()
-    assert "There is no file" in output.err and f"2 of 3 pictures are in {out / 'index.html'}" in output.out
+    assert "There is no file" in output.err and f"2 of 3 images are in {out / 'index.html'}" in output.out
     assert sorted(path.name for path in out.iterdir()) == ["a_b", "a_b-2", "index.html"]
     maps = MultiTaskPredictor(model)(picture).maps
     assert np.array_equal(np.asarray(Image.open(out / "a_b" / "semseg.png")), maps["semseg"])

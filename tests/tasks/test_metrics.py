@@ -128,19 +128,19 @@ def test_class_scores_of_a_diverged_model_and_of_metrics_without_classes():
 
 
 @pytest.mark.parametrize("case", [binary_case, normal_case])
-def test_a_picture_scores_what_it_would_alone(case):
+def test_a_image_scores_what_it_would_alone(case):
     metric, logits, references = case()
     references[0] = 1 if case is binary_case else normal_map(0.0, 0.0, 1.0)[0]
     rows = metric.statistics(logits, references)
-    scores = metric.picture_scores(rows)
+    scores = metric.image_scores(rows)
     assert len(metric) == 0 and len(scores) == PICTURES
     for i in (i for i in range(PICTURES) if references[i].any()):
         assert scores[i] == metric.compute(predictions=logits[[i]], references=references[[i]])
 
 
-def test_a_picture_scores_the_mean_of_the_classes_that_are_in_it():
+def test_a_image_scores_the_mean_of_the_classes_that_are_in_it():
     metric, logits, references = class_case()
-    scores = metric.picture_scores(metric.statistics(logits, references))
+    scores = metric.image_scores(metric.statistics(logits, references))
     for i in range(PICTURES):
         metric.add(prediction=logits[i], reference=references[i])
         present = [score for score in metric.class_scores() if not math.isnan(score)]
@@ -154,7 +154,7 @@ def test_a_picture_without_a_label_or_with_predictions_that_are_not_finite_has_n
     references[[0, 1]], references[[2, 3]] = references[[4, 5]], references[[5, 4]]
     references[1] = unlabeled
     logits[3, 0, 1, 2] = math.inf
-    scores = metric.picture_scores(metric.statistics(logits, references))
+    scores = metric.image_scores(metric.statistics(logits, references))
     for i, values in enumerate(scores):
         assert all(math.isnan(value) == (i in (1, 3)) for value in values.values())
 
@@ -239,7 +239,7 @@ def test_one_class_is_enough():
     assert MeanIoU(1).compute(predictions=torch.randn(1, 1, *SMALL), references=references) == {"mIoU": 100}
 
 
-def test_a_metric_without_scores_of_its_own_for_a_picture_scores_it_as_a_set_of_one():
+def test_a_metric_without_scores_of_its_own_for_a_image_scores_it_as_a_set_of_one():
     class Brightness(RunningMetric):
         def _check(self, shape, references):
             pass
@@ -251,7 +251,7 @@ def test_a_metric_without_scores_of_its_own_for_a_picture_scores_it_as_a_set_of_
             return {"brightness": totals[0] / pictures}
 
     metric, pictures = Brightness(1), torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
-    assert metric.picture_scores(metric.statistics(pictures, pictures)) == [{"brightness": 3}, {"brightness": 5}]
+    assert metric.image_scores(metric.statistics(pictures, pictures)) == [{"brightness": 3}, {"brightness": 5}]
     assert metric.compute(predictions=pictures, references=pictures) == {"brightness": 4}
     assert metric.class_scores() == []
 
@@ -418,8 +418,8 @@ def test_the_help_of_evaluate_works():
 def test_rows_are_checked():
     with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(pictures, 13\)"):
         MeanIoU(4).update(torch.zeros(2, 9))
-    with pytest.raises(ValueError, match=r"MeanIoU.picture_scores got .* of shape \(2, 3\)"):
-        MeanIoU(4).picture_scores(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"MeanIoU.image_scores got .* of shape \(2, 3\)"):
+        MeanIoU(4).image_scores(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"of shape \(2, 15\)"):
         MeanIoU(4).update(torch.zeros(2, 15, dtype=torch.int64))
 

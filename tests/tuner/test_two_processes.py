@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from peft_polyhistor import TASKS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.data import JointTransform, collate
 from peft_polyhistor.data.synthetic import synthetic_scenes
-from peft_polyhistor.evaluation import collect_statistics, score_pictures, score_tasks
+from peft_polyhistor.evaluation import collect_statistics, score_images, score_tasks
 
 class PerPixel(nn.Module):  # does not round by the size of a batch, as a product of matrices may
     def forward(self, pixels, tasks, full_resolution):
@@ -41,7 +41,7 @@ layouts = [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (7, 0), (2, 1), (2, 4)]
 for model, batch_size, workers in [(dense, 1, 0), *((PerPixel(), *layout) for layout in layouts)]:
     loader = DataLoader(scenes, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     rows = collect_statistics(model, accelerator.prepare(loader), list(TASKS), accelerator)
-    scores = {"all": score_tasks(rows), "pictures": str(score_pictures(rows))}  # text, as NaN is not itself
+    scores = {"all": score_tasks(rows), "pictures": str(score_images(rows))}  # text, as NaN is not itself
     if accelerator.is_main_process:
         print(json.dumps([type(model).__name__, batch_size, workers, scores]))
 accelerator.end_training()

@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural scenes with exact labels of all four dense tasks, made by numpy and scipy alone.
+"""Procedural scenes with exact labels of the four dense tasks of PASCAL-Context, made with NumPy and SciPy only.
 
-`solids.py` renders. `models.py`, `animals.py` and `figures.py` say what there is to see, `materials.py`, `setting.py`
-and `light.py` how it looks, `labels.py` which labels follow, and `render.py` puts a scene together.
+`render.py` composes a scene. `models.py`, `animals.py` and `figures.py` hold the objects, `solids.py` renders them,
+`materials.py`, `setting.py` and `light.py` determine colours, surroundings and light, and `labels.py` the labels.
 """
 
 from .render import CLASSES, RENDERER_VERSION, render_scene

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models of animals, in profile: four-legged ones by their proportions, and birds."""
+"""Models of animals in profile: four-legged animals, defined by their proportions, and birds."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from .solids import FRUSTUM, rotation
 
 
 class Animal(NamedTuple):
-    """Proportions of a four-legged animal, in halves of the trunk.
+    """Proportions of a four-legged animal, in half lengths of the trunk.
 
     Args:
         coat: Material of the body.
@@ -19,7 +19,7 @@ class Animal(NamedTuple):
         mane: Material of the tail.
         trunk: Radii.
         leg: Length and radius.
-        neck: Where the head is, from the shoulder, and radius of the neck.
+        neck: Offset of the head from the shoulder, and radius of the neck.
         head: Radii.
         snout: Length and radius.
         ears: Offset along the head, radii, and degrees by which they lean outwards.
@@ -93,7 +93,7 @@ ANIMALS = {
 
 
 def animal(rng: np.random.Generator, name: str) -> list[Piece]:
-    """A four-legged animal in profile, its head to the right, with legs that walk and a head that nods."""
+    """Builds a four-legged animal in profile, facing right, with random poses of legs and head."""
     form = ANIMALS[name]
     length, height, width = form.trunk
     pieces = [
@@ -153,7 +153,7 @@ def _head(rng: np.random.Generator, form: Animal, skull: np.ndarray) -> list[Pie
 
 
 def bird(rng: np.random.Generator) -> list[Piece]:
-    """A bird in profile, with its wings folded or spread."""
+    """Builds a bird in profile, with its wings folded or spread."""
     tilt = rng.uniform(0, 35)
     turn = rotation(0, 0, tilt)
     head = turn @ [0.6, 0.12, 0]

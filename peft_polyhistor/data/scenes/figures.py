@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models of potted plants and of a jointed person with the six parts of PASCAL-Part."""
+"""Models of potted plants and of a jointed person with the six parts of the task `human_parts`."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
 
 
 def potted_plant(rng: np.random.Generator) -> list[Piece]:
-    """Long leaves or round foliage over a pot."""
+    """Builds a pot with long leaves or round foliage."""
     pieces = [tube((0, 0, 0), 0.28, 0.28, "clay", top=1.4), tube((0, 0.3, 0), 0.43, 0.06, "clay")]
     if rng.random() < 0.5:
         for _ in range(rng.integers(9, 14)):
@@ -30,7 +30,7 @@ def potted_plant(rng: np.random.Generator) -> list[Piece]:
 
 
 def person(rng: np.random.Generator) -> list[Piece]:
-    """A clothed person with random joint angles, about 1.8 tall, that stands, walks or sits."""
+    """Builds a clothed person, about 1.8 units tall, that stands, walks or sits with random joint angles."""
     sits = rng.random() < 0.2
     lean = rotation(rng.uniform(-5, 20), rng.uniform(-20, 20), rng.uniform(-12, 12))
     neck = lean @ [0, 0.52, 0]

@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that follow from which object each pixel of a procedural scene shows.
+"""Labels of a procedural scene, computed from the object that each pixel shows.
 
-`thing` is the number of that object, -1 for none, `(height, width)`. `ids` are the classes of the objects, 0 for
-clutter, and a 0 at the end, which is what -1 picks.
+`thing` is the number of the object, -1 for none, `(height, width)`. `ids` are the classes of the objects, 0 for
+clutter, and a final 0, which the index -1 selects.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ import numpy as np
 from ...tasks.losses import IGNORE_INDEX
 
 
-_SALIENT_SCORE = 0.009  # at which about one scene in twelve has no salient object
+_SALIENT_SCORE = 0.009  # with this limit, about one scene in twelve has no salient object
 _SALIENT_RATIO = 0.75
 
 
 def find_semseg(ids: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """Class of each pixel, and `IGNORE_INDEX` on lines one pixel wide between objects."""
+    """Finds the class of each pixel, with `IGNORE_INDEX` on one pixel wide lines between objects."""
     semseg = ids[thing]
     contour = np.zeros(thing.shape, bool)
     for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
@@ -26,11 +26,12 @@ def find_semseg(ids: np.ndarray, thing: np.ndarray) -> np.ndarray:
 
 
 def find_saliency(ids: np.ndarray, thing: np.ndarray, colour: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Marks the object with the highest score, and others that come near it, with 255.
+    """Marks salient objects with 255.
 
-    score = area * contrast * centrality: the share of the picture, the distance between the mean colours of the
+    score = area * contrast * centrality: the fraction of the image, the distance between the mean colours of the
     object and of the rest, and exp(-d^2) for a centroid d half-sides from the middle. Clutter has no score. An object
-    is salient if its score is at least `_SALIENT_SCORE` and `_SALIENT_RATIO` of the highest; some scenes have none.
+    is salient if its score is at least `_SALIENT_SCORE` and at least `_SALIENT_RATIO` of the highest score; a scene
+    may have no salient object.
     """
     scores = np.zeros(len(ids))
     total, pixels = colour.sum(axis=(0, 1)), thing.size

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How light falls on a procedural scene, and what a camera makes of it."""
+"""Lighting of a procedural scene, and a camera model."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def light_up(
     normals: np.ndarray,
     shade: np.ndarray,
 ) -> np.ndarray:
-    """Lambert's law with an ambient part that is brighter from above, and a highlight on what is glossy."""
+    """Lights surfaces by Lambert's law, with ambient light that is brighter from above, and highlights on gloss."""
     gloss, glow = (np.array([getattr(m, name) for m in materials], np.float32)[index] for name in ("gloss", "glow"))
     light = setting.light.astype(np.float32)
     direct = np.maximum(normals @ light, 0)
@@ -33,10 +33,10 @@ def light_up(
 
 
 def photograph(rng: np.random.Generator, colour: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What a camera makes of the colours: exposure, white balance, vignette, blur, gamma and noise; uint8."""
+    """Simulates a camera: exposure, white balance, vignette, blur, gamma and noise; returns uint8."""
     gain = 2 ** rng.uniform(-0.3, 0.6) * rng.uniform(0.92, 1.08, 3)
     vignette = 1 - rng.uniform(0, 0.3) * (x[None, :] ** 2 + y[:, None] ** 2) / (x[-1] ** 2 + y[-1] ** 2)
-    blur = rng.uniform(0.25, 0.8) * min(len(x), len(y)) / 128  # pixels; 128 is the size for which it looks right
+    blur = rng.uniform(0.25, 0.8) * min(len(x), len(y)) / 128  # in pixels; the range was chosen for 128 pixels
     colour = gaussian_filter(colour * (vignette[..., None] * gain).astype(np.float32), (blur, blur, 0))
     colour = np.clip(colour, 0, 1) ** np.float32(rng.uniform(0.8, 1.2))
     noise = rng.standard_normal(colour.shape, np.float32)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Materials of procedural scenes: solid textures in two random colours, and how light falls on them."""
+"""Materials of procedural scenes: solid textures in two random colours, with gloss and glow."""
 
 import colorsys
 from functools import lru_cache
@@ -31,7 +31,7 @@ class Material(NamedTuple):
         first: Linear RGB in [0, 1] where the texture is 0.
         second: Linear RGB in [0, 1] where the texture is 1.
         gloss: Strength of the highlight.
-        glow: 1 for a surface that shines itself and takes no light, such as the sky, else 0.
+        glow: 1 for a surface that emits light and ignores the lighting, such as the sky, else 0.
     """
 
     texture: int
@@ -105,7 +105,7 @@ MATERIALS = {
 
 
 def draw_material(rng: np.random.Generator, name: str) -> Material:
-    """Draws a `Material` from the row of `MATERIALS` called `name`, less a digit at its end."""
+    """Draws a `Material` from the row `name` of `MATERIALS`; a digit at the end of `name` is ignored."""
     recipe = MATERIALS[name.rstrip("0123456789")]
     hue, saturation, value = (rng.uniform(*span) for span in (recipe.hue, recipe.saturation, recipe.value))
     other_value = value + recipe.contrast * rng.uniform(0.4, 1.0) * (1 if value < 0.5 else -1)
@@ -118,7 +118,7 @@ def draw_material(rng: np.random.Generator, name: str) -> Material:
 
 @lru_cache(maxsize=1)
 def _noise_tile() -> np.ndarray:
-    """Noise of four octaves that repeats without a seam, even in [0, 1], `(_TILE, _TILE)`."""
+    """Computes seamless noise of four octaves, uniformly distributed in [0, 1], `(_TILE, _TILE)`."""
     white = np.random.default_rng(0).normal(size=(4, _TILE, _TILE))
     octaves = [gaussian_filter(white[i], 2.0 ** (i + 1), mode="wrap") * 4.0**i for i in range(4)]
     ranks = np.argsort(np.argsort(sum(octaves).ravel()))
@@ -131,7 +131,7 @@ def _noise(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def texture(kind: int, place: np.ndarray) -> np.ndarray:
-    """Value in [0, 1] of a texture at points of texture space; `(points, 3)` to `(points,)`."""
+    """Evaluates a texture at points of texture space, `(points, 3)` to `(points,)` in [0, 1]."""
     x, y, z = place.T
     u, v = x + 0.71 * z, y + 0.37 * z
     noise = _noise(u, v)
@@ -155,13 +155,13 @@ def texture(kind: int, place: np.ndarray) -> np.ndarray:
 
 
 def albedo(materials: list[Material], index: np.ndarray, place: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Colour of points before light falls on them, linear RGB, `(points, 3)`.
+    """Computes the unlit colour of points, linear RGB, `(points, 3)`.
 
     Args:
         materials: All materials of a scene.
         index: Material of each point, `(points,)`.
-        place: Where in space a texture is looked up, `(points, 3)`.
-        footprint: Length that a pixel covers there, `(points,)`; detail that is finer fades out.
+        place: Position of each point in texture space, `(points, 3)`.
+        footprint: Length that a pixel covers at each point, `(points,)`; finer detail fades out.
     """
     frequency = np.array([material.frequency for material in materials], np.float32)[index]
     kinds = np.array([material.texture for material in materials])[index]

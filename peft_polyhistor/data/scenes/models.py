@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Models of the rigid classes of VOC as lists of solids; animals.py and figures.py have the rest.
+"""Models of the rigid classes of VOC as lists of solids; all other classes are in animals.py and figures.py.
 
-Models have x to the right, y up and z towards the viewer. Their size does not matter: a scene rescales them. All are
-drawn in the view that tells most, vehicles and animals from the side, furniture from the front.
+Models have x to the right, y up and z towards the viewer. Their size does not matter, as a scene rescales them.
+Vehicles and animals are seen from the side, furniture from the front.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ import numpy as np
 from .solids import BALL, BOX, CAPSULE, FRUSTUM, RING, rotation
 
 
-Triple = tuple[float, float, float] | np.ndarray  # along x, y and z, or degrees about them
+Triple = tuple[float, float, float] | np.ndarray  # lengths along x, y and z, or rotations about them in degrees
 
 
 class Piece(NamedTuple):
-    """One solid of a model; `material` names a row of `materials.MATERIALS`, `part` is 0 or a human part.
+    """A solid of a model; `material` names a row of `materials.MATERIALS`, `part` is 0 or a human part.
 
-    Pieces whose materials have the same name look the same; a digit at the end ("paint2") draws the row again.
+    Pieces of one material name look the same; a digit at the end ("paint2") draws the same row again.
     """
 
     shape: int
@@ -73,7 +73,7 @@ def wheel(
 
 
 def bar(start: Triple, end: Triple, radius: float, material: str, part: int = 0, flat: float = 1.0) -> Piece:
-    """Capsule between two points; `flat` times as thick along the axis that is nearest to z."""
+    """Builds a capsule between two points, `flat` times as thick along the axis nearest to z."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = np.linalg.norm(end - start)
     along = (end - start) / length

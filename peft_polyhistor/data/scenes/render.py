@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a procedural scene together, and reads its pictures and labels from the depth buffer."""
+"""Composes a procedural scene, and renders its image and labels from one depth buffer."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from .setting import Setting, draw_setting, view_setting
 from .solids import BALL, FRUSTUM, DepthBuffer, Solid, rotation
 
 
-RENDERER_VERSION = 1  # part of the key under which data sets are cached: raise it when scenes change
+RENDERER_VERSION = 1  # part of the cache key of datasets; raise it when scenes change
 
 # In the order of VOC, ids 1 to 20; 0 is the background.
 CLASSES = (
@@ -30,7 +30,7 @@ _CLUTTER, _POSTER = "clutter", "poster"  # things without a label
 
 
 class Plan(NamedTuple):
-    """Where an object will be, in camera lengths: its longer side, its middle in x, and its lowest point in y."""
+    """Planned position of an object, in camera units: its longer side, its middle in x, and its lowest point in y."""
 
     name: str
     size: float
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """A placed object: its solids in camera coordinates, with their materials and parts, and where it stands."""
+    """A placed object: its solids in camera coordinates, with their materials and parts, and its shadow."""
 
     name: str
     solids: list[Solid]
@@ -88,7 +88,7 @@ def _place(rng: np.random.Generator, plan: Plan, pitch: float) -> Thing:
 
 
 def _choose_names(rng: np.random.Generator) -> list[str]:
-    """One to four objects: people in 45 % of the scenes, and the other classes equally often."""
+    """Draws one to four objects: people in 45 % of the scenes, all other classes with equal frequency."""
     others = [name for name in CLASSES if name != "person"]
     names = list(rng.choice(others, rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]), replace=False))
     if rng.random() < 0.45:
@@ -97,18 +97,18 @@ def _choose_names(rng: np.random.Generator) -> list[str]:
 
 
 def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: float) -> list[Plan]:
-    """Spreads out the objects, the larger ones nearer, and strews clutter among them."""
+    """Spreads out the objects, the larger ones nearer, and adds clutter."""
     plans: list[Plan] = []
     for name in names:
         size = 2 * rng.uniform(0.45, 0.95) / (1 + 0.08 * (len(names) - 1))
         if name == "person":
-            size *= 1.7 if rng.random() < 0.25 else 1.15  # some are seen from near and cut by the frame
+            size *= 1.7 if rng.random() < 0.25 else 1.15  # some people are near and cut off by the frame
         nearness = np.clip((size - 0.4) + rng.normal(0, 0.2), 0, 1)
         foot = max(horizon + 0.3 + (0.7 - horizon) * nearness, 0.8 * size - 1) + 0.6 * max(size - 1.5, 0)
         flies = name in _FLYING and rng.random() < 0.6
         if flies:
             foot = rng.uniform(-0.6, 0.4) + size / 2
-        options = rng.uniform(-0.8, 0.8, 5) * width  # the one with the most room
+        options = rng.uniform(-0.8, 0.8, 5) * width  # the position with the most room is taken
         gaps = [min([abs(option - plan.x) for plan in plans], default=-abs(option)) for option in options]
         plans.append(Plan(name, size, options[int(np.argmax(gaps))], foot, flies))
     for _ in range(rng.integers(1, 6)):
@@ -178,7 +178,7 @@ def _render(
 
 
 def _shadows(things: list[Thing], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Factor on the brightness of the ground: soft dark blobs where objects stand."""
+    """Computes the shading of the ground: a factor of brightness with a soft dark blob below each object."""
     shade = np.ones((len(y), len(x)), np.float32)
     for foot_x, foot_y, half_width in (thing.foot for thing in things if thing.foot is not None):
         along, across = (x - foot_x) / half_width, (y - foot_y) / (0.3 * half_width)
@@ -200,7 +200,7 @@ def render_scene(seed: int, index: int, size: int | tuple[int, int] = 128) -> di
         human_parts: `(height, width)`, uint8: 0 none, 1 head, 2 torso, 3 upper arm, 4 lower arm and hand, 5 upper leg,
             6 lower leg and foot.
         saliency: `(height, width)`, uint8: 255 for the dominant objects, else 0.
-        normals: `(height, width, 3)`, uint8: (n + 1) * 127.5, rounded, of the unit normal n with x to the right, y
+        normals: `(height, width, 3)`, uint8: (n + 1) * 127.5, rounded, for the unit normal n with x to the right, y
             down and z towards the viewer; (0, 0, 0), which no unit vector gives, in the sky.
     """
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,9 +1,9 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The surroundings of a procedural scene: ground, flat or curved walls, sky, and the light, in perspective.
+"""Surroundings of a procedural scene in perspective: ground, flat or curved walls, sky, and light.
 
-The camera is at the origin, 1 above the ground, and looks down by some degrees. Surroundings are told in the axes
-(right, up, back) of the ground, `back` being horizontal and away from the scene; views are in camera coordinates.
+The camera is at the origin, 1 unit above the ground, and looks down. Surroundings have the axes (right, up, back) of
+the ground, where `back` is horizontal and points away from the scene; views are in camera coordinates.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-_FAR = 200.0  # what is farther away is sky, in heights of the camera
+_FAR = 200.0  # distance of the sky, in heights of the camera above the ground
 
 
 class Surface(NamedTuple):
@@ -20,9 +20,9 @@ class Surface(NamedTuple):
 
     Args:
         material: Row of `materials.MATERIALS`.
-        distance: From the camera to the plane, or the radius of the cylinder.
-        normal: Unit normal of a plane, towards the camera; None for a cylinder.
-        axis: Where the axis of a cylinder stands: to the right of the camera, and behind it.
+        distance: Distance from the camera to the plane, or radius of the cylinder.
+        normal: Unit normal of a plane, towards the camera; `None` for a cylinder.
+        axis: Position of the axis of a cylinder: to the right of the camera, and behind it.
     """
 
     material: str
@@ -32,14 +32,14 @@ class Surface(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is around the objects.
+    """Surroundings of the objects.
 
     Args:
-        pitch: How far the camera looks down, in degrees.
-        focal: Focal length, in halves of the short side of the picture.
+        pitch: Downward angle of the camera, in degrees.
+        focal: Focal length, in halves of the short side of the image.
         surfaces: The ground, then the walls.
         light: Unit vector towards the light, in camera coordinates.
-        ambient: Share of the light that comes from everywhere.
+        ambient: Fraction of ambient light.
         tint: Colour of the light, `(3,)`.
     """
 
@@ -52,12 +52,12 @@ class Setting(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is seen of a setting, per pixel.
+    """Visible surroundings, per pixel.
 
     Args:
-        surface: Position in `surfaces`, -1 for the sky, `(height, width)`.
+        surface: Index in `surfaces`, -1 for the sky, `(height, width)`.
         normals: Unit normal in camera coordinates, 0 in the sky, `(height, width, 3)`.
-        place: Where textures are looked up, `(height, width, 3)`.
+        place: Position in texture space, `(height, width, 3)`.
         footprint: Length on the surface that a pixel covers, `(height, width)`.
     """
 
@@ -107,10 +107,7 @@ def view_setting(setting: Setting, x: np.ndarray, y: np.ndarray) -> View:
     shape = (len(y), len(x))
     nearest, surfaces = np.full(shape, _FAR, np.float32), np.full(shape, -1)
     normal, cosine = [np.zeros(shape, np.float32)] * 3, np.ones(shape, np.float32)
-    u, v = (
-        np.broadcast_to(x, shape),
-        np.broadcast_to(down, shape),
-    )  # the sky has the texture coordinates of the picture
+    u, v = np.broadcast_to(x, shape), np.broadcast_to(down, shape)  # texture coordinates of the sky
     for number, surface in enumerate(setting.surfaces):
         if surface.normal is None:
             met = _meet_cylinder(surface.axis, surface.distance, ray)
@@ -130,7 +127,7 @@ def view_setting(setting: Setting, x: np.ndarray, y: np.ndarray) -> View:
 
 
 def _meet_plane(normal: tuple[float, float, float], plane: float, ray: Ray) -> Meeting:
-    """Where rays meet a plane, by its unit normal and its distance."""
+    """Intersects rays with a plane, given by its unit normal and distance."""
     right, up, back = normal
     slope = -(right * ray[0] + up * ray[1] + back * ray[2])
     distance = plane / np.maximum(slope, 1e-6)
@@ -140,7 +137,7 @@ def _meet_plane(normal: tuple[float, float, float], plane: float, ray: Ray) -> M
 
 
 def _meet_cylinder(axis: tuple[float, float], radius: float, ray: Ray) -> Meeting:
-    """Where rays meet the far side of an upright cylinder, by its axis and its radius."""
+    """Intersects rays with the far side of an upright cylinder, given by its axis and radius."""
     right, up, back = ray
     start_right, start_back = (-offset for offset in axis)
     square, half_linear = right**2 + back**2, right * start_right + back * start_back

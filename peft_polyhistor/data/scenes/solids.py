@@ -3,9 +3,9 @@
 """Solids of procedural scenes and the depth buffer that renders them.
 
 Every solid is a unit shape in its own frame, stretched by three radii, turned and moved. The camera is orthographic:
-x points right, y down, z towards the viewer, and the short side of the picture spans [-1, 1]. A point P of the camera
-has the local coordinates p = matrix (P - centre), so a view ray is a straight line in the unit shape too, and depth
-follows in closed form. Labels and normals are read from the same depth buffer and are therefore exact.
+x points right, y down, z towards the viewer, and the short side of the image spans [-1, 1]. A point P in camera
+coordinates has the local coordinates p = matrix (P - centre), so a view ray is a straight line in the unit shape too,
+and its depth has a closed form. Labels and normals come from the same depth buffer and are therefore exact.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 
 BALL, BOX, FRUSTUM, CAPSULE, RING = range(5)
 
-_TINY = 1e-6  # keeps a ray that is parallel to a face from dividing by zero
+_TINY = 1e-6  # avoids a division by zero for a ray parallel to a face
 
 
 class Solid(NamedTuple):
@@ -25,9 +25,9 @@ class Solid(NamedTuple):
         shape: One of BALL, BOX, FRUSTUM, CAPSULE, RING.
         centre: Position, `(3,)`.
         axes: Local axes as columns, `(3, 3)`.
-        radii: Half-sizes along the local axes, `(3,)`; those of the end balls for a capsule.
-        form: FRUSTUM: radius at the top over radius at the bottom. CAPSULE: half-length of the straight part over the
-            radius. RING: inner over outer radius. Unused by the others.
+        radii: Half-sizes along the local axes, `(3,)`; for a capsule, the radii of its end balls.
+        form: FRUSTUM: ratio of top to bottom radius. CAPSULE: ratio of the half-length of the straight part to the
+            radius. RING: ratio of inner to outer radius. Unused by BALL and BOX.
     """
 
     shape: int
@@ -38,11 +38,11 @@ class Solid(NamedTuple):
 
     @property
     def matrix(self) -> np.ndarray:
-        """Takes offsets from the centre to local coordinates, `(3, 3)`."""
+        """Matrix from offsets to the centre to local coordinates, `(3, 3)`."""
         return self.axes.T / self.radii[:, None]
 
     def reach(self) -> np.ndarray:
-        """Half-extent of a box around the solid along x, y and z, `(3,)`."""
+        """Computes the half-extent of the bounding box along x, y and z, `(3,)`."""
         radii = self.radii
         if self.shape == BALL:
             return np.sqrt((self.axes**2) @ radii**2)
@@ -54,7 +54,7 @@ class Solid(NamedTuple):
 
 
 def rotation(pitch: float, yaw: float, roll: float) -> np.ndarray:
-    """Turns about x, then y, then z by the given degrees, `(3, 3)`."""
+    """Computes the rotation about x, then y, then z by the given degrees, `(3, 3)`."""
     (cx, cy, cz), (sx, sy, sz) = (f(np.radians((pitch, yaw, roll))) for f in (np.cos, np.sin))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -63,20 +63,20 @@ def rotation(pitch: float, yaw: float, roll: float) -> np.ndarray:
 
 
 def _upper_root(square: float, half_linear: np.ndarray, constant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both roots (upper, lower) of square t^2 + 2 half_linear t + constant; the root of a negative number is NaN."""
+    """Computes both roots (upper, lower) of square t^2 + 2 half_linear t + constant; NaN if they are not real."""
     root = np.sqrt(half_linear**2 - square * constant)
     return (-half_linear + root) / square, (-half_linear - root) / square
 
 
 def _slab(origin: np.ndarray, slope: float) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower t of |origin + slope t| <= 1."""
+    """Computes the upper and lower t of |origin + slope t| <= 1."""
     slope = slope if abs(slope) > _TINY else _TINY
     middle, half = -origin / slope, 1.0 / abs(slope)
     return middle + half, middle - half
 
 
 def _front(solid: Solid, origin: tuple[np.ndarray, ...], slope: np.ndarray) -> np.ndarray:
-    """Largest t for which the local point origin + slope t lies in the solid, NaN where there is none."""
+    """Computes the largest t for which origin + slope t lies in the solid, in local coordinates; NaN if none does."""
     (ox, oy, oz), (ex, ey, ez) = origin, slope
     if solid.shape == BALL:
         square = ex * ex + ey * ey + ez * ez
@@ -96,32 +96,31 @@ def _front(solid: Solid, origin: tuple[np.ndarray, ...], slope: np.ndarray) -> n
     if solid.shape == CAPSULE:
         # The first point of the capsule lies on the ball whose centre is level with the first point of the cylinder.
         oy = oy - np.clip(oy + ey * upper, -solid.form, solid.form)
-        return _upper_root(ex * ex + ey * ey + ez * ez, ox * ex + oy * ey + oz * ez, ox * ox + oy * oy + oz * oz - 1)[
-            0
-        ]
+        square = ex * ex + ey * ey + ez * ez
+        return _upper_root(square, ox * ex + oy * ey + oz * ez, ox * ox + oy * oy + oz * oz - 1)[0]
     if square < 0:
-        # The ray is steeper than the cone and crosses its side once: inside is where the cone widens.
+        # The ray is steeper than the cone and crosses its side once; it is inside where the cone widens.
         near, far = np.maximum(upper, lower), np.minimum(upper, lower)
         upper, lower = (np.inf, near) if flare * ey > 0 else (far, -np.inf)
     top, bottom = _slab(oy, ey)
     upper, lower = np.minimum(upper, top), np.maximum(lower, bottom)
     hit = upper > lower
     if solid.shape == RING:
-        hit &= (ox + ex * upper) ** 2 + (oz + ez * upper) ** 2 > solid.form**2  # seen through, without an inner wall
+        hit &= (ox + ex * upper) ** 2 + (oz + ez * upper) ** 2 > solid.form**2  # open, without an inner wall
     return np.where(hit, upper, np.nan)
 
 
 class DepthBuffer:
-    """What an orthographic camera sees of a list of solids.
+    """Depth buffer of an orthographic camera.
 
     Args:
-        solids: The solids, in camera coordinates.
-        x: Picture coordinate of the columns, `(width,)`, increasing by equal steps.
-        y: Picture coordinate of the rows, `(height,)`, increasing by the same steps.
+        solids: Solids in camera coordinates.
+        x: Image coordinates of the columns, `(width,)`, increasing by equal steps.
+        y: Image coordinates of the rows, `(height,)`, increasing by the same steps.
 
     Attributes:
-        index: Position of the seen solid in `solids`, -1 where none is seen, `(height, width)`.
-        depth: z of the seen point, `(height, width)`.
+        index: Index of the visible solid in `solids`, -1 for none, `(height, width)`.
+        depth: z of the visible point, `(height, width)`.
     """
 
     def __init__(self, solids: list[Solid], x: np.ndarray, y: np.ndarray):
@@ -149,8 +148,8 @@ class DepthBuffer:
         self.index[window][nearer] = number
 
     def surface(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The seen points, in row order: number of the solid `(points,)`, local coordinates in lengths of the camera
-        `(points, 3)` and unit normal in camera coordinates `(points, 3)`.
+        """Computes, for the visible points in row order, the index of the solid `(points,)`, the local coordinates in
+        camera units `(points, 3)`, and the unit normal in camera coordinates `(points, 3)`.
         """
         rows, columns = np.nonzero(self.index >= 0)
         seen = self.index[rows, columns]
@@ -167,10 +166,9 @@ class DepthBuffer:
 
 
 def _gradient(local: np.ndarray, shape: np.ndarray, form: np.ndarray, axes_z: np.ndarray) -> np.ndarray:
-    """Outward direction at local points of the unit shapes, not of unit length, `(points, 3)`.
+    """Computes the outward direction, of any length, at local points of the unit shapes, `(points, 3)`.
 
-    `axes_z` has the sign of the z component of each local axis: on an edge it tells the face that is turned to the
-    viewer from the one that is not.
+    `axes_z` has the sign of the z component of each local axis, which selects the visible face on an edge.
     """
     gradient = local.copy()
     is_box, is_frustum, is_capsule, is_ring = (shape == name for name in (BOX, FRUSTUM, CAPSULE, RING))
