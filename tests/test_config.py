@@ -98,7 +98,7 @@ BAD_FIELDS = [
     *((name, v, TypeError, "True or False, got") for name in ["init_weights", "inference_mode"] for v in ["no", 1]),
     *(("sublayers", v, ValueError, "a list of one or both") for v in [3, [["attention"]], None]),
     *((name, 2**31, ValueError, "at most 65536") for name in ["rank", "embedding_dim", "reduction_factor"]),
-    *(("made_for", v, ValueError, "what an adapter recorded") for v in [[], {}, "x", {"decoders": 3}]),
+    *(("made_for", v, ValueError, "the record that an adapter saved") for v in [[], {}, "x", {"decoders": 3}]),
     ("target_modules", "(", ValueError, "unterminated subpattern"),
     ("base_model_name_or_path", 3, TypeError, "a string or None, got 3"),
     ("modules_to_save", "head", TypeError, "a list of names, got 'head'"),

@@ -163,3 +163,17 @@ class RunningMetric:
         """Removes all images from the metric."""
         self._totals = [0] * self._columns
         self._images = 0
+
+    def merge(self, other: "RunningMetric") -> None:
+        """Adds the images of another metric of the same kind, which does not change.
+
+        Raises:
+            ValueError: The other metric is of another kind or has other classes.
+        """
+        if type(other) is not type(self) or other._columns != self._columns:
+            raise ValueError(
+                f"Cannot merge {type(other).__name__} into {type(self).__name__}, or their numbers of classes "
+                "differ. Merge metrics with equal settings."
+            )
+        self._totals = [total + value for total, value in zip(self._totals, other._totals, strict=True)]
+        self._images += other._images

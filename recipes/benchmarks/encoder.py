@@ -109,7 +109,7 @@ def read_probe_split(encoder: FrozenEncoder, folder: Path, split: str) -> tuple[
         found = [stage for stage in encoder(images) if PROBE_SIZE / stage.shape[-1] in PROBE_STRIDES]
         if len(found) != len(PROBE_STRIDES):
             raise ValueError(
-                f"The probe needs one map for each stride of {PROBE_STRIDES}; the encoder has {len(found)}."
+                f"The probe needs maps of the strides {PROBE_STRIDES}; the encoder has {len(found)} of them."
             )
         maps.append(torch.cat([to_stride_16(stage) for stage in found], dim=1).half())
         side = PROBE_SIZE // 4

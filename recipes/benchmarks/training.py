@@ -18,7 +18,7 @@ from contextlib import nullcontext
 
 import torch
 from common import Goal, run_benchmark
-from problem import Contestant, Problem, make_adapted, make_dense, make_lora
+from problem import Contestant, Problem, Step, make_adapted, make_dense, make_lora
 from torch import Tensor, nn
 
 from peft_polyhistor.models.blocks import find_blocks
@@ -38,36 +38,27 @@ def training_steps(problem: Problem, method: str, names: Sequence[str] | None = 
     """Creates the contestants by name, or those in `names`; a step runs all tasks forward and backward."""
     pixels, labels = problem.images(), problem.labels()
 
-    def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
-        model.train()
+    def loss_of(model: nn.Module, tasks: list[str] = problem.tasks) -> Tensor:
+        return model(pixels, labels, tasks=tasks, full_resolution=False).loss
 
-        def step() -> None:
+    def train(model: nn.Module, tasks_per_pass: int | None = None) -> Contestant:
+        def backward() -> None:
             if hasattr(model, "peft_config"):
                 model.peft_config["default"].tasks_per_pass = tasks_per_pass
-            model(pixels, labels, full_resolution=False).loss.backward()
-            model.zero_grad()
+            loss_of(model).backward()
 
-        return Contestant(step, model)
+        return make_contestant(model, backward)
 
     def train_per_task(model: nn.Module) -> Contestant:
-        model.train()
-
-        def step() -> None:
+        def backward() -> None:
             with getattr(model, "generate_once", nullcontext)():
                 for task in problem.tasks:
-                    model(pixels, labels, tasks=[task], full_resolution=False).loss.backward()
-            model.zero_grad()
+                    loss_of(model, [task]).backward()
 
-        return Contestant(step, model)
+        return make_contestant(model, backward)
 
     def train_plainly(model: nn.Module) -> Contestant:
-        model.train()
-
-        def step() -> None:
-            sum(model(pixels, labels, tasks=[task], full_resolution=False).loss for task in problem.tasks).backward()
-            model.zero_grad()
-
-        return Contestant(step, model)
+        return make_contestant(model, lambda: sum(loss_of(model, [task]) for task in problem.tasks).backward())
 
     ours = make_adapted(problem, method)
     makers = {
@@ -110,33 +101,41 @@ def bound(problem: Problem, batches: list[Tensor]) -> Contestant:
     return Contestant(step, encoder)
 
 
+def make_contestant(model: nn.Module, backward: Step) -> Contestant:
+    """A step in training mode that computes gradients and clears them."""
+    model.train()
+
+    def step() -> None:
+        backward()
+        model.zero_grad()
+
+    return Contestant(step, model)
+
+
 def generate(model: nn.Module, problem: Problem) -> Contestant:
     """Generation of all adapter weights, and the gradient from the weights to the generator's parameters."""
     adapters = model.base_model.router
     gradients = []
 
-    def step() -> None:
+    def backward() -> None:
         sites = adapters.weights_of(["default"], tasks=problem.tasks)
         weights = [tensor for parts in sites.values() for part, _ in parts for tensor in part if tensor.requires_grad]
         if not gradients:  # in the first step, which warms up
             gradients.extend(map(torch.ones_like, weights))
         torch.autograd.backward(weights, gradients)
-        model.zero_grad()
 
-    return Contestant(step, model)
+    return make_contestant(model, backward)
 
 
 def encode(model: nn.Module, pixels: Tensor, tasks: list[str]) -> Contestant:
     """The adapted encoder alone, forward and backward."""
-    model.train()
     encoder = model.base_model.model.encoder
 
-    def step() -> None:
+    def backward() -> None:
         maps = [stage_map for of_task in encoder(pixels, tasks=tasks).values() for stage_map in of_task]
         torch.autograd.backward(maps, [torch.ones_like(stage_map) for stage_map in maps])
-        model.zero_grad()
 
-    return Contestant(step, model)
+    return make_contestant(model, backward)
 
 
 def make_goals(method: str) -> list[Goal]:

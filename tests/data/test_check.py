@@ -56,13 +56,13 @@ def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
     assert report.faults == []
     assert report.notes[:2] == [
         "Labels of normals with colors far from a unit vector, which are ignored: 1, such as 2008_000004.",
-        "Labels of saliency of 0 and 1 alone, which are read as masks of 0 and 1: 2, such as 2008_000001.",
+        "Labels of saliency with the values 0 and 1 only, which are read as masks: 2, such as 2008_000001.",
     ]
     semseg, parts = report.notes[2:]
     assert semseg.startswith("No label of semseg holds 17 of its classes: bicycle, bird,")
     assert parts == "No label of human_parts holds 3 of its classes: upper arm, upper leg, lower leg."
     assert main(["data", "check", str(archive), "--tasks", "saliency"]) == 0
-    assert capsys.readouterr().out.startswith("Labels of saliency of 0 and 1 alone")
+    assert capsys.readouterr().out.startswith("Labels of saliency with the values 0 and 1 only")
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a worker must inherit what is patched")
@@ -80,7 +80,7 @@ def test_a_file_that_ends_its_process_is_a_fault_among_others(workers, archive, 
     [crash] = [fault for fault in faults if fault not in expected]
     assert [fault for fault in faults if fault != crash] == expected
     assert "normals_distill/2008_000002.png or " in crash and crash.endswith(
-        "ends the process which reads it. Restore it."
+        "crashes the process which reads it. Restore it."
     )
 
 

@@ -86,7 +86,7 @@ def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp
 
 
 def test_faults_of_a_folder_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"data/normals: no such folder\. .* name theirs in the layout"):
+    with pytest.raises(FileNotFoundError, match=r"data/normals: no such folder\. .* name their folder in the layout"):
         load_dense_dataset(folder, ["normals"], layout=LAYOUT)
     PILImage.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "masks/0.png")
     np.save(folder / "depth/0.npy", np.ones((4, 5), np.float32))
@@ -104,7 +104,7 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match=r"masks/0\.tif: found 2 files of this name, such as .*0\.png\. Keep one"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
     (folder / "lists/all.txt").write_text("../secret\n")
-    with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be picture ids"):
+    with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be image ids"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
 
 

@@ -139,22 +139,22 @@ FAULTS = {
     "no normals": (lambda a: (a / "normals_distill/2008_000001.png").unlink(), "000001.png: no such file"),
     "no context": (lambda a: (a / "pascal-context/trainval/2008_000001.mat").unlink(), "000001.mat: no such file"),
     "no list": (lambda a: (a / "ImageSets/Context/train.txt").unlink(), "train.txt: no such file"),
-    "empty list": (lambda a: (a / "ImageSets/Context/train.txt").write_text(""), "found no picture id"),
+    "empty list": (lambda a: (a / "ImageSets/Context/train.txt").write_text(""), "found no image id"),
     "id twice": (
         lambda a: (a / "ImageSets/Context/train.txt").write_text("2008_000001\n2008_000002\n2008_000001\n"),
         "train.txt: found ids listed more than once: 2008_000001",
     ),
-    "cut picture": (lambda a: truncate(a / "JPEGImages/2008_000001.jpg"), "000001.jpg: found a damaged picture"),
-    "cut semseg": (lambda a: truncate(a / "semseg/VOC12/2008_000001.png"), "000001.png: found a damaged picture"),
+    "cut picture": (lambda a: truncate(a / "JPEGImages/2008_000001.jpg"), "000001.jpg: found a damaged image"),
+    "cut semseg": (lambda a: truncate(a / "semseg/VOC12/2008_000001.png"), "000001.png: found a damaged image"),
     "cut parts": (lambda a: truncate(a / "human_parts/2008_000001.mat"), "000001.mat: found a damaged MATLAB file"),
-    "text": (lambda a: (a / "sal_distill/2008_000001.png").write_text("404"), "000001.png: found no picture"),
+    "text": (lambda a: (a / "sal_distill/2008_000001.png").write_text("404"), "000001.png: found no image"),
     "png as jpg": (
         lambda a: shutil.copy(a / "sal_distill/2008_000001.png", a / "JPEGImages/2008_000001.jpg"),
         "000001.jpg: found a PNG file, allowed is JPEG",
     ),
     "a path for an id": (
         lambda a: (a / "ImageSets/Context/train.txt").write_text("../JPEGImages/2008_000001\n"),
-        "train.txt: found '../JPEGImages/2008_000001', which cannot be picture ids",
+        "train.txt: found '../JPEGImages/2008_000001', which cannot be image ids",
     ),
     "jpg as png": (
         lambda a: PILImage.new("L", (20, 14)).save(a / "sal_distill/2008_000001.png", "JPEG"),
@@ -162,7 +162,7 @@ FAULTS = {
     ),
     "gif as png": (
         lambda a: PILImage.new("P", (20, 14)).save(a / "semseg/VOC12/2008_000001.png", "GIF"),
-        "000001.png: found no picture in it, allowed is PNG",
+        "000001.png: found no image in it, allowed is PNG",
     ),
     "16 bits": (
         lambda a: rewrite(a / "sal_distill/2008_000001.png", np.zeros((14, 20), np.uint16)),
@@ -174,7 +174,7 @@ FAULTS = {
     ),
     "huge png": (
         lambda a: declare_size(a / "sal_distill/2008_000001.png", 99999, 99999),
-        "found a damaged picture .*decompression bomb",
+        "found a damaged image .*decompression bomb",
     ),
     "class 21": (
         lambda a: rewrite(a / "semseg/VOC12/2008_000001.png", np.full((14, 20), 21, np.uint8)),
@@ -286,7 +286,7 @@ def test_workers_read_the_same_and_keep_the_type_of_a_fault(archive, tmp_path):
     together = load_pascal_context(archive, cache_dir=str(tmp_path / "two"), num_proc=2)
     assert alone.data.to_pylist() == together.data.to_pylist()
     truncate(archive / "JPEGImages/2008_000003.jpg")
-    with pytest.raises(ValueError, match=r"000003.jpg: found a damaged picture"):
+    with pytest.raises(ValueError, match=r"000003.jpg: found a damaged image"):
         load_pascal_context(archive, cache_dir=str(tmp_path / "three"), num_proc=2)
     assert not list((tmp_path / "three").rglob("*.arrow"))
 

@@ -56,7 +56,7 @@ def test_the_command_writes_what_training_reads(archive, tmp_path, monkeypatch, 
     loaded = load_dense_dataset(tmp_path / "small", split="val")
     assert loaded.with_transform(JointTransform(8, train=True))[0]["normals"].shape == (3, 8, 8)
     assert main(arguments) == 1
-    assert "train.parquet is there already" in capsys.readouterr().err
+    assert "train.parquet exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -123,7 +123,7 @@ def test_pictures_show_the_maps(model, picture):
     assert np.array_equal(prediction.overlay("normals", opacity=1), prediction.paint("normals"))
     with pytest.raises(ValueError, match=r"`opacity` must be from 0 .*, got 1\.5"):
         prediction.overlay("semseg", 1.5)
-    with pytest.raises(ValueError, match=r"no prediction of 'depth'; predicted were \['semseg'"):
+    with pytest.raises(ValueError, match=r"no prediction of 'depth'. Choose one of \['semseg'"):
         prediction.paint("depth")
     with pytest.raises(ValueError, match="'normals' has no classes"):
         prediction.classes("normals")
@@ -142,7 +142,7 @@ def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb,
     assert loaded.image_size == (SIZE, SIZE)
     assert np.array_equal(loaded(picture).maps["semseg"], MultiTaskPredictor(model)(picture).maps["semseg"])
     assert MultiTaskPredictor(model, image_size=(32, 96)).image_size == (32, 96)
-    with pytest.raises(ValueError, match=r"does not say which size.*Give image_size="):
+    with pytest.raises(ValueError, match=r"has no `image_size`.*Give image_size="):
         MultiTaskPredictor(make_model(perturb, image_size=None))
 
 
@@ -195,7 +195,7 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes(stored.getvalue()[:900])
     (tmp_path / "text.png").write_text("no picture")
     for name in ("cut", "text"):
-        with pytest.raises(ValueError, match=rf"{name}\.png' cannot be read as a picture"):
+        with pytest.raises(ValueError, match=rf"{name}\.png' cannot be read as an image"):
             predictor(tmp_path / f"{name}.png")
     for missing in (tmp_path, tmp_path / "nothing.png"):
         with pytest.raises(FileNotFoundError, match="There is no file"):
@@ -204,13 +204,13 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"deep\.png' .*mode I;16, which is not 8 bits"):
         predictor(tmp_path / "deep.png")
     for array in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)):
-        with pytest.raises(ValueError, match="array of a picture must be uint8"):
+        with pytest.raises(ValueError, match="image array must be uint8"):
             predictor(array)
     with pytest.raises(TypeError, match="got int"):
         predictor([3])
     picture.save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"large\.png' cannot be read as a picture: .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"large\.png' cannot be read as an image: .*decompression bomb"):
         predictor(tmp_path / "large.png")
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The accuracies of frozen features, on clouds of points and on pictures of two colours."""
+"""Accuracies and probes of frozen encoders, on synthetic features and on small images."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import timm
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch.nn import functional as F
 
 
 @pytest.fixture
@@ -37,14 +38,20 @@ def test_near_neighbours_outvote_many(recipe):
     assert recipe.neighbour_accuracy(train, (torch.tensor([[1.0, 0.5]]), torch.tensor([0]))) == 100
 
 
-def test_encoders_of_both_kinds(recipe, tmp_path):
+@pytest.fixture
+def teacher(tmp_path):
+    """The timm name of a small convolutional network with random weights."""
+    folder = tmp_path / "teacher"
+    timm.models.save_for_hf(timm.create_model("lcnet_035"), folder, safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+def test_encoders_of_both_kinds(recipe, teacher, tmp_path):
     for split, count in (("train", 4), ("val", 2)):
-        pictures = [Image.fromarray(np.full((40, 36, 3), 200 * (i % 2), dtype=np.uint8)) for i in range(count)]
-        rows = Dataset.from_dict({"image": pictures, "label": [i % 2 for i in range(count)]})
+        images = [Image.fromarray(np.full((40, 36, 3), 200 * (i % 2), dtype=np.uint8)) for i in range(count)]
+        rows = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]})
         rows.to_parquet(tmp_path / f"{split}.parquet")
-    teacher = tmp_path / "teacher"
-    timm.models.save_for_hf(timm.create_model("lcnet_035"), teacher, safe_serialization=True)
-    names = ["swin-micro", f"local-dir:{teacher}"]
+    names = ["swin-micro", teacher]
     words = ["--data", str(tmp_path), "--image-size", "64", "--encoders", *names]
     results = recipe.main(recipe.parse_arguments(words))
     assert results[names[0]] == results[names[1]] == {"neighbours": 100, "linear": 100}
@@ -53,3 +60,43 @@ def test_encoders_of_both_kinds(recipe, tmp_path):
 def test_missing_split(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train\*\.parquet and val\*\.parquet are needed"):
         recipe.main(recipe.parse_arguments(["--data", str(tmp_path), "--encoders", "swin-micro"]))
+
+
+def uniform_images(count, classes, seed):
+    """Maps `(count, 21, 3, 3)` that hold the class of each image in one channel, and its labels `(count, 12, 12)`."""
+    labels = torch.arange(count) % classes
+    noise = 0.1 * torch.randn(count, 21, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return (noise + F.one_hot(labels, 21)[..., None, None]).half(), labels[:, None, None].repeat(1, 12, 12)
+
+
+def test_probe_learns_the_classes_and_ignores_unlabelled_pixels(recipe):
+    (maps, labels), val = uniform_images(96, 21, 0), uniform_images(42, 21, 1)
+    labels[:, :6] = 255
+    assert recipe.probe((maps, labels), val, epochs=100) > 99
+
+
+def test_absent_classes_count_zero_in_the_probe(recipe):
+    found = recipe.probe(uniform_images(96, 7, 0), uniform_images(42, 7, 1), epochs=100)
+    assert found == pytest.approx(100 * 7 / 21, abs=0.5)
+
+
+def test_probe_of_encoders_of_both_kinds(recipe, teacher, parquet_scenes, monkeypatch):
+    monkeypatch.setattr(recipe, "BATCH", 2)
+    maps, labels = recipe.read_probe_split(recipe.FrozenEncoder("swin-micro"), parquet_scenes, "val")
+    assert maps.shape[2:] == (12, 12) and labels.shape == (len(maps), 48, 48) and labels.dtype == torch.int64
+    words = ["--probe", str(parquet_scenes), "--encoders", "swin-micro", teacher]
+    for scores in recipe.main(recipe.parse_arguments(words)).values():
+        assert scores.keys() == {"probe"} and 0 <= scores["probe"] <= 100
+
+
+def test_probe_refuses_missing_strides_and_few_images(recipe, parquet_scenes):
+    with pytest.raises(ValueError, match=r"needs maps of the strides \(8, 16, 32\); the encoder has 1 of them"):
+        recipe.read_probe_split(lambda images: [images[..., ::16, ::16]], parquet_scenes, "val")
+    with pytest.raises(ValueError, match="trains on batches of 32 images, got 31"):
+        recipe.probe(uniform_images(31, 21, 0), uniform_images(31, 21, 0))
+
+
+def test_something_to_measure_is_needed(recipe, capsys):
+    with pytest.raises(SystemExit):
+        recipe.parse_arguments(["--encoders", "swin-micro"])
+    assert "Give --data, --probe, or both" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
         for method, rate in (("decoders", 0.5), ("full", 1e-3), ("polyhistor_lite", 1e-2))
     ]
     printed = capsys.readouterr()
-    assert "one beyond may be better: polyhistor_lite (highest)." in printed.out
+    assert "a rate beyond may be better: polyhistor_lite (highest)." in printed.out
     assert "full, learning rate 0.01: Step 3 is bad" in printed.err
 
 

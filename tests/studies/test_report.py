@@ -121,7 +121,7 @@ def test_says_what_runs_did_not_record(tmp_path):
     assert (tmp_path / "page.html").is_file() and not (tmp_path / "runs" / "report.html").exists()
     assert page.text.count("fewer than two points") == 2
     assert "no figures of classes" in page.text and "The runs recorded none" in page.text
-    assert "No plot. It needs two methods, and one of single_task and decoders" in page.text
+    assert "No plot. It needs two methods, one of them single_task or decoders" in page.text
     assert page.all("img") == [] and page.all("input") == []
 
 
@@ -222,5 +222,5 @@ def test_runs_that_no_table_compares(tmp_path, changes, what):
         del other["scores"]["normals"]
     write_run(tmp_path / "decoders", run_of())
     write_run(tmp_path / "full", other)
-    with pytest.raises(ValueError, match=rf"differ in their {what}.*Keep them in different folders"):
+    with pytest.raises(ValueError, match=rf"differ in their {what}.*Move them to different folders"):
         make_report(tmp_path)

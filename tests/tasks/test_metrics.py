@@ -367,7 +367,7 @@ def test_compute_and_reset_empty_the_state(case):
     metric.add_batch(predictions=logits, references=references)
     assert len(metric) == PICTURES
     metric.reset()
-    with pytest.raises(ValueError, match=r"holds no picture. Call `add_batch`"):
+    with pytest.raises(ValueError, match=r"holds no image. Call `add_batch`"):
         metric.compute()
 
 

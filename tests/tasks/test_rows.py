@@ -76,7 +76,7 @@ def test_rows_of_pascal_are_not_described_and_a_class_of_ones_own_is_left_out():
     ({"kind": "depth"}, r"Give `kind`, one of \['segmentation', 'regression', 'binary', 'vectors'\]"),
     ("regression", "Give `kind`"),
     ({"kind": "regression", "units": "m"}, r"the settings \['units'\], which a regression does not know: .*'unit'"),
-    ({"kind": "segmentation"}, "cannot be made: .*classes"),
+    ({"kind": "segmentation"}, "cannot be created: .*classes"),
     ({"kind": "regression", "valid": [3, 1]}, "a lower and a higher value, got \\(3, 1\\)"),
     ({"kind": "regression", "valid": 3}, "a lower and a higher value, got 3"),
     ({"kind": "regression", "value_range": [1, math.nan]}, "`value_range` must be a finite number, got nan"),

@@ -118,7 +118,7 @@ def test_a_registered_task_works_like_the_others(depth):
     register_task(dataclasses.replace(depth))  # the same row, as in a notebook cell that runs twice
     with pytest.raises(ValueError, match=r"'depth' exists already.*other than semseg.*del TASKS\['depth'\]"):
         register_task(dataclasses.replace(depth, score="maxF"))
-    with pytest.raises(TypeError, match="made by segmentation, regression, binary, vectors, got 'depth'"):
+    with pytest.raises(TypeError, match="created by segmentation, regression, binary, vectors, got 'depth'"):
         register_task("depth")
 
 
@@ -128,7 +128,7 @@ def test_a_registered_task_works_like_the_others(depth):
     ({"loss_weight": -1.0}, "must be positive, got -1"),
     ({"colors": ((0, 0, 0),)}, "21 class names and 1 colours"),
     ({"classes": ("a", "b"), "colors": ((0, 0, 0), (1, 2))}, "colours of three values"),
-    ({"classes": ("a", "b"), "values": (1, 255)}, "different stored values"),
+    ({"classes": ("a", "b"), "values": (1, 255)}, "distinct stored values"),
     ({"classes": ("a", "a")}, "different names"),
     ({"classes": "abc"}, "different names, got 'abc'"),
     ({"classes": 5}, "different names, got 5"),
@@ -177,7 +177,7 @@ def test_relative_change_leaves_out_what_was_not_measured_on_either_side():
 
 
 @pytest.mark.parametrize(("scores", "reference", "message"), [
-    ({"semseg": 1.0}, {"normals": 1.0}, r"\['semseg'\], the reference is of \['normals'\]"),
+    ({"semseg": 1.0}, {"normals": 1.0}, r"\['semseg'\], the reference has \['normals'\]"),
     ({"semseg": 1.0}, {"semseg": 0.0}, r"reference score of \['semseg'\] is 0"),
     ({}, {}, "No task was given"),
     ({"edges": 1.0}, {"edges": 1.0}, "Unknown tasks"),
