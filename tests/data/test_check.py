@@ -40,7 +40,7 @@ def test_all_faults_are_found_in_one_go(workers, archive):
 def test_command_sums_up_a_whole_archive(archive, capsys):
     assert main(["data", "check", str(archive)]) == 0
     assert capsys.readouterr().out.endswith(
-        f"No faults in {archive}: pictures 3 train, 1 val; tasks semseg, human_parts, saliency, normals.\n"
+        f"No faults in {archive}: images 3 train, 1 val; tasks semseg, human_parts, saliency, normals.\n"
     )
 
 

@@ -266,7 +266,7 @@ def test_files_may_be_links_to_another_place(archive, cache, tmp_path):
 
 def test_files_without_end_are_not_read_to_it(archive, cache, monkeypatch):
     monkeypatch.setattr(decode, "MAX_FILE_SIZE", 100)
-    with pytest.raises(ValueError, match=r"000001.jpg: found more than 100 bytes"):
+    with pytest.raises(ValueError, match=r"000001.jpg: found more than the allowed 100 bytes"):
         load_pascal_context(archive, cache_dir=cache)
 
 

@@ -239,7 +239,7 @@ def test_one_class_is_enough():
     assert MeanIoU(1).compute(predictions=torch.randn(1, 1, *SMALL), references=references) == {"mIoU": 100}
 
 
-def test_a_metric_without_scores_of_its_own_for_a_image_scores_it_as_a_set_of_one():
+def test_a_metric_without_scores_of_its_own_for_an_image_scores_it_as_a_set_of_one():
     class Brightness(RunningMetric):
         def _check(self, shape, references):
             pass
@@ -247,7 +247,7 @@ def test_a_metric_without_scores_of_its_own_for_a_image_scores_it_as_a_set_of_on
         def _counts(self, logits, references):
             return logits.flatten(1).sum(dim=1, keepdim=True).long()
 
-        def _scores(self, totals, pictures):
+        def _scores(self, totals):
             return {"brightness": totals[0] / pictures}
 
     metric, pictures = Brightness(1), torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
@@ -416,7 +416,7 @@ def test_the_help_of_evaluate_works():
 
 
 def test_rows_are_checked():
-    with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(pictures, 13\)"):
+    with pytest.raises(ValueError, match=r"MeanIoU.update got torch.float32 .*\(images, 13\)"):
         MeanIoU(4).update(torch.zeros(2, 9))
     with pytest.raises(ValueError, match=r"MeanIoU.image_scores got .* of shape \(2, 3\)"):
         MeanIoU(4).image_scores(torch.zeros(2, 3, dtype=torch.int64))

@@ -103,7 +103,7 @@ def test_colours_of_classes_become_class_ids():
     colours = np.array([[[200, 0, 0], [9, 8, 7], [0, 255, 0], [224, 224, 192]]], np.uint8)
     assert target_of(LANES, colours).tolist() == [[2, 0, 1, 255]]
     colours[0, 1] = (10, 8, 7)
-    with pytest.raises(ValueError, match=r"no class in 25.0% of the pixels, such as \(10, 8, 7\).*without loss"):
+    with pytest.raises(ValueError, match=r"no class in 25.0% of the pixels, such as \(10, 8, 7\).*lossless format"):
         target_of(LANES, colours)
     assert "RGB" not in TASKS["semseg"].modes  # whose colours say nothing of its files
 
