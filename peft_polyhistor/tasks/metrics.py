@@ -77,7 +77,7 @@ class MeanIoU(RunningMetric):
         unions = confusion.sum(dim=1) + labeled - intersections
         return torch.cat([intersections, unions, labeled], dim=1)
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
         present = [iou for iou in self._ious(totals) if not math.isnan(iou)]
         return {"mIoU": 100 * sum(present) / self.num_classes if present else math.nan}
 
@@ -140,7 +140,7 @@ class SaliencyScores(RunningMetric):
         recall = _fixed_point_ratio(true_positives, foreground, empty=0)
         return torch.cat([iou, precision, recall, foreground[:, :1], labeled], dim=1)
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
         count, whole = len(SALIENCY_THRESHOLDS), ONE * totals[-1]
         if not whole:
             return {"mIoU": math.nan, "maxF": math.nan}
@@ -149,7 +149,7 @@ class SaliencyScores(RunningMetric):
         return {"mIoU": 100 * max(ious) / whole, "maxF": 100 * max(f1s)}
 
     def _image_scores(self, counts: list[int]) -> dict[str, float]:
-        scores = self._scores(counts)
+        scores = self._scores(counts, 1)
         return scores if counts[-2] else dict.fromkeys(scores, math.nan)
 
 
@@ -188,7 +188,7 @@ class MeanAngularError(RunningMetric):
         histogram = count_bins(torch.where(valid, bins, ANGLE_BINS), ANGLE_BINS + 1)[:, :-1]
         return torch.cat([torch.stack(columns, dim=1), histogram], dim=1)
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
         angles, valid, *rest = totals
         scores = {"mErr": math.degrees(angles / (ONE * valid)) if valid else math.nan}
         if self.limits:

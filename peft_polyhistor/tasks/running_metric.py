@@ -36,13 +36,13 @@ class RunningMetric:
         """Counts for each image, `(batch, columns)` int64, from logits at the size of the label."""
         raise NotImplementedError(f"{type(self).__name__} must define `_counts`.")
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
-        """Computes the scores from the sum of all rows."""
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
+        """Computes the scores from the sum of all rows and the number of images."""
         raise NotImplementedError(f"{type(self).__name__} must define `_scores`.")
 
     def _image_scores(self, counts: list[int]) -> dict[str, float]:
         """Computes the scores of a single image from its row; NaN if it is unlabelled."""
-        return self._scores(counts)
+        return self._scores(counts, 1)
 
     def _class_scores(self, totals: list[int]) -> list[float]:
         """Computes the score of each class from the sum of all rows; empty for a metric without classes."""
@@ -147,7 +147,7 @@ class RunningMetric:
             raise ValueError(f"{type(self).__name__}.compute needs `predictions` and `references`, or neither.")
         if self._images == 0:
             raise ValueError(f"{type(self).__name__} holds no image. Call `add_batch` or `update` before `compute`.")
-        scores = self._scores(self._totals[:-1])
+        scores = self._scores(self._totals[:-1], self._images)
         if self._totals[-1] > 0:
             warnings.warn(
                 f"{type(self).__name__}: {self._totals[-1]} predicted values are NaN or infinite, so the scores are "

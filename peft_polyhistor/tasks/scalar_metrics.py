@@ -69,7 +69,7 @@ class ScalarErrors(RunningMetric):
         columns = [labeled, squares >> ERROR_BITS, squares % 2**ERROR_BITS, positive, relative, close]
         return torch.stack([column.flatten(1).sum(dim=1).to(logits.device) for column in columns], dim=1)
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
         labeled, high, low, positive, relative, close = totals
         squares = (high << ERROR_BITS) + low
         return {
@@ -120,7 +120,7 @@ class EdgeScores(RunningMetric):
         columns += [pixels.flatten(1).sum(dim=1, keepdim=True) for pixels in (edges, labeled)]
         return torch.cat(columns, dim=1)
 
-    def _scores(self, totals: list[int]) -> dict[str, float]:
+    def _scores(self, totals: list[int], images: int) -> dict[str, float]:
         *columns, edges, labeled = totals
         if not labeled:
             return {"odsF": math.nan}

@@ -247,7 +247,7 @@ def test_a_metric_without_scores_of_its_own_for_an_image_scores_it_as_a_set_of_o
         def _counts(self, logits, references):
             return logits.flatten(1).sum(dim=1, keepdim=True).long()
 
-        def _scores(self, totals):
+        def _scores(self, totals, pictures):
             return {"brightness": totals[0] / pictures}
 
     metric, pictures = Brightness(1), torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
