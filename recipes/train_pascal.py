@@ -36,8 +36,7 @@ from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_grou
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial"]
-SCHEDULES += ["constant", "constant_with_warmup", "inverse_sqrt"]
+CURVES = "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 # A resumed run may change these settings, because they do not affect the result.
 NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir", "on_bad_step")
 
@@ -53,6 +52,7 @@ class Settings:
     tasks: list[str] = option(list(PASCAL_TASKS), "names, or mappings such as 'depth: {kind: regression, unit: m}'")
     loss_weights: list[str] = option([], "task=weight in the loss, or 'uniform' for 1; by default those of the tasks")
     image_size: int = option(512, "side of the images in pixels", at_least=32)  # the coarsest stride of the encoders
+    augmentation: float = option(1.0, "strength of random rotations and scales; 0 only flips", at_least=0, below=4)
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
     epochs: float = option(60.0, "passes over the training images", at_least=0)
@@ -63,7 +63,7 @@ class Settings:
     learning_rate: float = option(1e-4, "learning rate after the warm-up", at_least=1e-12)
     decoder_learning_rate: float = option(0.0, "learning rate of the decoders; 0 uses --learning_rate", at_least=0)
     weight_decay: float = option(1e-4, "weight decay of the optimiser", at_least=0)
-    schedule: str = option("linear", "schedule of transformers", among=SCHEDULES)
+    schedule: str = option("linear", "curve of the learning rate, from transformers", among=CURVES)
     warmup_steps: int = option(0, "optimiser steps of the warm-up", at_least=0)
     max_grad_norm: float = option(0.0, "norm that gradients are clipped to; 0 disables clipping", at_least=0)
     on_bad_step: str = option("stop", "reaction to a loss or gradient that is not finite", among=ON_BAD_STEP)
@@ -121,7 +121,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
         data = load_splits(settings.data, names, accelerator, settings.holdout, settings.preparation_workers, layout)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
-        augment, resize = (JointTransform(settings.image_size, is_train, settings.seed) for is_train in (True, False))
+        augment = JointTransform(settings.image_size, True, settings.seed, settings.augmentation)
+        resize = JointTransform(settings.image_size, train=False)
         train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
         val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
@@ -141,8 +142,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)
         optimizer = OPTIMIZERS[settings.optimizer](groups, weight_decay=settings.weight_decay)
         model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-        if accelerator.process_index:  # each process draws its own dropout masks
-            set_seed(settings.seed + accelerator.process_index)
+        set_seed(settings.seed + accelerator.process_index)  # each process draws its own dropout masks
         steps_per_epoch = count_steps(train_loader, settings.gradient_accumulation)
         total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
         scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)

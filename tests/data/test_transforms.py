@@ -253,6 +253,32 @@ def test_draws_have_the_protocols_ranges():
     assert 0.45 < np.mean([draw.flip for draw in draws]) < 0.55
 
 
+def test_strength_scales_rotation_and_zoom():
+    draws = {s: JointTransform(8, train=True, seed=4, strength=s) for s in (0, 1, 2)}
+    for joint in draws.values():
+        joint.set_epoch(0)
+    none, one, two = (joint._draw("a") for joint in draws.values())
+    assert (none.degrees, none.scale) == (0, 1)
+    assert none.flip == one.flip == two.flip
+    assert two.degrees == pytest.approx(2 * one.degrees) and two.scale - 1 == pytest.approx(2 * (one.scale - 1))
+
+
+def test_without_strength_images_are_flipped_or_left(dataset):
+    size = dataset[0]["image"].size[::-1]
+    resized = dataset.with_transform(JointTransform(size, train=False))[0]
+    flipped = {}
+    for seed in range(8):
+        joint = JointTransform(size, train=True, seed=seed, strength=0)
+        joint.set_epoch(0)
+        row = dataset.with_transform(joint)[0]
+        flip = joint._draw(row["image_id"]).flip
+        flipped[flip] = row
+        expected = resized["pixel_values"].flip(-1) if flip else resized["pixel_values"]
+        torch.testing.assert_close(row["pixel_values"], expected, rtol=0, atol=0.02)  # 8 bits against float32
+    assert flipped.keys() == {False, True}
+    assert torch.equal(flipped[False]["semseg"], resized["semseg"])
+
+
 def test_draws_depend_on_seed_epoch_and_id():
     def draw(seed=0, epoch=0, image_id="a"):
         joint = JointTransform(8, train=True, seed=seed)
@@ -349,6 +375,11 @@ def test_sizes_seeds_and_epochs():
         JointTransform(8, train=True, seed=-1)
     with pytest.raises(ValueError, match="`epoch` must be 0 or more, got -1"):
         JointTransform(8, train=True).set_epoch(-1)
+    for strength in (-0.1, 4):
+        with pytest.raises(ValueError, match=f"`strength` must be from 0 to below 4, got {strength}"):
+            JointTransform(8, train=True, strength=strength)
+    with pytest.raises(ValueError, match="`strength` must be a finite number, got 'a'"):
+        JointTransform(8, train=True, strength="a")
 
 
 @pytest.mark.parametrize(("task", "value"), [("semseg", 21), ("human_parts", 7)])

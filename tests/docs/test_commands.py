@@ -133,7 +133,6 @@ PARSERS = {
     "recipes/pretrain_encoder.py": lambda argv: recipe("pretrain_encoder").parse_arguments(argv),
     "recipes/benchmarks/training.py": lambda argv: recipe("common").parse_options("training", "", argv),
     "recipes/benchmarks/inference.py": lambda argv: recipe("common").parse_options("inference", "", argv),
-    "recipes/benchmarks/data.py": lambda argv: recipe("data").parse_options(argv),
     "recipes/benchmarks/encoder.py": lambda argv: recipe("benchmarks.encoder").parse_arguments(argv),
 }
 CHECKS = {"pip": check_pip, "pytest": check_pytest, "accelerate": check_accelerate, "python": check_python}

@@ -69,7 +69,7 @@ def test_loss_weights():
 
 
 def test_every_schedule_needs_nothing_but_steps():
-    for name in recipe.SCHEDULES:
+    for name in recipe.CURVES:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         scheduler = get_scheduler(name, optimizer, 1, 4)
         optimizer.step()
