@@ -12,7 +12,6 @@ each in its own folder under --output_dir, with the checkpoints `best` and `last
 
 import math
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,7 +33,7 @@ from peft_polyhistor.training.loaders import count_steps, load_splits, make_load
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
 
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_micro_polyhistor_lite.yaml"
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_mini_polyhistor_lite.yaml"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 CURVES = "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 # A resumed run may change these settings, because they do not affect the result.
@@ -46,7 +45,7 @@ class Settings:
     """The settings of a run. Optimiser and schedule default to those of Polyhistor (arXiv:2210.03265, Sec. 5.1)."""
 
     data: str = option("scenes", "'scenes' (embedded), a folder (PASCAL_MT, image files or parquet), or a Hub id")
-    encoder: str = option("swin-micro", "'swin-micro' (embedded), or a folder or Hub id of transformers or timm")
+    encoder: str = option("swin-mini", "'swin-mini' (embedded), or a folder or Hub id of transformers or timm")
     methods: list[str] = option(["polyhistor_lite"], "names, or mappings such as 'phm: {reduction_factor: 12}'")
     layout: list[str] = option([], "ours=theirs: names in the data of image, image_id, tasks and splits")
     tasks: list[str] = option(list(PASCAL_TASKS), "names, or mappings such as 'depth: {kind: regression, unit: m}'")
@@ -70,6 +69,7 @@ class Settings:
     mixed_precision: str = option("no", "precision of the forward pass", among=["no", "bf16", "fp16"])
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
     backward_per_task: bool = option(False, "one backward pass per task, for the same gradients in less memory")
+    threads: int = option(0, "CPU threads of PyTorch per process; 0 keeps the number that it has", at_least=0)
     workers: int = option(4, "processes that load images", at_least=0)
     preparation_workers: int = option(2, "processes that prepare the data before its first use", at_least=1)
     holdout: float = option(0.0, "fraction of the training images used as the split val", at_least=0, below=1)
@@ -116,6 +116,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         if results := run.open(settings.resume):
             return results
 
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
+
         # Data. It is prepared for all tasks, so that single-task runs share the prepared data.
         set_seed(settings.seed)
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
@@ -151,7 +153,6 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
 
         # Training. Losses are read before an evaluation, so that no model with a loss that is not finite is saved.
-        started = time.monotonic() - progress.seconds
         bar = tqdm(total=total, initial=progress.step, desc=label, disable=not accelerator.is_main_process)
         model.train()
         while progress.step < total:
@@ -176,7 +177,6 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
                     accelerator.log({f"score/{task}": x for task, x in headline(scores).items()}, progress.step)
                     progress.history.append({"step": progress.step, "scores": scores})
                     progress.details = find_details(statistics, data["val"]["image_id"])
-                    progress.seconds = time.monotonic() - started
                     run.save(model, progress)
 
         # Results.

@@ -37,7 +37,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def model():
-    return MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), list(TASKS), decoder_width=8)
+    return MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), list(TASKS), decoder_width=8)
 
 
 def test_scores_do_not_depend_on_the_batch_size(scenes, model):

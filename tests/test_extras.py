@@ -23,7 +23,7 @@ import peft_polyhistor
 
 folder = sys.argv[1]
 dense = peft_polyhistor.MultiTaskDenseModel.from_encoder(
-    peft_polyhistor.load_encoder("swin-micro"), ["semseg"], decoder_width=8
+    peft_polyhistor.load_encoder("swin-mini"), ["semseg"], decoder_width=8
 )
 model = get_peft_model(dense, peft_polyhistor.PolyhistorLiteConfig(tasks=["semseg"]))
 model(torch.randn(1, 3, 64, 64), {"semseg": torch.zeros(1, 64, 64, dtype=torch.long)}).loss.backward()

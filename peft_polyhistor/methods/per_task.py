@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PEFT's own methods in the dense model: one adapter per task, of LoRA or any other method for linear layers.
 
-model = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), ["semseg", "normals"])
+model = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), ["semseg", "normals"])
 adapt_per_task(model, LoraConfig(r=8))
 save_per_task(model, "folder")  # ordinary PEFT adapters in folder/semseg and folder/normals, and the decoders
 load_per_task(another_model, "folder")

@@ -120,7 +120,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     """Loads a pretrained encoder.
 
     Args:
-        name: `"swin-micro"`, which comes with this package (1.3 M parameters, see its README in `assets`); a folder;
+        name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
             or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`).
         **kwargs: Arguments of `from_pretrained`, e.g. `revision`.
 

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -119,7 +120,7 @@ class RunFolder:
         return None
 
     def resume(self, scheduler: LRScheduler) -> Progress:
-        """Loads the last checkpoint, if there is one, into the objects that `accelerator` prepared.
+        """Loads the last checkpoint, if there is one, into the objects that `accelerator` prepared; starts the clock.
 
         Args:
             scheduler: Schedule of the learning rate, which is loaded too.
@@ -128,6 +129,7 @@ class RunFolder:
             ValueError: The checkpoint is damaged.
         """
         self.accelerator.register_for_checkpointing(scheduler)
+        self._resumed = time.monotonic()
         last = self._find_last()
         if last is None:
             return Progress()
@@ -138,6 +140,7 @@ class RunFolder:
             raise ValueError(f"{last} is damaged ({error}). Delete it to start the run again.") from error
         if self.accelerator.is_main_process:
             self._tidy(last, progress)
+        self._resumed -= progress.seconds
         self.accelerator.print(f"{self.folder}: resumed at step {progress.step}.")
         return progress
 
@@ -148,6 +151,7 @@ class RunFolder:
             OSError: The checkpoint cannot be written. Earlier checkpoints are complete.
         """
         final, accelerator = self._checkpoints / f"step-{progress.step}", self.accelerator
+        progress.seconds = time.monotonic() - self._resumed
         with explain_failure(final):
             with replacing(final) if accelerator.is_main_process else nullcontext(beside(final)) as fresh:
                 if accelerator.is_main_process:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of frozen encoders: classification by nearest neighbours and a linear layer, segmentation by a linear probe.
 
-    python recipes/benchmarks/encoder.py --encoders swin-micro runs/pretraining/encoder --data imagenette_128
-    python recipes/benchmarks/encoder.py --encoders swin-micro local-dir:teacher --probe PASCAL_MT
+    python recipes/benchmarks/encoder.py --encoders swin-mini runs/pretraining/encoder --data imagenette_128
+    python recipes/benchmarks/encoder.py --encoders swin-mini local-dir:teacher --probe PASCAL_MT
 
 Classification reads `train*.parquet` and `val*.parquet` of --data, with the columns `image` and `label`. The feature
 of an image is the spatial mean of the encoder's last map. The 20 nearest neighbours by cosine vote with the weight

@@ -41,7 +41,7 @@ def make_swin(embed_dim: int, depth: int) -> PreTrainedModel:
 
 
 ENCODERS = {
-    "swin-micro": partial(load_encoder, "swin-micro"),
+    "swin-mini": partial(load_encoder, "swin-mini"),
     "Swin-T": partial(make_swin, 96, 6),
     "Swin-B": partial(make_swin, 128, 18),
     "Swin-L": partial(make_swin, 192, 18),

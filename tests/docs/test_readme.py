@@ -28,7 +28,7 @@ def published(tmp_path, monkeypatch):
     swin.save_pretrained("microsoft/swin-tiny-patch4-window7-224")
     adapted = get_peft_model(swin, PolyhistorLiteConfig(tasks=["semseg", "normals"]))
     adapted.save_pretrained("someone/polyhistor-lite-swin-tiny-pascal")
-    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), PASCAL_TASKS, decoder_width=8, image_size=64)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), PASCAL_TASKS, decoder_width=8, image_size=64)
     get_peft_model(dense, PolyhistorLiteConfig()).save_pretrained("runs/scenes/polyhistor_lite/best")
     Image.new("RGB", (80, 60)).save("photo.jpg")
     return tmp_path
@@ -147,9 +147,9 @@ def test_the_parameters_of_the_readme_are_those_of_the_paper():
 
 def test_the_scores_of_the_main_job_are_recorded():
     [_, decoders, lite] = next(table for table in tables_of(README) if table[0][-1] == "change")
-    recorded = json.loads(read(ROOT / "recipes/results/scenes_swin_micro_polyhistor_lite.json"))[0]["scores"]
+    recorded = json.loads(read(ROOT / "recipes/results/scenes_swin_mini_polyhistor_lite.json"))[0]["scores"]
     assert lite[1:5] == [f"{next(iter(scores.values())):.2f}" for scores in recorded.values()]
-    header = read(ROOT / "recipes/configs/scenes_swin_micro_polyhistor_lite.yaml")
+    header = read(ROOT / "recipes/configs/scenes_swin_mini_polyhistor_lite.yaml")
     assert ", ".join(decoders[1:5]) in header and lite[5].replace(" ", "") in header.replace(" ", "")
 
 

@@ -30,7 +30,7 @@ NAMES = ["semseg", "normals"]
 def saved(perturb, tmp_path):
     """A trained model on the embedded encoder, and its folder."""
     dense = MultiTaskDenseModel.from_encoder(
-        load_encoder("swin-micro"), NAMES, decoder_width=12, loss_weights={"semseg": 3.0}
+        load_encoder("swin-mini"), NAMES, decoder_width=12, loss_weights={"semseg": 3.0}
     )
     model = perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=NAMES, reduction_factor=4))).eval()
     model.save_pretrained(tmp_path)
@@ -62,13 +62,13 @@ def test_tasks_that_came_and_went_are_those_of_the_folder(saved, pixels, tmp_pat
 
 def test_another_encoder_is_refused(saved, make_swin, tmp_path):
     _, folder = saved
-    for encoder in (make_swin(), make_swin(embed_dim=24, num_heads=[1, 2, 4, 8], depths=[2, 2, 4, 2])):
-        with pytest.raises(ValueError, match=r"made for swin-micro with .*\[24, 24, 48.*this encoder has .*'widths'"):
+    for encoder in (make_swin(), make_swin(embed_dim=32, num_heads=[1, 2, 4, 8], depths=[2, 2, 2, 2])):
+        with pytest.raises(ValueError, match=r"made for swin-mini with .*\[32, 32, 64.*this encoder has .*'widths'"):
             load(folder, encoder=encoder)
-        with pytest.raises(ValueError, match="made for swin-micro with"):
+        with pytest.raises(ValueError, match="made for swin-mini with"):
             PeftModel.from_pretrained(encoder, folder)
     encoder.save_pretrained(tmp_path / "swin")
-    with pytest.raises(ValueError, match="made for swin-micro with"):
+    with pytest.raises(ValueError, match="made for swin-mini with"):
         load(folder, encoder=tmp_path / "swin")
 
 
@@ -76,7 +76,7 @@ def test_rows_of_tasks_are_saved_with_adapters_and_models(pixels, tmp_path):
     rows = [segmentation("lanes", classes=["road", "lane"]), regression("depth", unit="m")]
     for row in rows:
         register_task(row)
-    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), ["lanes", "semseg"], decoder_width=8)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), ["lanes", "semseg"], decoder_width=8)
     dense.save_pretrained(tmp_path / "dense")
     model = get_peft_model(dense, PolyhistorLiteConfig(tasks=["lanes", "semseg"])).eval()
     model.add_task("depth", from_="lanes")
@@ -132,7 +132,7 @@ def test_what_a_newer_version_recorded_is_told_and_has_no_effect(saved, pixels):
     check_equal(loaded(pixels), model(pixels))
     assert PeftConfig.from_pretrained(folder).made_for == settings["made_for"]
     with pytest.warns(UserWarning, match=told):
-        PeftModel.from_pretrained(load_encoder("swin-micro"), folder)
+        PeftModel.from_pretrained(load_encoder("swin-mini"), folder)
 
 
 def test_damaged_files_are_named(saved):
@@ -158,7 +158,7 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path):
     file.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="not known which encoder"):
         load(saved[1])
-    load(saved[1], encoder="swin-micro")
+    load(saved[1], encoder="swin-mini")
     file.write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
     with pytest.raises(FileNotFoundError, match=r"The encoder '\./gone' of .* cannot be loaded .*give encoder="):
         load(saved[1])

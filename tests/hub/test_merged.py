@@ -44,7 +44,7 @@ def merged(make_swin, perturb):
 @pytest.fixture
 def merged_dense(perturb):
     """A merged dense model on the embedded encoder."""
-    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), NAMES, decoder_width=12, image_size=64)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), NAMES, decoder_width=12, image_size=64)
     return perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=NAMES)).eval()).merge_and_unload(task="semseg")
 
 
@@ -88,7 +88,7 @@ def test_a_merged_dense_model_loads_and_predicts(merged_dense, pixels, tmp_path)
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
     check_equal(loaded(pixels), merged_dense(pixels), **PLACED_BY_FILE)
     with pytest.raises(ValueError, match=r"its own encoder\. Leave `encoder` out"):
-        load(tmp_path, encoder="swin-micro")
+        load(tmp_path, encoder="swin-mini")
     predictor = MultiTaskPredictor.from_pretrained(tmp_path)
     assert predictor.tasks == ["semseg"] and predictor.image_size == (64, 64)
     assert not hasattr(loaded.config.encoder, "embedded_name"), "an adapter for the result is for no other encoder"
@@ -130,7 +130,7 @@ def test_the_card_of_a_merged_encoder_says_from_what_it_is(merged):
 def test_the_card_of_a_merged_dense_model_loads_it(merged_dense):
     card = make_merged_card(merged_dense, origin_of(merged_dense), "mit", [], "ann/merged")
     assert check_metadata(str(card)) == []
-    assert "`swin-micro`, which comes with peft-polyhistor" in card.text and card.data.base_model is None
+    assert "`swin-mini`, which comes with peft-polyhistor" in card.text and card.data.base_model is None
     assert 'MultiTaskPredictor.from_pretrained("ann/merged")' in card.text
 
 

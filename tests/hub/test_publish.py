@@ -92,7 +92,7 @@ def test_damaged_results_are_named(tmp_path):
         publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 
-@pytest.mark.parametrize("name", ["pascal_swin_tiny_polyhistor_lite", "scenes_swin_micro_polyhistor_lite"])
+@pytest.mark.parametrize("name", ["pascal_swin_tiny_polyhistor_lite", "scenes_swin_mini_polyhistor_lite"])
 def test_cards_are_those_of_the_configs_and_the_recorded_runs(name):
     assert set(recorded_cards.ENCODERS) == {card.stem for card in CARDS.glob("*_*.md")}
     assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == str(recorded_cards.fill(name))

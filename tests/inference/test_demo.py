@@ -18,7 +18,7 @@ WAIT = 60_000  # milliseconds
 
 
 def make_predictor(tasks):
-    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), tasks, decoder_width=12, image_size=64)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), tasks, decoder_width=12, image_size=64)
     return MultiTaskPredictor(get_peft_model(dense, PolyhistorLiteConfig(tasks=tasks)))
 
 

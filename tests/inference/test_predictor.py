@@ -36,9 +36,7 @@ SIZE = 64
 
 
 def make_model(perturb, config=PolyhistorLiteConfig, image_size=SIZE):
-    dense = MultiTaskDenseModel.from_encoder(
-        load_encoder("swin-micro"), NAMES, decoder_width=12, image_size=image_size
-    )
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), NAMES, decoder_width=12, image_size=image_size)
     return perturb(get_peft_model(dense, config(tasks=NAMES, reduction_factor=4)))
 
 

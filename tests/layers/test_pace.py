@@ -82,7 +82,7 @@ def old_adapter(tmp_path):
 
 def make_dense():
     torch.manual_seed(0)
-    return MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), ["semseg", "normals"], decoder_width=8)
+    return MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), ["semseg", "normals"], decoder_width=8)
 
 
 @torch.no_grad()

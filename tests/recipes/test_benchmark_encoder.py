@@ -51,7 +51,7 @@ def test_encoders_of_both_kinds(recipe, teacher, tmp_path):
         images = [Image.fromarray(np.full((40, 36, 3), 200 * (i % 2), dtype=np.uint8)) for i in range(count)]
         rows = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]})
         rows.to_parquet(tmp_path / f"{split}.parquet")
-    names = ["swin-micro", teacher]
+    names = ["swin-mini", teacher]
     words = ["--data", str(tmp_path), "--image-size", "64", "--encoders", *names]
     results = recipe.main(recipe.parse_arguments(words))
     assert results[names[0]] == results[names[1]] == {"neighbours": 100, "linear": 100}
@@ -59,7 +59,7 @@ def test_encoders_of_both_kinds(recipe, teacher, tmp_path):
 
 def test_missing_split(recipe, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train\*\.parquet and val\*\.parquet are needed"):
-        recipe.main(recipe.parse_arguments(["--data", str(tmp_path), "--encoders", "swin-micro"]))
+        recipe.main(recipe.parse_arguments(["--data", str(tmp_path), "--encoders", "swin-mini"]))
 
 
 def uniform_images(count, classes, seed):
@@ -82,9 +82,9 @@ def test_absent_classes_count_zero_in_the_probe(recipe):
 
 def test_probe_of_encoders_of_both_kinds(recipe, teacher, parquet_scenes, monkeypatch):
     monkeypatch.setattr(recipe, "BATCH", 2)
-    maps, labels = recipe.read_probe_split(recipe.FrozenEncoder("swin-micro"), parquet_scenes, "val")
+    maps, labels = recipe.read_probe_split(recipe.FrozenEncoder("swin-mini"), parquet_scenes, "val")
     assert maps.shape[2:] == (12, 12) and labels.shape == (len(maps), 48, 48) and labels.dtype == torch.int64
-    words = ["--probe", str(parquet_scenes), "--encoders", "swin-micro", teacher]
+    words = ["--probe", str(parquet_scenes), "--encoders", "swin-mini", teacher]
     for scores in recipe.main(recipe.parse_arguments(words)).values():
         assert scores.keys() == {"probe"} and 0 <= scores["probe"] <= 100
 
@@ -98,5 +98,5 @@ def test_probe_refuses_missing_strides_and_few_images(recipe, parquet_scenes):
 
 def test_something_to_measure_is_needed(recipe, capsys):
     with pytest.raises(SystemExit):
-        recipe.parse_arguments(["--encoders", "swin-micro"])
+        recipe.parse_arguments(["--encoders", "swin-mini"])
     assert "Give --data, --probe, or both" in capsys.readouterr().err

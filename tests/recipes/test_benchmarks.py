@@ -25,7 +25,7 @@ def make_problem(contestants):
     """`make_problem(tasks)`: few pixels, and the smallest encoder."""
 
     def make(tasks, **changes):
-        sizes = {"encoder": "swin-micro", "image_size": 64, "batch_size": 2, "decoder_width": 16}
+        sizes = {"encoder": "swin-mini", "image_size": 64, "batch_size": 2, "decoder_width": 16}
         device = {"device": torch.device("cpu"), "dtype": torch.float32}
         return contestants.Problem(tasks=tasks, **{**sizes, **device, **changes})
 
@@ -89,7 +89,7 @@ def test_tasks_beyond_four_are_known_for_as_long_as_they_are_needed(contestants)
 
 @pytest.mark.parametrize("name", [pytest.param("training", marks=pytest.mark.slow), "inference"])
 def test_benchmarks_write_figures_goals_and_a_plot(name, load_recipe, tmp_path, capsys):
-    small = "--encoder swin-micro --image_sizes 32 --tasks 2 --decoder_width 8 --rounds 1 --device cpu"
+    small = "--encoder swin-mini --image_sizes 32 --tasks 2 --decoder_width 8 --rounds 1 --device cpu"
     load_recipe(name).main([*small.split(), "--output_dir", str(tmp_path)])
     report = json.loads((tmp_path / f"benchmark_{name}.json").read_text())
     [result] = report["results"]

@@ -67,7 +67,7 @@ def test_parameters_and_work_grow_with_the_tasks_and_no_faster(contestants, make
     parameters, flops = {}, {}
     for count in (4, 16, 28, 64):
         with contestants.registered(count) as tasks:
-            problem = make_problem("swin-micro", tasks, 128)
+            problem = make_problem("swin-mini", tasks, 128)
             pixels, labels = problem.images(), problem.labels()
             model = contestants.make_adapted(problem, "polyhistor_lite").train()
             parameters[count] = count_trainable(model)["all"]

@@ -59,7 +59,7 @@ class Page(HTMLParser):
 def run_of(method="decoders", seed=0, semseg=10.0, **more):
     scores = {"semseg": {"mIoU": semseg}, "normals": {"mErr": 20.0}}
     settings = {
-        "data": "scenes", "encoder": "swin-micro", "seed": seed, "learning_rate": 2e-4, "image_size": 64,
+        "data": "scenes", "encoder": "swin-mini", "seed": seed, "learning_rate": 2e-4, "image_size": 64,
         "batch_size": 2, "gradient_accumulation": 3, "methods": [method],
     }  # fmt: skip
     return {

@@ -110,7 +110,7 @@ def test_trainer_of_transformers_trains_them(folder, tmp_path):
         data.with_transform(JointTransform(64, train=is_train))
         for data, is_train in zip(splits, (True, False), strict=True)
     )
-    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), names, decoder_width=8, image_size=64)
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), names, decoder_width=8, image_size=64)
     model = get_peft_model(dense, PolyhistorLiteConfig(tasks=names))
     options = {"max_steps": 2, "remove_unused_columns": False, "report_to": "none", "label_names": ["labels"]}
     arguments = TrainingArguments(str(tmp_path / "run"), use_cpu=True, **options)

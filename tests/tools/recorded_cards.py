@@ -29,7 +29,7 @@ from peft_polyhistor.training import adapt, parse_methods, parse_settings
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "hub_cards"
 # By config, the class of an encoder that would be downloaded; a random one has the same shapes.
-ENCODERS = {"pascal_swin_tiny_polyhistor_lite": SwinConfig, "scenes_swin_micro_polyhistor_lite": None}
+ENCODERS = {"pascal_swin_tiny_polyhistor_lite": SwinConfig, "scenes_swin_mini_polyhistor_lite": None}
 
 
 def fill(name: str) -> ModelCard:

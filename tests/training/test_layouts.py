@@ -31,7 +31,7 @@ LAYOUTS = {
 def train(write_scenes):
     """`train(name, arguments, processes)`: weights of each process after three steps on 8 of 16 pictures."""
     folder = write_scenes(train=16, val=2)
-    config = load_encoder("swin-micro").config
+    config = load_encoder("swin-mini").config
     config.drop_path_rate = 0.0  # nothing is left to chance
     torch.manual_seed(0)
     SwinModel(config).save_pretrained(folder / "encoder")

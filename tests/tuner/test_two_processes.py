@@ -33,7 +33,7 @@ class PerPixel(nn.Module):  # does not round by the size of a batch, as a produc
 
 accelerator = Accelerator(cpu=True)
 torch.manual_seed(0)
-dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-micro"), list(TASKS), decoder_width=8)
+dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), list(TASKS), decoder_width=8)
 with accelerator.main_process_first():
     scenes = synthetic_scenes(split="val", count=5, image_size=64, cache_dir=sys.argv[1])
 scenes = scenes.with_transform(JointTransform(64, train=False))
