@@ -25,7 +25,7 @@ from ..tasks import TASKS, Task, get_tasks
 from .geometry import Draw, Geometry
 
 
-# Augmentation of these papers: rotation in degrees, and scale factors.
+# Augmentation of these papers: rotation in degrees, and the distance of scale factors from 1.
 _MAX_DEGREES = 20.0
 _MAX_ZOOM = 0.25
 

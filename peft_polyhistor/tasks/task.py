@@ -82,7 +82,7 @@ class Task:
     @property
     def score(self) -> str:
         """Key of the headline score in `metric().compute()`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `score`.")
 
     @property
     def higher_is_better(self) -> bool:
@@ -106,19 +106,19 @@ class Task:
 
     def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
         """Computes the loss, a scalar; `count` replaces `self.count(target)` if a step has several batches."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `loss`.")
 
     def count(self, target: Tensor) -> Tensor:
         """Counts the pixels or images that normalise the loss, `()` or `(numbers,)`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `count`.")
 
     def metric(self) -> RunningMetric:
         """Creates an empty metric."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `metric`.")
 
     def check(self, logits_shape: Sequence[int], target: Tensor) -> None:
         """Raises ValueError unless the target fits logits of that shape; checks values in CPU memory only."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `check`.")
 
     # From stored labels to targets, and from predictions to painted images
 
@@ -169,11 +169,11 @@ class Task:
         Raises:
             ValueError: The task does not allow a value. Callers complete the message.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `to_target`.")
 
     def read(self, label: Image.Image) -> Any:
         """Decodes a stored label for the geometry; raises ValueError like `to_target`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `read`.")
 
     def note(self, label: Image.Image) -> str:
         """Describes a special interpretation of a stored label, as the end of "Labels of <task> ..."; else empty."""
@@ -181,11 +181,11 @@ class Task:
 
     def unlabeled(self, size: tuple[int, int]) -> Tensor:
         """Creates the target of an image without this label, of `size` (height, width)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `unlabeled`.")
 
     def predict(self, logits: Tensor) -> Tensor:
         """Converts logits `(batch, channels, height, width)` to predictions, which have the form of targets."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `predict`.")
 
     def find_ends(self, label: Tensor) -> Ends:
         """Returns the values that are painted black and white."""

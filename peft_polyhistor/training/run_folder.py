@@ -129,7 +129,7 @@ class RunFolder:
             ValueError: The checkpoint is damaged.
         """
         self.accelerator.register_for_checkpointing(scheduler)
-        self._resumed = time.monotonic()
+        self._started = time.monotonic()
         last = self._find_last()
         if last is None:
             return Progress()
@@ -140,7 +140,7 @@ class RunFolder:
             raise ValueError(f"{last} is damaged ({error}). Delete it to start the run again.") from error
         if self.accelerator.is_main_process:
             self._tidy(last, progress)
-        self._resumed -= progress.seconds
+        self._started -= progress.seconds
         self.accelerator.print(f"{self.folder}: resumed at step {progress.step}.")
         return progress
 
@@ -151,7 +151,7 @@ class RunFolder:
             OSError: The checkpoint cannot be written. Earlier checkpoints are complete.
         """
         final, accelerator = self._checkpoints / f"step-{progress.step}", self.accelerator
-        progress.seconds = time.monotonic() - self._resumed
+        progress.seconds = time.monotonic() - self._started
         with explain_failure(final):
             with replacing(final) if accelerator.is_main_process else nullcontext(beside(final)) as fresh:
                 if accelerator.is_main_process:
