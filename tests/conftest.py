@@ -134,12 +134,21 @@ def parquet_scenes(write_scenes):
     return write_scenes(train=10, val=3)
 
 
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory):
+    """A folder with a tiny Swin of random weights."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_models.make_swin().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def small_run(parquet_scenes):
+def small_run(parquet_scenes, small_encoder):
     """`small_run(output_dir, *more)`: arguments of six steps on the small scenes, scored after the third and sixth."""
 
     def arguments(output_dir, *more):
-        text = f"--data {parquet_scenes} --image_size 64 --decoder_width 8 --batch_size 2 --workers 0 --steps 6"
-        return [*text.split(), "--eval_every", "3", "--output_dir", str(output_dir), *more]
+        text = f"--data {parquet_scenes} --encoder {small_encoder} --image_size 64 --decoder_width 8 --batch_size 2"
+        text += f" --workers 0 --threads 1 --steps 6 --eval_every 3 --output_dir {output_dir}"
+        return [*text.split(), *more]
 
     return arguments

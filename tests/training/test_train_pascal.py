@@ -11,7 +11,6 @@ import pytest
 import torch
 import train_pascal as recipe
 from safetensors.torch import load_file
-from transformers import SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
@@ -118,12 +117,8 @@ def test_recomputes_to_save_memory(settings_of, tmp_path):
 
 
 def test_backward_per_task_trains_the_same(settings_of, tmp_path):
-    config = load_encoder("swin-mini").config
-    config.drop_path_rate = 0.0  # nothing is left to chance
-    torch.manual_seed(0)
-    SwinModel(config).save_pretrained(tmp_path / "encoder")
-    # Adam would make much of rounding where gradient is small.
-    alike = ["--encoder", str(tmp_path / "encoder"), "--decoder_dropout", "0", "--optimizer", "sgd"]
+    # Nothing is left to chance, and Adam would make much of rounding where gradient is small.
+    alike = ["--decoder_dropout", "0", "--optimizer", "sgd"]
     alike += ["--learning_rate", "0.01", "--gradient_accumulation", "2", "--steps", "3"]
     weights = []
     for name, more in (("together", []), ("per_task", ["--backward_per_task"])):
