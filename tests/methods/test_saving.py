@@ -27,6 +27,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 
+@few_by_default
 @torch.no_grad()
 def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))

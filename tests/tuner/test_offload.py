@@ -9,6 +9,7 @@ from methods_table import TASKS, check_equal, few_by_default, predict, rows
 from peft import PeftModel
 
 
+@few_by_default
 @torch.no_grad()
 def test_offloaded_models_predict_the_same(adapt, make_base, perturb, pixels):
     model = perturb(adapt(make_base()))

@@ -65,6 +65,7 @@ def enable_checkpointing(model, reentrant=False):
     recompute_layers(dense, reentrant)
 
 
+@few_by_default
 def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
     """Also when another pass, with another task and size, comes between forward and backward."""
     plain = perturb(adapt(make_base())).train()
