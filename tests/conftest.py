@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models, the methods under test and data for a few steps of training, as fixtures."""
 
+import os
+
 import pytest
 import tiny_models
 import torch
@@ -14,12 +16,13 @@ from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
-torch.set_num_threads(1)  # for models this small, threads cost more than they give
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # for models this small, more cost time
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)  # recipes set a number of their own
 
 
 @pytest.fixture(autouse=True)
