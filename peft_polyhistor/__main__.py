@@ -74,7 +74,10 @@ def run_predict(options: argparse.Namespace) -> int:
                 bar.write(str(error), file=sys.stderr)
             else:
                 page.add(source, prediction)
-    print(f"{len(options.images) - faults} of {len(options.images)} images are in {page.folder / 'index.html'}.")
+    if faults == len(options.images):
+        print("No image could be predicted.", file=sys.stderr)
+    else:
+        print(f"{len(options.images) - faults} of {len(options.images)} images are in {page.folder / 'index.html'}.")
     return 1 if faults else 0
 
 

@@ -25,7 +25,7 @@ from peft_polyhistor.evaluation import (
     score_images,
     score_tasks,
 )
-from peft_polyhistor.inference.paint import draw_grid, paint_image, paint_label, paint_prediction
+from peft_polyhistor.inference.paint import paint_image, paint_label, paint_prediction
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +99,8 @@ def test_parameters_are_counted_as_the_paper_does(model):
     assert count_trainable(adapted) == {"encoder": adapters, "all": adapters + decoders}
 
 
-def test_pictures_show_what_they_are_given(scenes, model):
-    batch = collate([scenes[i] for i in range(2)])
-    with torch.no_grad():
-        logits = model.eval()(batch["pixel_values"], full_resolution=False).logits
-    assert draw_grid(batch["pixel_values"], batch["labels"], logits).size == (64 * 9, 64 * 2 + 14)
+def test_pictures_show_what_they_are_given(scenes):
+    batch = collate([scenes[0]])
     semseg = torch.tensor([[0, 15], [255, 1]])
     assert paint_label("semseg", semseg).tolist() == [[[0, 0, 0], [192, 128, 128]], [[224, 224, 192], [128, 0, 0]]]
     one_hot = torch.nn.functional.one_hot(torch.tensor([[0, 15]]), 21).permute(2, 0, 1)

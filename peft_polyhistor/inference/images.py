@@ -47,7 +47,7 @@ def open_image(source: ImageSource) -> Image.Image:
             )
     try:
         with Image.open(file) as image:
-            return _to_rgb(image, f"'{source}'")
+            return _to_rgb(image, "it")
     except Exception as error:
         raise ValueError(f"'{source}' cannot be read as an image: {error}") from error
 

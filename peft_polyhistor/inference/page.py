@@ -20,6 +20,8 @@ LONGEST_SHOWN = 960  # pixels of the longer side of an image on the page; the ma
 class PredictionPage:
     """Writes predictions to a folder, with a subfolder per image; a context manager that writes index.html on exit.
 
+    Without a prediction there is no index.html, and the folder stays empty.
+
     For each task, TASK.png holds the map at the size of the image: class ids with the palette of the task,
     255 * probability, or 127.5 * (vector + 1), rounded; other values in grey, black and white being the values of
     `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page.
@@ -47,6 +49,8 @@ class PredictionPage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The page is written after an interruption too, with the predictions made so far.
+        if not self._entries:
+            return
         template = Environment(loader=PackageLoader("peft_polyhistor", "assets"), autoescape=True)
         page = template.get_template("predictions.html").render(title=self.title, entries=self._entries)
         (self.folder / "index.html").write_text(page, encoding="utf-8")

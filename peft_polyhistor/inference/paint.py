@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paints predictions and labels as images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..models.image_processor import IMAGENET_MEAN, IMAGENET_STD
@@ -14,9 +13,6 @@ from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
 from ..tasks.task import Ends, to_bytes
 from .strips import split_rows
-
-
-CAPTION = 14  # height in pixels
 
 
 def paint_image(pixel_values: Tensor) -> np.ndarray:
@@ -65,41 +61,24 @@ def paint_over(task: str, label: Tensor, image: np.ndarray, opacity: float) -> n
     return painted
 
 
-def paint_row(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> np.ndarray:
-    """Paints image, label and prediction side by side, `(height, columns * width, 3)` uint8.
+def paint_pair(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Paints a label and the prediction of logits with the same colours, both without a batch axis.
 
-    Takes the arguments of `draw_grid` without a batch axis.
+    `size` is the (height, width) of the prediction.
     """
-    cells = [paint_image(pixel_values)]
-    for task, task_logits in logits.items():
-        prediction = resize_to_label(task_logits[None], pixel_values)[0]
-        ends = TASKS[task].find_ends(labels[task])  # shared by label and prediction
-        cells += [paint_label(task, labels[task], ends), paint_prediction(task, prediction, ends)]
-    return np.concatenate(cells, axis=1)
+    ends = TASKS[task].find_ends(label)
+    prediction = resize_to_label(logits[None], torch.empty(1, *size))[0]
+    return paint_label(task, label, ends), paint_prediction(task, prediction, ends)
 
 
-def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
-    """Draws one row per image, with the image and the label and prediction of every task, below a line of captions.
+def paint_row(pixel_values: Tensor, task: str, label: Tensor, logits: Tensor) -> np.ndarray:
+    """Paints image, label and prediction side by side, `(height, 3 * width, 3)` uint8.
 
     Args:
-        pixel_values: Normalised images `(batch, 3, height, width)`.
-        labels: Targets by task.
-        logits: Logits by task, at any size.
+        pixel_values: Normalised image `(3, height, width)`.
+        task: Name of the task.
+        label: Target, without a batch axis.
+        logits: Logits without a batch axis, at any size.
     """
-    rows = [paint_row(pixel_values[i], _item(labels, i), _item(logits, i)) for i in range(len(pixel_values))]
-    captions = ["image"] + [f"{task} {kind}" for task in logits for kind in ("label", "prediction")]
-    return _caption(np.concatenate(rows), captions)
-
-
-def _item(by_task: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
-    return {task: values[i] for task, values in by_task.items()}
-
-
-def _caption(pixels: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    height, width = pixels.shape[:2]
-    sheet = Image.new("RGB", (width, height + CAPTION), "white")
-    sheet.paste(Image.fromarray(pixels), (0, CAPTION))
-    draw = ImageDraw.Draw(sheet)
-    for i, text in enumerate(captions):
-        draw.text((i * width // len(captions) + 2, 1), text, fill="black")
-    return sheet
+    pair = paint_pair(task, label, logits, pixel_values.shape[-2:])
+    return np.concatenate([paint_image(pixel_values), *pair], axis=1)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from ..data import collate
 from ..hub.record import PREVIEW
-from ..inference.paint import draw_grid, paint_row
+from ..inference.grid import draw_grid
+from ..inference.paint import paint_row
 
 
 GALLERY = "gallery"  # folder inside the folder of a run
+PREVIEWED = 3  # images in predictions.png
 BATCH = 6  # images per forward pass
 SIDE = 256  # maximum length of the longer side of an image in the gallery, in pixels
 
@@ -42,7 +44,7 @@ def draw_pictures(model: nn.Module, data: Dataset, details: Mapping[str, Any], f
     Raises:
         OSError: A file cannot be written.
     """
-    grid = draw_grid(*_predict(model, data, range(min(BATCH, len(data)))))
+    grid = draw_grid(*_predict(model, data, range(min(PREVIEWED, len(data)))))
     unfinished = folder / f"{PREVIEW}.new"
     grid.save(unfinished, format="png")
     os.replace(unfinished, folder / PREVIEW)
@@ -68,7 +70,7 @@ def _draw_gallery(model: nn.Module, data: Dataset, pictures: Mapping[str, Any], 
         pixel_values, labels, logits = _predict(model, data, indices)
         for i, index in enumerate(indices):
             for task in tasks[index]:
-                pixels = paint_row(pixel_values[i], {task: labels[task][i]}, {task: logits[task][i]})
+                pixels = paint_row(pixel_values[i], task, labels[task][i], logits[task][i])
                 strip = Image.fromarray(pixels).reduce(math.ceil(max(pixel_values.shape[-2:]) / SIDE))
                 strip.save(folder / file_name(task, index), quality=90)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks that separate foreground from background, such as saliency and edges."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,7 @@ from .losses import IGNORE_INDEX, NO_LABEL, balanced_binary_cross_entropy, count
 from .metrics import SaliencyScores
 from .running_metric import RunningMetric
 from .scalar_metrics import EdgeScores
-from .task import MODES, Task
+from .task import HIGHLIGHT, MODES, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class Binary(Task):
     def predict(self, logits: Tensor) -> Tensor:
         """Computes the probability that a pixel is foreground."""
         return logits.float().sigmoid()
+
+    def legend(self, label: Tensor) -> Iterator[LegendEntry]:
+        yield "probability 0", None, ""
+        yield "probability 1", HIGHLIGHT, ""
 
     def _is_unlabeled(self, label: Tensor) -> Tensor:
         return (~label.isfinite() | (label == NO_LABEL))[0]

@@ -16,7 +16,7 @@ from ..checks import check_number
 from .labels import check_scalar_labels
 from .losses import count_images, count_numbers, l1_loss, scale_invariant_loss
 from .scalar_metrics import DEFAULT_LARGEST, ScalarErrors
-from .task import Ends, Task
+from .task import HIGHLIGHT, Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -125,6 +125,6 @@ class Regression(Task):
         lowest, highest = float(values.min()), float(values.max())
         return lowest, highest if highest > lowest else lowest + 1  # a constant map is black
 
-    def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
-        for value, shade in zip(self.find_ends(label), (0, 255), strict=True):
-            yield f"{value:.4g} {self.unit}", (shade,) * 3, ""
+    def legend(self, label: Tensor) -> Iterator[LegendEntry]:
+        for value, colour in zip(self.find_ends(label), (None, HIGHLIGHT), strict=True):
+            yield f"{value:.4g} {self.unit}", colour, ""

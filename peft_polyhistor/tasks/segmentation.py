@@ -15,7 +15,7 @@ from .classes import voc_palette
 from .labels import check_class_labels
 from .losses import IGNORE_INDEX, count_labeled, cross_entropy
 from .metrics import MeanIoU
-from .task import MODES, UNLABELED, Ends, Task
+from .task import MODES, UNLABELED, Colour, Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -158,9 +158,12 @@ class Segmentation(Task):
         shown = label.numpy() > 0 if self.background else np.ones(label.shape, bool)
         return painted, shown[..., None] * opacity
 
-    def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
+    def legend(self, label: Tensor) -> Iterator[LegendEntry]:
+        colours: dict[str, Colour | None] = dict(zip(self.class_names, self.palette, strict=True))
+        if self.background:
+            colours[self.class_names[0]] = None
         for name, share in self.shares(label.numpy()).items():
-            yield name, self.palette[self.class_names.index(name)], f"{share:.1%}"
+            yield name, colours[name], f"{share:.1%}" if share >= 0.0005 else "below 0.1%"
 
     def shares(self, ids: np.ndarray) -> dict[str, float]:
         """Computes the fraction of the pixels that each class in a map covers, by name, the largest first."""

@@ -23,6 +23,8 @@ HIGHLIGHT = (230, 60, 40)
 MODES = "L", "P"  # Pillow modes of 8-bit label images; in a palette image, the indices are the values
 
 Ends = tuple[float, float]
+Colour = tuple[int, int, int]
+LegendEntry = tuple[str, Colour | None, str]  # text, colour (`None`: transparent), and share of the pixels or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +209,8 @@ class Task:
         """Returns the colours to lay over an image, and their opacity by pixel; by default, a tint."""
         return np.array(HIGHLIGHT), painted[..., :1] / 255 * opacity
 
-    def legend(self, label: Tensor) -> Iterator[tuple[str, tuple[int, int, int], str]]:
-        """Yields text, colour and share for the legend of a painted prediction."""
+    def legend(self, label: Tensor) -> Iterator[LegendEntry]:
+        """Yields the legend of a prediction that is laid over an image."""
         return iter(())
 
 

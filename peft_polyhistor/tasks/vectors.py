@@ -3,7 +3,7 @@
 """Tasks that predict a direction for each pixel, such as surface normals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,7 +17,7 @@ from ..checks import check_number
 from .labels import check_normal_labels
 from .losses import cosine_loss, count_valid, normal_loss
 from .metrics import MeanAngularError
-from .task import Ends, Task
+from .task import Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -123,6 +123,10 @@ class Vectors(Task):
 
     def _is_unlabeled(self, label: Tensor) -> Tensor:
         return ~label.isfinite().all(dim=0) | (label == 0).all(dim=0)
+
+    def legend(self, label: Tensor) -> Iterator[LegendEntry]:
+        for axis, colour in zip("xyz", ((255, 128, 128), (128, 255, 128), (128, 128, 255)), strict=True):
+            yield f"+{axis}", colour, ""
 
     def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
         return painted, np.full((*painted.shape[:2], 1), opacity)

@@ -34,7 +34,7 @@ def test_the_picture_of_the_readme_is_cut_out_of_that_of_a_run(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/scenes/polyhistor_lite", "recipes/results"):
         (tmp_path / folder).mkdir(parents=True)
-    Image.new("RGB", (9 * 128, 14 + 6 * 128)).save("runs/scenes/polyhistor_lite/predictions.png")
+    Image.new("RGB", (818, 826)).save("runs/scenes/polyhistor_lite/predictions.png")
     [block] = blocks_of(INDEX, "python")
     exec(compile(block, str(INDEX), "exec"), {})
     with (

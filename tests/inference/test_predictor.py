@@ -3,6 +3,7 @@
 """The predictor against the evaluation, its pictures of every kind, and the command."""
 
 import io
+import re
 import threading
 from dataclasses import replace
 from functools import partial
@@ -199,7 +200,9 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match="There is no file"):
             predictor(missing)
     Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png' .*mode I;16, which is not 8 bits"):
+    with pytest.raises(
+        ValueError, match=r"deep\.png' cannot be read as an image: it has mode I;16, which is not 8 bits"
+    ):
         predictor(tmp_path / "deep.png")
     for array in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(ValueError, match="image array must be uint8"):
@@ -233,6 +236,8 @@ def test_the_command_writes_maps_and_a_page(model, checkpoint, picture, tmp_path
     np.testing.assert_allclose(normals, maps["normals"], atol=1 / 127)
     page = (out / "index.html").read_text()
     assert "a &lt;b&gt;.png" in page and "<b>.png" not in page
+    assert main(["predict", checkpoint, sources[2], "--out", str(tmp_path / "none")]) == 1
+    assert "No image could be predicted" in capsys.readouterr().err
     for task in NAMES:
         assert f'src="a_b-2/{task}.jpg"' in page and (out / "a_b-2" / f"{task}.jpg").is_file()
 
@@ -317,13 +322,37 @@ def test_a_map_of_one_value_is_painted_in_one_shade(depth, value):
 
 def test_label_and_prediction_of_one_picture_share_a_range(depth):
     label = torch.linspace(0, 10, 20).view(1, 4, 5)
-    row = paint_row(torch.zeros(3, 4, 5), {"depth": label}, {"depth": label / 2})
+    row = paint_row(torch.zeros(3, 4, 5), "depth", label, label / 2)
     assert row[..., 5:10, 0].max() == 255 and row[..., 10:, 0].max() == 128
 
 
-def test_the_page_names_the_values_of_black_and_white(depth, picture, tmp_path):
-    maps = {"depth": np.linspace(2, 7.25, 45 * 71, dtype=np.float32).reshape(45, 71), "saliency": np.zeros((45, 71))}
+def test_the_page_names_the_values_of_a_tint_and_the_axes_of_vectors(depth, picture, tmp_path):
+    maps = {
+        "depth": np.linspace(2, 7.25, 45 * 71, dtype=np.float32).reshape(45, 71),
+        "saliency": np.zeros((45, 71), np.float32),
+        "normals": np.full((45, 71, 3), 3**-0.5, np.float32),
+    }
     with PredictionPage(tmp_path, "Depth") as page:
         page.add("picture.jpg", Prediction(picture, maps))
     text = (tmp_path / "index.html").read_text()
-    assert "rgb(0, 0, 0)" in text and ">2 metres <" in text and ">7.25 metres <" in text and text.count("<li>") == 2
+    legend = re.findall(r'<li><i(?: style="background: rgb\((.*?)\)")?></i>(.*?) *</li>', text)
+    assert legend == [
+        ("", "2 metres"), ("230, 60, 40", "7.25 metres"), ("", "probability 0"), ("230, 60, 40", "probability 1"),
+        ("255, 128, 128", "+x"), ("128, 255, 128", "+y"), ("128, 128, 255", "+z"),
+    ]  # fmt: skip
+
+
+def test_the_page_folds_the_end_of_a_long_legend_and_leaves_the_background_transparent(picture, tmp_path):
+    ids = np.zeros((45, 71), np.uint8)
+    ids[0, :20] = np.arange(1, 21)
+    with PredictionPage(tmp_path, "Classes") as page:
+        page.add("picture.jpg", Prediction(picture, {"semseg": ids}))
+    shown, folded = (tmp_path / "index.html").read_text().split("<summary>13 more</summary>")
+    assert shown.count("<li>") == 8 and folded.count("<li>") == 13
+    assert "<i></i>background 99.4%" in shown and "below 0.1%" in shown and " 0.0%" not in shown
+
+
+def test_a_page_without_predictions_is_not_written(tmp_path):
+    with PredictionPage(tmp_path / "out", "None"):
+        pass
+    assert list((tmp_path / "out").iterdir()) == []

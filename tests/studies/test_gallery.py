@@ -29,6 +29,7 @@ def test_large_pictures_are_shrunk_in_the_gallery(tmp_path):
     draw_pictures(Flat(), data, {"pictures": {"normals": ends}}, tmp_path)
     assert {file.name for file in (tmp_path / "gallery").iterdir()} == {"normals_0.webp", "normals_8.webp"}
     assert Image.open(tmp_path / "gallery" / "normals_8.webp").size == (520, 10)
-    assert Image.open(tmp_path / "predictions.png").size == (1560, 6 * 30 + 14)
+    width, height = Image.open(tmp_path / "predictions.png").size
+    assert width < 4 * 174 and height < 4 * (2 * 10 + 16)  # maps of 174 x 10 pixels, and captions
     draw_pictures(Flat(), data, {}, tmp_path)
     assert list((tmp_path / "gallery").iterdir()) == []

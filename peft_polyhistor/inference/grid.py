@@ -1,0 +1,62 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Draws images beside the labels and the predictions of all tasks."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .paint import paint_image, paint_pair
+
+
+LONGEST = 256  # pixels of the longer side of a map
+GAP = 4  # pixels between maps
+LARGEST_FONT = 20  # pixels
+ROWS = "label", "prediction"
+
+
+def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
+    """Draws the images below each other, each beside a row of labels and a row of predictions.
+
+    Each task has a column. The maps are shrunk to at most 256 pixels, and an image is as high as both its rows.
+
+    Args:
+        pixel_values: Normalised images `(batch, 3, height, width)`.
+        labels: Targets by task.
+        logits: Logits by task, at any size.
+    """
+    factor = math.ceil(max(pixel_values.shape[-2:]) / LONGEST)
+    height, width = (math.ceil(side / factor) for side in pixel_values.shape[-2:])
+    titles, sides = _write(["image", *logits], width), _write(ROWS, height)
+    top, left = titles[0].height, 2 * (width + GAP) + sides[0].height  # of the first map
+    pitch = 2 * (height + GAP) + GAP  # from an image to the next one
+    size = left + len(logits) * (width + GAP) - GAP, top + len(pixel_values) * pitch - 2 * GAP
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(titles[0], ((width + GAP) // 2, 0))  # above the middle of the images
+    for column, title in enumerate(titles[1:]):
+        sheet.paste(title, (left + column * (width + GAP), 0))
+    for i, pixels in enumerate(pixel_values):
+        picture = Image.fromarray(paint_image(pixels)).resize((2 * width + GAP, 2 * height + GAP))
+        sheet.paste(picture, (0, top + i * pitch))
+        tops = top + i * pitch, top + i * pitch + height + GAP  # of both rows
+        for side, y in zip(sides, tops, strict=True):
+            sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
+        for column, task in enumerate(logits):
+            pair = paint_pair(task, labels[task][i], logits[task][i], pixels.shape[-2:])
+            for painted, y in zip(pair, tops, strict=True):
+                sheet.paste(Image.fromarray(painted).reduce(factor), (left + column * (width + GAP), y))
+    return sheet
+
+
+def _write(texts: Sequence[str], width: int) -> list[Image.Image]:
+    """Writes texts in one size, each in the middle of an image of this width in pixels."""
+    font = ImageFont.load_default(LARGEST_FONT)
+    size = LARGEST_FONT * min(1, width / max(map(font.getlength, texts)))
+    font = ImageFont.load_default(size)
+    written = []
+    for text in texts:
+        written.append(Image.new("RGB", (width, math.ceil(1.5 * size)), "white"))
+        ImageDraw.Draw(written[-1]).text((width / 2, 0.75 * size), text, fill="black", font=font, anchor="mm")
+    return written
