@@ -127,7 +127,7 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
     (folder / "comparison.svg").unlink(missing_ok=True)
     if points := figures.find_points(results):
         label = f"Change relative to {tables.REFERENCES[reference]} by trainable parameters of {', '.join(points)}"
-        figure = figures.draw_changes(points, tables.REFERENCES[reference])
+        figure = figures.draw_changes(points, tables.REFERENCES[reference], figures.MEDIUM)
         figures.save_svg(figure, label, folder / "comparison.svg")
     print(tables.align(rows), note, sep="\n")
     print(f"{', '.join(sorted(file.name for file in folder.glob('comparison.*')))} are in {folder}.")

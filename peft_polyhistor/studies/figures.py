@@ -22,7 +22,7 @@ with needs_extra("train"):
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 
 SVG = "http://www.w3.org/2000/svg"
@@ -30,7 +30,7 @@ ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 STYLE = Path(__file__).parents[1] / "assets" / "figures.css"
-WIDE, NARROW = 1000, 360  # pixels: width of a desktop page, and of a phone
+WIDE, MEDIUM, NARROW = 1000, 760, 360  # pixels: width of a desktop page, of a Markdown document, and of a phone
 NAME_HEIGHT = 15  # pixels of a line of text
 INK, SOFT, GRID, ACCENT, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"  # stand-in colours
 LINES = tuple(f"#0101{number}0" for number in range(8))
@@ -90,7 +90,7 @@ def draw_changes(points: Mapping[str, Point], reference: str, width: int = WIDE)
     axes.set_xticks([size for size in (0, *(10**power for power in powers)) if size or 0 in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:+g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda change, _: f"{change:+g}" if change else "0"))
     axes.set_xlabel("trainable parameters in the encoder")
     axes.set_ylabel(f"change against {reference}, percent")
     axes.axhline(0, color=SOFT, linewidth=1)
@@ -237,7 +237,9 @@ def to_svg(figure: Figure, label: str) -> str:
 
 def save_svg(figure: Figure, label: str, file: Path) -> None:
     """Writes a figure as an SVG file with its own style and background. `label` is that of `to_svg`."""
-    start, end, rest = to_svg(figure, label).partition(">")
+    start, _, rest = to_svg(figure, label).partition(">")
+    width, height = (round(size * 72) for size in figure.get_size_inches())
+    start = f'{start} width="{width}" height="{height}">'  # a document shows it in this size
     style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
     background = '<rect width="100%" height="100%" style="fill: var(--paper)" />'
-    file.write_text(f"{start}{end}{style}{background}{rest}\n", encoding="utf-8")
+    file.write_text(f"{start}{style}{background}{rest}\n", encoding="utf-8")

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SIZES = ("encoder", "parameters"), ("all", "parameters")  # titles of two columns, and the small print below
+
+
 def make_report(folder: Path, file: Path | None = None) -> Path:
     """Writes the report on an output folder, and returns its file.
 
@@ -110,8 +113,9 @@ def _table(study: Study) -> dict[str, Any]:
     header, *rows = make_rows(study.results, study.papers)
     own = [cells for name, *cells in rows if name in study.results]
     best = [find_best(title, [cells[column] for cells in own]) for column, title in enumerate(header[1:])]
+    tasks = [(task, f"{TASKS[task].score} in {TASKS[task].unit}, {_direction(task)}") for task in study.tasks]
     return {
-        "header": [title.partition(" ") for title in header],
+        "header": [("method", ""), ("rate", ""), *SIZES, *tasks, ("change", "percent, up")],
         "rows": [
             {
                 "name": name,
@@ -122,6 +126,10 @@ def _table(study: Study) -> dict[str, Any]:
         ],
         "note": make_note(study.results, study.papers, study.grids).replace("\n", " "),
     }
+
+
+def _direction(task: str) -> str:
+    return "up" if TASKS[task].higher_is_better else "down"
 
 
 def _changes(study: Study) -> dict[str, Any]:

@@ -43,11 +43,12 @@ def test_a_plot_of_one_method_shows_its_point_range_and_name(parameters, changes
     assert low < min(changes) <= max(changes) < high and axes.get_xlim()[0] < parameters < axes.get_xlim()[1]
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert (ticks[0] == "0") == (parameters == 0) and len(set(ticks)) == len(ticks)
+    assert "+0" not in [label.get_text() for label in axes.get_yticklabels()]
     assert axes.get_xlabel() == "trainable parameters in the encoder"
     assert axes.get_ylabel() == "change against decoders only, percent"
 
 
-@pytest.mark.parametrize("width", [figures.WIDE, figures.NARROW])
+@pytest.mark.parametrize("width", [figures.WIDE, figures.MEDIUM, figures.NARROW])
 def test_names_in_the_plot_overlap_nothing_and_stand_inside(width):
     rows = [row for row in read_rows(PAPER) if row.table == 1]
     points = {
@@ -118,6 +119,7 @@ def test_a_saved_figure_brings_its_style_and_background(tmp_path):
     assert names_of(figure)["b"].xyann[1] > names_of(figure)["a"].xyann[1]  # as their ends
     figures.save_svg(figure, "seconds by tasks", tmp_path / "lines.svg")
     root = ElementTree.parse(tmp_path / "lines.svg").getroot()
+    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}" and root.get("width") == "1000"
     assert root[0].tag.endswith("style") and "prefers-color-scheme: dark" in root[0].text
     assert root[1].get("style") == "fill: var(--paper)"
     assert {"a", "b", "tasks", "seconds"} <= {element.text for element in root.iter() if element.tag.endswith("text")}

@@ -112,7 +112,8 @@ def test_shows_all_that_runs_recorded(tmp_path):
     assert len(images) == 2 and all("picture_1" in image["alt"] for image in images)
     assert page.text.count("Its file is missing") == 2  # the worst one of each
     assert [cell for cell in page.all("span") if "80.0%" in cell.get("style", "")]
-    assert all("scope" in cell for cell in page.all("th")) and page.text.count("mErr in degrees") == 1
+    assert all("scope" in cell for cell in page.all("th")) and page.text.count("mErr in degrees") == 2
+    assert "normals mErr in degrees, down" in page.text and "encoder parameters" in page.text
 
 
 def test_says_what_runs_did_not_record(tmp_path):
