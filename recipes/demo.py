@@ -8,6 +8,8 @@ python recipes/demo.py runs/scenes/polyhistor_lite/best user/name
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from html import escape
+from itertools import islice
 
 import gradio as gr
 from accelerate import PartialState
@@ -17,6 +19,7 @@ from peft_polyhistor import TASKS
 from peft_polyhistor.inference import MultiTaskPredictor, Prediction
 
 
+SWATCH = "display: inline-block; width: 0.8em; height: 0.8em; border: 1px solid gray;"  # CSS of a colour
 Shown = list[tuple[Image.Image, str]]  # images and their captions
 
 
@@ -33,10 +36,11 @@ def make_app(predictors: dict[str, MultiTaskPredictor]) -> gr.Blocks:
                 opacity = gr.Slider(0, 1, value=0.6, label="Opacity of the maps")
                 button = gr.Button("Predict", variant="primary")
             with gr.Column(scale=2):
-                maps = gr.Gallery(label="Maps", columns=2, height="auto", object_fit="contain")
+                maps = gr.Gallery(label="Maps", columns=2, height="max-content", object_fit="contain")
+                legends = gr.HTML()
         checkpoint.change(lambda name: _offer(predictors[name].tasks), checkpoint, tasks)
         # Gradio runs one call of a function at a time, as a predictor requires.
-        button.click(_make_answer(predictors), [image, checkpoint, tasks, opacity], maps)
+        button.click(_make_answer(predictors), [image, checkpoint, tasks, opacity], [maps, legends])
     return app
 
 
@@ -44,25 +48,27 @@ def _offer(tasks: list[str]) -> gr.CheckboxGroup:
     return gr.CheckboxGroup(choices=tasks, value=tasks)
 
 
-def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., Shown]:
-    def answer(image: Image.Image | None, checkpoint: str, tasks: list[str], opacity: float) -> Shown:
+def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., tuple[Shown, str]]:
+    def answer(image: Image.Image | None, checkpoint: str, tasks: list[str], opacity: float) -> tuple[Shown, str]:
         if image is None:
             raise gr.Error("Upload an image first.")
         if not tasks:
             raise gr.Error("Choose at least one task.")
         loaded = predictors[checkpoint]
         prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(image)
-        return [(prediction.overlay(task, opacity), caption(task, prediction)) for task in tasks]
+        shown = [(prediction.overlay(task, opacity), task) for task in tasks]
+        return shown, "".join(make_legend(task, prediction) for task in tasks)
 
     return answer
 
 
-def caption(task: str, prediction: Prediction, most: int = 5) -> str:
-    """Writes the caption of a map: the task, and the classes that cover most of the image."""
-    if not TASKS[task].class_names:
-        return task
-    shares = list(prediction.classes(task).items())[:most]
-    return f"{task}: {', '.join(f'{name} {share:.0%}' for name, share in shares)}"
+def make_legend(task: str, prediction: Prediction, most: int = 8) -> str:
+    """Writes the legend of a map as HTML: of its classes, those that cover most of the image."""
+    texts = [f"<b>{task}:</b>"]
+    for name, colour, share in islice(TASKS[task].legend(prediction.label(task)), most):
+        fill = f"rgb{colour}" if colour else "none"
+        texts.append(f'<span style="{SWATCH} background: {fill}"></span> {escape(name)} {share}')
+    return f"<p>{'&emsp;'.join(texts)}</p>"
 
 
 def main(argv: Sequence[str]) -> None:

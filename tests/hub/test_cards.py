@@ -93,7 +93,7 @@ def test_weighs_what_trains_and_is_saved():
     model = make_model(make_dense())
     sizes = count_trainable(model)
     assert count_saved(model, "default") == {"adapters": sizes["encoder"], "decoders": sizes["all"] - sizes["encoder"]}
-    assert f"| decoders | {sizes['all'] - sizes['encoder']:,} |" in card_of(model).text
+    assert f"| decoders | {sizes['all'] - sizes['encoder']:,} parameters |" in card_of(model).text
 
 
 def test_a_bare_encoder_has_no_decoders():
