@@ -67,7 +67,8 @@ def make_legend(task: str, prediction: Prediction, most: int = 8) -> str:
     texts = [f"<b>{task}:</b>"]
     for name, colour, share in islice(TASKS[task].legend(prediction.label(task)), most):
         fill = f"rgb{colour}" if colour else "none"
-        texts.append(f'<span style="{SWATCH} background: {fill}"></span> {escape(name)} {share}')
+        swatch = f'<span style="{SWATCH} background: {fill}"></span>'
+        texts.append(f'<span style="display: inline-block">{swatch} {escape(name)} {share}</span>')
     return f"<p>{'&emsp;'.join(texts)}</p>"
 
 
