@@ -1,149 +1,60 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the steps of a benchmark, and writes its table, goals and figure."""
+"""Runs a benchmark: reads its command line, measures its steps in turn, and reports after every setting."""
 
 import argparse
-import json
-import platform
-import tempfile
+import math
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import accumulate
+import traceback
+from _thread import interrupt_main
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import transformers
-from problem import CAN_BAKE, ENCODERS, Contestant, Problem, Step, registered
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
-
-from peft_polyhistor.studies.figures import draw_lines, save_svg
-from peft_polyhistor.studies.tables import align
+from meters import measure_cost, measure_times, multiply
+from problem import CAN_BAKE, ENCODERS, Contestant, Problem, registered
+from report import NOTE, PEAK, Goal, References, print_result, write_report
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 
 GOALS_ARE_FOR = ("Swin-T", 4)  # encoder and number of tasks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODES = ("eager", "compiled")
+ON_CPU = {
+    **{"encoders": ["Swin-T"], "image_sizes": [224, 512], "batch_size": 1, "dtype": "float32"},
+    **{"modes": ["eager"], "rounds": 5, "minutes": math.inf},
+}
+# After 4 minutes no step is prepared, so that a run ends within 6.
+ON_ACCELERATOR = {
+    **{"encoders": ["Swin-T", "Swin-B"], "image_sizes": [512], "batch_size": 12, "dtype": "bfloat16"},
+    **{"modes": ["eager", "compiled"], "rounds": 10, "minutes": 4.0},
+}
+TIME_IS_UP = "the time was up"
 
 
-aten = torch.ops.aten
-# Operators that only allocate memory or return a view, besides those that PyTorch marks as views.
-FREE = (aten._unsafe_view, aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided, aten.new_empty_strided)
+class Benchmark(NamedTuple):
+    """Steps to compare."""
+
+    name: str  # of the files of its report
+    document: str  # the help
+    make: Callable[[Problem, str], Mapping[str, Callable[[], Contestant]]]  # by name of the step, for a method
+    make_references: Callable[[str], References]  # the times of all steps are given relative to these
+    make_goals: Callable[[str], list[Goal]]
+    choose_compiled: Callable[[str], Collection[str]]  # names of the steps that are compiled too, which takes minutes
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts the calls of operators that compute or copy; views and allocations do not count."""
+class Setting(NamedTuple):
+    """One table of a benchmark."""
 
-    calls = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.calls += not (function.is_view or function.overloadpacket in FREE)
-        return function(*args, **(kwargs or {}))
-
-
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Measures the peak of the bytes that autograd keeps; each storage counts once, and storages of `own` do not."""
-
-    def __init__(self, own: list[Tensor]):
-        self.peak = self._total = 0
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
-        self._times_held = Counter()  # by address of the storage
-        super().__init__(partial(Held, self), lambda held: held.tensor)
-
-    def hold(self, tensor: Tensor, times: int) -> None:
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        if address in self._own:
-            return
-        before = self._times_held[address]
-        self._times_held[address] += times
-        if not before or not self._times_held[address]:
-            self._total += times * storage.nbytes()
-            self.peak = max(self.peak, self._total)
-
-
-class Held:
-    """A saved tensor, which informs its counter when autograd releases it."""
-
-    def __init__(self, counter: SavedBytes, tensor: Tensor):
-        self.tensor, self._counter = tensor, counter
-        counter.hold(tensor, 1)
-
-    def __del__(self):
-        self._counter.hold(self.tensor, -1)
-
-
-def measure_cost(step: Step, model: nn.Module, device: torch.device) -> dict[str, int]:
-    """Counts the operations and the memory of a step. The step runs four times, the first time to warm up."""
-    step()
-    with FlopCounterMode(display=False) as flops, OperationCounter() as operations:
-        step()
-    saved = SavedBytes([*model.parameters(), *model.buffers()])
-    with saved:
-        step()
-    return {
-        "flops": flops.get_total_flops(),  # matrix products, convolutions and attention
-        "operations": operations.calls,
-        "saved_bytes": saved.peak,  # tensors kept for the backward pass
-        "peak_bytes": measure_peak(step, device),
-    }
-
-
-def measure_peak(step: Step, device: torch.device) -> int:
-    """Measures the peak memory of a step in bytes, above the memory in use before it."""
-    if device.type != "cpu":
-        before = torch.accelerator.memory_allocated(device)
-        torch.accelerator.reset_peak_memory_stats(device)
-        step()
-        return torch.accelerator.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    events.sort(key=lambda event: event["args"]["Ev Idx"])
-    return max(accumulate(event["args"]["Bytes"] for event in events), default=0)
-
-
-def measure_times(steps: Mapping[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Measures the seconds of every step once per round, so that other load on the machine affects all steps alike.
-
-    The order of the steps alternates; the first round warms up. On a CPU, process time is measured, summed over all
-    threads, which excludes other processes.
-    """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    wait = (lambda: None) if device.type == "cpu" else partial(torch.accelerator.synchronize, device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name in steps if turn % 2 else reversed(steps):
-            wait()
-            start = clock()
-            steps[name]()
-            wait()
-            times[name] += [clock() - start] if turn else []
-    return times
-
-
-class Goal(NamedTuple):
-    """An upper limit for the ratio of a figure of one step to that of a reference."""
-
-    text: str
-    figure: str  # "seconds", or a figure of `measure_cost`
-    step: str
-    references: tuple[str, ...]  # the reference with the lowest figure is used
-    limit: float
-
-    def judge(self, figures: Mapping[str, dict]) -> dict:
-        """Returns the goal with the measured ratio."""
-        least = min(figures[name][self.figure] for name in self.references)
-        ratio = figures[self.step][self.figure] / least
-        return {**self._asdict(), "ratio": ratio, "reached": ratio <= self.limit}
+    mode: str
+    encoder: str
+    image_size: int  # pixels
+    tasks: int
 
 
 def positive(text: str) -> int:
@@ -153,21 +64,42 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def minutes(text: str) -> float:
+    if not float(text) > 0:
+        raise ValueError
+    return float(text)
+
+
+def device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(error) from error
+
+
 def parse_options(name: str, document: str, arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="Swin-T", choices=ENCODERS, help="Encoder, with random weights.")
-    parser.add_argument("--method", default="polyhistor_lite", choices=CAN_BAKE, help="Adapter method.")
-    parser.add_argument("--tasks", default=[4], type=positive, nargs="+", help="Numbers of tasks.")
-    parser.add_argument("--image_sizes", default=[224, 512], type=positive, nargs="+", help="Sides in pixels.")
-    parser.add_argument("--batch_size", default=1, type=positive, help="Images per step.")
-    parser.add_argument("--decoder_width", default=256, type=positive, help="Channels inside the decoders.")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="Precision of models and images.")
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    parser.add_argument("--device", default=str(accelerator or "cpu"), help="PyTorch device.")
-    parser.add_argument("--rounds", default=5, type=positive, help="Number of timed runs of every step.")
-    parser.add_argument("--threads", default=1, type=positive, help="Number of CPU threads.")
-    parser.add_argument("--compile", action="store_true", help="Compile every model before its steps are timed.")
-    parser.add_argument("--output_dir", default=f"runs/{name}", type=Path, help="Output folder.")
+    """Parses the command line; the defaults depend on the device."""
+    first = argparse.ArgumentParser(add_help=False)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    first.add_argument("--device", default=best, type=device, help="PyTorch device.")
+    is_cpu = first.parse_known_args(arguments)[0].device.type == "cpu"
+
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=document, formatter_class=style, parents=[first])
+    add = parser.add_argument
+    add("--encoders", choices=ENCODERS, nargs="+", help="Encoders, with random weights.")
+    add("--method", default="polyhistor_lite", choices=CAN_BAKE, help="Adapter method.")
+    add("--tasks", default=[4], type=positive, nargs="+", help="Numbers of tasks.")
+    add("--image_sizes", type=positive, nargs="+", help="Sides in pixels.")
+    add("--batch_size", type=positive, help="Images per step.")
+    add("--decoder_width", default=256, type=positive, help="Channels inside the decoders.")
+    add("--dtype", choices=DTYPES, help="Precision of models and images.")
+    add("--modes", choices=MODES, nargs="+", help="Steps as they are, and compiled by torch.compile.")
+    add("--rounds", type=positive, help="Number of timed runs of every step.")
+    add("--threads", default=1, type=positive, help="Number of CPU threads.")
+    add("--minutes", type=minutes, help="Time to prepare steps; those that are ready are timed.")
+    add("--output_dir", default=f"runs/{name}", type=Path, help="Output folder.")
+    parser.set_defaults(**(ON_CPU if is_cpu else ON_ACCELERATOR))
     options = parser.parse_args(arguments)
     if min(options.image_sizes) < 32:
         parser.error(
@@ -176,75 +108,106 @@ def parse_options(name: str, document: str, arguments: Sequence[str]) -> argpars
     return options
 
 
-def run_benchmark(
-    name: str,
-    document: str,
-    make: Callable[[Problem, str], dict[str, Contestant]],
-    reference: str,
-    make_goals: Callable[[str], list[Goal]],
-    arguments: Sequence[str],
-) -> list[dict]:
-    """Runs a benchmark from its command line, prints the figures relative to `reference`, and writes JSON and SVG."""
-    options = parse_options(name, document, arguments)
+def run_benchmark(benchmark: Benchmark, arguments: Sequence[str]) -> list[dict]:
+    """Runs a benchmark from its command line, prints its tables, and writes the files of its report.
+
+    The files are complete after every setting, so a run that breaks off keeps the settings before.
+
+    Raises:
+        SystemExit: The device is not available, or a step failed.
+    """
+    options = parse_options(benchmark.name, benchmark.document, arguments)
+    check_available(options.device)
     torch.set_num_threads(options.threads)
-    device, results = torch.device(options.device), []
-    for image_size in options.image_sizes:
-        for count in options.tasks:
-            with registered(count) as tasks:
-                sizes = (image_size, options.batch_size, options.decoder_width)
-                problem = Problem(options.encoder, tasks, *sizes, device, DTYPES[options.dtype])
-                figures = measure(make(problem, options.method), options.rounds, device, options.compile)
-            goals = make_goals(options.method) if (options.encoder, count) == GOALS_ARE_FOR else []
-            judged = [goal.judge(figures) for goal in goals]
-            results.append({"image_size": image_size, "tasks": count, "figures": figures, "goals": judged})
-            print_result(results[-1], reference)
-    write(name, options, results)
+    deadline, results = time.monotonic() + 60 * options.minutes, []
+    references = benchmark.make_references(options.method)
+    print(NOTE)
+    for setting in map(Setting._make, product(options.modes, options.encoders, options.image_sizes, options.tasks)):
+        results.append(measure_setting(benchmark, setting, options, deadline))
+        print_result(results[-1], references)
+        write_report(benchmark.name, options, results, references)
+    failed = sum(reason != TIME_IS_UP for result in results for reason in result["failures"].values())
+    if failed:
+        raise SystemExit(f"{failed} steps failed. Their errors are above; the tables hold all others.")
     return results
 
 
+def check_available(device: torch.device) -> None:
+    """Raises SystemExit if the machine lacks the device."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    known = ["cpu", *([accelerator.type] if accelerator else [])]
+    if device.type not in known:
+        raise SystemExit(f"--device: this machine has {known}, got '{device}'.")
+
+
+def measure_setting(
+    benchmark: Benchmark, setting: Setting, options: argparse.Namespace, deadline: float
+) -> dict[str, Any]:
+    """Returns the setting with the figures, failures and goals of its steps."""
+    is_compiled = setting.mode == "compiled"
+    with registered(setting.tasks) as tasks:
+        sizes = (setting.image_size, options.batch_size, options.decoder_width)
+        problem = Problem(setting.encoder, tasks, *sizes, options.device, DTYPES[options.dtype])
+        makers = benchmark.make(problem, options.method)
+        if is_compiled:
+            makers = {name: makers[name] for name in benchmark.choose_compiled(options.method)}
+        figures, failures = measure(makers, problem, options.rounds, is_compiled, deadline)
+    goals = benchmark.make_goals(options.method) if (setting.encoder, setting.tasks) == GOALS_ARE_FOR else []
+    judged = [goal.judge(figures) for goal in goals if {goal.step, *goal.references} <= figures.keys()]
+    return {**setting._asdict(), "figures": figures, "failures": failures, "goals": judged}
+
+
 def measure(
-    contestants: Mapping[str, Contestant], rounds: int, device: torch.device, compiles: bool = False
-) -> dict[str, dict]:
-    """Measures every contestant: the figures of `measure_cost`, and the median and range of its seconds."""
-    costs = {name: measure_cost(step, model, device) for name, (step, model) in contestants.items()}
-    if compiles:
-        for model in {id(model): model for _, model in contestants.values()}.values():
-            model.compile()
+    makers: Mapping[str, Callable[[], Contestant]],
+    problem: Problem,
+    rounds: int,
+    is_compiled: bool = False,
+    deadline: float = math.inf,
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """Measures steps, and the product of two matrices among them.
+
+    Returns the figures of `measure_cost` and the median and range of the seconds by name, and the reasons why others
+    have no figures: the deadline on the monotonic clock, no memory, or an error of the compiler.
+    """
+    torch.compiler.reset()  # graphs of earlier settings count towards the limit of recompilations
+    device, contestants, costs, failures = problem.device, {}, {}, {}
+    for name, make in {PEAK: lambda: multiply(device, problem.dtype), **makers}.items():
+        try:
+            with time_limit(deadline):
+                contestant = make()
+                costs[name] = measure_cost(contestant, is_compiled, device)
+                contestants[name] = contestant
+        except TimeoutError:
+            failures[name] = TIME_IS_UP
+        except (RuntimeError, FailOnRecompileLimitHit) as error:
+            traceback.print_exc()
+            failures[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
     times = measure_times({name: step for name, (step, _) in contestants.items()}, rounds, device)
-    return {
+    figures = {
         name: {"seconds": median(taken), "range": [min(taken), max(taken)], **costs[name]}
         for name, taken in times.items()
     }
+    return figures, failures
 
 
-def print_result(result: Mapping, reference: str) -> None:
-    print(f"\n{result['image_size']} px, tasks: {result['tasks']}")
-    rows = [["", "seconds", "range", "ratio", "GFLOP", "operations", "saved MB", "peak MB"]]
-    unit = result["figures"][reference]["seconds"]
-    for name, figures in result["figures"].items():
-        low, high = figures["range"]
-        times = [f"{figures['seconds']:.3f}", f"{low:.3f}-{high:.3f}", f"{figures['seconds'] / unit:.2f}"]
-        sizes = [f"{figures[key] / 1e6:.0f}" for key in ("saved_bytes", "peak_bytes")]
-        rows.append([name, *times, f"{figures['flops'] / 1e9:.1f}", str(figures["operations"]), *sizes])
-    print(align(rows))
-    print(f"seconds: on a CPU, summed over all threads; ratio: seconds relative to '{reference}'")
-    for goal in result["goals"]:
-        verdict = "reached" if goal["reached"] else "MISSED"
-        print(f"{goal['ratio']:.3f}, goal {goal['limit']:.2f}: {verdict}. {goal['text']}")
+@contextmanager
+def time_limit(deadline: float) -> Iterator[None]:
+    """Breaks the block off with a TimeoutError at the deadline on the monotonic clock.
 
-
-def write(name: str, options: argparse.Namespace, results: list[dict]) -> None:
-    is_cuda = options.device.startswith("cuda")
-    device = torch.cuda.get_device_name(options.device) if is_cuda else platform.machine()
-    machine = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__}
-    folder = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {"settings": vars(options), "machine": machine, "results": results}
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=2, default=str))
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        for step, figures in result["figures"].items():
-            name_of_line = f"{step}, {result['image_size']} px"
-            lines.setdefault(name_of_line, []).append((result["tasks"], figures["seconds"]))
-    save_svg(draw_lines(lines, "tasks", "seconds"), f"Seconds by tasks of {', '.join(lines)}", folder / f"{name}.svg")
-    print(f"\nWrote {folder / name}.json and .svg.")
+    The block must run in the main thread. Compilation takes minutes and looks at no clock, so the main thread is
+    interrupted as by Ctrl-C; a backward pass on an accelerator ends first.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    timer = threading.Timer(min(left, threading.TIMEOUT_MAX), interrupt_main)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if time.monotonic() < deadline:
+            raise
+        raise TimeoutError from None
+    finally:
+        timer.cancel()

@@ -5,15 +5,18 @@
     python recipes/benchmarks/inference.py                                       # Swin-T, 4 tasks, 224 and 512 px
     python recipes/benchmarks/inference.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
 
-The references are plain models, one per task, each with its own encoder. Time is measured as in training.py. The
-script prints a table with the goals, and writes benchmark_inference.json and benchmark_inference.svg.
+The references are plain models, one per task, each with its own encoder. Time is measured, and defaults depend on the
+device, as in training.py. The script prints tables with the goals, and writes benchmark_inference.md, .json and .svg
+after every setting.
 """
 
 import sys
+from collections.abc import Callable, Mapping
 
 import torch
-from common import Goal, run_benchmark
+from common import Benchmark, run_benchmark
 from problem import Contestant, Problem, make_adapted, make_dense, make_lora
+from report import Goal, References
 from torch import nn
 
 from peft_polyhistor.registry import METHODS
@@ -24,8 +27,8 @@ PASSES, PASSES_OURS = "a model per task, the paper's decoders", "a model per tas
 LORA, VMT = "PEFT LoRA", "vmt_adapter"
 
 
-def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
-    """Creates the contestants by name; a step computes the logits of all tasks."""
+def predictions(problem: Problem, method: str) -> Mapping[str, Callable[[], Contestant]]:
+    """Returns what makes the contestants, by name; a step computes the logits of all tasks."""
     pixels = problem.images()
 
     def predict(model: nn.Module) -> Contestant:
@@ -41,16 +44,19 @@ def predictions(problem: Problem, method: str) -> dict[str, Contestant]:
 
         return Contestant(step, parts)
 
+    def predict_with_plain_models(papers_decoders: bool) -> Contestant:
+        return predict_in_turn(dict.fromkeys(problem.tasks, make_dense(problem, papers_decoders)))
+
     ours = make_adapted(problem, method)
-    merged = ours.merge_and_unload(tasks=problem.tasks) if can_merge(method) else {}
+    merged = {method + MERGED: lambda: predict_in_turn(ours.merge_and_unload(tasks=problem.tasks))}
     return {
-        PASSES: predict_in_turn(dict.fromkeys(problem.tasks, make_dense(problem, papers_decoders=True))),
-        PASSES_OURS: predict_in_turn(dict.fromkeys(problem.tasks, make_dense(problem))),
-        method + GENERATED: predict(ours),
-        method + BAKED: predict(ours.bake()),
-        **({method + MERGED: predict_in_turn(merged)} if merged else {}),
-        VMT: predict(make_adapted(problem, VMT)),
-        LORA: predict(make_lora(problem, papers_decoders=False)),
+        PASSES: lambda: predict_with_plain_models(papers_decoders=True),
+        PASSES_OURS: lambda: predict_with_plain_models(papers_decoders=False),
+        method + GENERATED: lambda: predict(ours),
+        method + BAKED: lambda: predict(ours.bake()),
+        **(merged if can_merge(method) else {}),
+        VMT: lambda: predict(make_adapted(problem, VMT)),
+        LORA: lambda: predict(make_lora(problem, papers_decoders=False)),
     }
 
 
@@ -66,9 +72,20 @@ def make_goals(method: str) -> list[Goal]:
     ]
 
 
+def make_references(method: str) -> References:
+    return {"a model per task": (PASSES_OURS,), LORA: (LORA,)}
+
+
+def choose_compiled(method: str) -> tuple[str, ...]:
+    return PASSES_OURS, method + GENERATED, method + BAKED, VMT, LORA
+
+
+BENCHMARK = Benchmark("benchmark_inference", __doc__, predictions, make_references, make_goals, choose_compiled)
+
+
 @torch.no_grad()
 def main(arguments: list[str]) -> None:
-    run_benchmark("benchmark_inference", __doc__, predictions, PASSES, make_goals, arguments)
+    run_benchmark(BENCHMARK, arguments)
 
 
 if __name__ == "__main__":

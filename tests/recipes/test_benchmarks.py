@@ -3,6 +3,7 @@
 """What can be counted exactly of the steps that the benchmarks compare, and that the benchmarks run."""
 
 import json
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -60,8 +61,10 @@ def test_decoder_is_the_papers(contestants):
 
 def test_a_step_of_tasks_costs_as_many_steps_of_one(contestants, steps, make_problem):
     with contestants.registered(2) as tasks:
-        four = steps.training_steps(make_problem(tasks), "polyhistor_lite")["polyhistor_lite"].step
-        ones = [steps.training_steps(make_problem([t]), "polyhistor_lite")["polyhistor_lite"].step for t in tasks]
+        four, *ones = (
+            steps.training_steps(make_problem(chosen), "polyhistor_lite")["polyhistor_lite"]().step
+            for chosen in (tasks, *([task] for task in tasks))
+        )
         assert count_flops(four) <= sum(count_flops(one) for one in ones)
 
 
@@ -69,9 +72,9 @@ def test_operations_do_not_grow_with_the_tasks_as_passes_do(contestants, steps, 
     def count(number, how):
         with contestants.registered(number) as tasks:
             problem = make_problem(tasks, encoder="Swin-T", image_size=96, batch_size=1)
-            [step] = steps.training_steps(problem, "polyhistor_lite", [f"polyhistor_lite{how}"]).values()
-            with load_recipe("common").OperationCounter() as counter:
-                step.step()
+            step = steps.training_steps(problem, "polyhistor_lite")[f"polyhistor_lite{how}"]().step
+            with load_recipe("meters").OperationCounter() as counter:
+                step()
         return counter.calls
 
     together = count(4, steps.TOGETHER)
@@ -87,30 +90,187 @@ def test_tasks_beyond_four_are_known_for_as_long_as_they_are_needed(contestants)
     assert list(contestants.TASKS) == before
 
 
+SMALL = ["--encoders", "swin-mini", "--image_sizes", "32", "--decoder_width", "8", "--rounds", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def small_product(load_recipe, monkeypatch):
+    """The product of two matrices that gives the peak takes no time."""
+    monkeypatch.setattr(load_recipe("meters"), "SIDE_ON_CPU", 64)
+
+
 @pytest.mark.parametrize("name", [pytest.param("training", marks=pytest.mark.slow), "inference"])
 def test_benchmarks_write_figures_goals_and_a_plot(name, load_recipe, tmp_path, capsys):
-    small = "--encoder swin-mini --image_sizes 32 --tasks 2 --decoder_width 8 --rounds 1 --device cpu"
-    load_recipe(name).main([*small.split(), "--output_dir", str(tmp_path)])
+    load_recipe(name).main([*SMALL, "--tasks", "2", "--output_dir", str(tmp_path)])
     report = json.loads((tmp_path / f"benchmark_{name}.json").read_text())
     [result] = report["results"]
     for figures in result["figures"].values():
         assert all(figures[key] > 0 for key in ("seconds", "flops", "operations", "peak_bytes"))
+    assert result["failures"] == {}
     assert result["goals"] == []  # which are for another encoder and four tasks
     assert "tasks: 2" in capsys.readouterr().out
     plot = ElementTree.parse(tmp_path / f"benchmark_{name}.svg").getroot()
-    assert {f"{step}, 32 px" for step in result["figures"]} <= {element.text for element in plot.iter()}
+    names = {f"{step}, swin-mini, 32 px, eager" for step in result["figures"]}
+    assert names <= {element.text for element in plot.iter()}
+    table = (tmp_path / f"benchmark_{name}.md").read_text().splitlines()
+    assert {f"| {step}" for step in result["figures"]} <= {line.partition(" | ")[0] for line in table}
+
+
+@pytest.fixture
+def run(load_recipe, tmp_path):
+    """`run(steps, *arguments)`: a benchmark of two layers and of `steps`, which may replace them.
+
+    It returns the results that the JSON holds, and keeps them and the Markdown if the run breaks off.
+    """
+    common, problem = load_recipe("common"), load_recipe("problem")
+
+    def layer(size):
+        model = torch.nn.Linear(size, size)
+        return lambda: problem.Contestant(lambda: model(torch.ones(size, size)).sum().backward(), model)
+
+    def start(steps=None, *arguments):
+        makers = {"small": layer(8), "large": layer(16), **(steps or {})}
+        benchmark = common.Benchmark(
+            name="benchmark",
+            document="",
+            make=lambda problem, method: makers,
+            make_references=lambda method: {"small": ("small",)},
+            make_goals=lambda method: [],
+            choose_compiled=lambda method: makers.keys(),
+        )
+        try:
+            common.run_benchmark(benchmark, [*SMALL, "--output_dir", str(tmp_path), *arguments])
+        finally:
+            start.results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+            start.tables = (tmp_path / "benchmark.md").read_text()
+        return start.results
+
+    return start
+
+
+def test_a_run_covers_every_combination(run):
+    found = run(None, "--encoders", "swin-mini", "Swin-T", "--image_sizes", "32", "64", "--tasks", "1", "3")
+    assert [(result["encoder"], result["image_size"], result["tasks"]) for result in found] == [
+        *(("swin-mini", 32, 1), ("swin-mini", 32, 3), ("swin-mini", 64, 1), ("swin-mini", 64, 3)),
+        *(("Swin-T", 32, 1), ("Swin-T", 32, 3), ("Swin-T", 64, 1), ("Swin-T", 64, 3)),
+    ]
+    assert run.tables.count("by number of tasks") == 2 * 4  # a heading and the table's title, for 4 settings
+
+
+def test_a_compiled_step_has_no_counts_of_its_operators(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    eager, compiled = run(None, "--modes", "eager", "compiled")
+    assert (eager["mode"], compiled["mode"]) == ("eager", "compiled")
+    for name in ("small", "large"):
+        own, other = eager["figures"][name], compiled["figures"][name]
+        assert own.keys() - other.keys() == {"operations", "saved_bytes"}
+        assert own["flops"] == other["flops"] and other["peak_bytes"] > 0
+
+
+def test_a_compiler_that_gives_up_is_a_failure(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    with pytest.raises(SystemExit, match=r"^1 steps failed"):
+        run(None, "--modes", "compiled")
+    [result] = run.results
+    assert "large" in result["failures"]
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 1 GiB.")
+
+
+def test_a_step_that_fails_leaves_the_others_their_rows(run):
+    with pytest.raises(SystemExit, match=r"^1 steps failed"):
+        run({"small": out_of_memory})
+    [result] = run.results
+    assert result["failures"] == {"small": "OutOfMemoryError: CUDA out of memory."}
+    assert result["figures"].keys() == {"product of two matrices", "large"}
+    assert "- not measured: small: OutOfMemoryError: CUDA out of memory." in run.tables
+
+
+def test_a_run_that_breaks_off_keeps_the_settings_before(run):
+    calls = []
+
+    def interrupt():
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        out_of_memory()
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"more": interrupt}, "--tasks", "1", "2", "4")
+    [result] = run.results
+    assert result["tasks"] == 1 and {"small", "large"} <= result["figures"].keys()
+
+
+def test_a_step_that_is_not_ready_in_time_is_given_up(run):
+    def never_ends():
+        while True:
+            pass
+
+    [result] = run({"endless": never_ends}, "--minutes", "0.02")
+    assert result["failures"]["endless"] == "the time was up"
+    assert "- not measured: endless: the time was up" in run.tables
+
+
+def test_rows_compare_with_the_peak_and_the_faster_reference(load_recipe):
+    report = load_recipe("report")
+    costs = {"range": [1, 3], "flops": 12e9, "peak_bytes": 3e6}
+    figures = {
+        report.PEAK: {**costs, "seconds": 2, "flops": 48e9},
+        "ours": {**costs, "seconds": 3, "operations": 1000, "saved_bytes": 2e6},
+        "theirs": {**costs, "seconds": 1.5},
+    }
+    references = {"theirs": ("theirs", "gone", "ours"), "none": ("gone",)}
+    assert report.make_rows(figures, references) == [
+        ["", "seconds", "range", "of the peak", "to theirs", "to none", "GFLOP", "operations", "saved MB", "peak MB"],
+        [report.PEAK, "2", "1 to 3", "100 %", "-", "-", "48.0", "-", "-", "3"],
+        ["ours", "3", "1 to 3", "17 %", "2.00", "-", "12.0", "1,000", "2", "3"],
+        ["theirs", "1.5", "1 to 3", "33 %", "1.00", "-", "12.0", "-", "-", "3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", (["Swin-T"], [224, 512], 1, "float32", ["eager"])),
+        ("cuda", (["Swin-T", "Swin-B"], [512], 12, "bfloat16", ["eager", "compiled"])),
+    ],
+)
+def test_defaults_depend_on_the_device(device, expected, load_recipe):
+    options = load_recipe("common").parse_options("training", "", ["--device", device])
+    names = ("encoders", "image_sizes", "batch_size", "dtype", "modes")
+    assert tuple(getattr(options, name) for name in names) == expected
+    assert options.minutes <= (4 if device == "cuda" else float("inf"))
+
+
+def test_a_device_that_is_missing_is_an_error(load_recipe):
+    with pytest.raises(SystemExit, match=r"^--device: this machine has \['cpu'.*\], got 'hpu'"):
+        load_recipe("training").main(["--device", "hpu"])
+
+
+@pytest.mark.slow
+def test_the_frozen_passes_compile_into_one_graph(contestants, steps, make_problem):
+    torch.compiler.reset()
+    with contestants.registered(1) as tasks:
+        step, encoder = steps.training_steps(make_problem(tasks), "polyhistor_lite")[steps.BOUND]()
+    encoder.compile(backend="eager", fullgraph=True)
+    step()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--encoder", "Swin-X"], "--encoder: invalid choice: 'Swin-X'"),
+        (["--encoders", "Swin-X"], "--encoders: invalid choice: 'Swin-X'"),
         (["--method", "vmt_adapter"], "--method: invalid choice: 'vmt_adapter'"),
         (["--method", "bitfit"], "--method: invalid choice: 'bitfit'"),
         (["--dtype", "float64"], "--dtype: invalid choice: 'float64'"),
         (["--tasks", "0"], "--tasks: invalid positive value: '0'"),
         (["--image_sizes", "16"], "--image_sizes: must be at least 32"),
         (["--rounds", "0"], "--rounds: invalid positive value: '0'"),
+        (["--minutes", "0"], "--minutes: invalid minutes value: '0'"),
+        (["--device", "gpu"], "--device: Expected one of cpu, cuda"),
     ],
 )
 def test_wrong_settings_are_errors(arguments, message, load_recipe, capsys):
@@ -120,7 +280,7 @@ def test_wrong_settings_are_errors(arguments, message, load_recipe, capsys):
 
 
 def test_saved_bytes_count_each_storage_once_and_no_parameters(load_recipe):
-    saved = load_recipe("common").SavedBytes
+    saved = load_recipe("meters").SavedBytes
     weight, x = torch.ones(5, 5, requires_grad=True), torch.ones(3, 5, requires_grad=True)
     counter = saved([weight])
     with counter:
@@ -130,7 +290,7 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters(load_recipe):
 
 
 def test_a_goal_is_a_ratio_to_the_best_of_its_references(load_recipe):
-    goal = load_recipe("common").Goal("time", "seconds", "ours", ("one", "other"), 1.08)
+    goal = load_recipe("report").Goal("time", "seconds", "ours", ("one", "other"), 1.08)
     figures = {"ours": {"seconds": 3.0}, "one": {"seconds": 4.0}, "other": {"seconds": 2.0}}
     judged = goal.judge(figures)
     assert (judged["ratio"], judged["reached"]) == (1.5, False)

@@ -1,0 +1,130 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reports a benchmark: tables for the terminal and in Markdown, a plot over the number of tasks, and JSON."""
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import peft
+import torch
+import transformers
+
+from peft_polyhistor.studies.figures import draw_lines, save_svg
+from peft_polyhistor.studies.tables import align, to_markdown
+
+
+PEAK = "product of two matrices"
+NOTE = f"""\
+seconds: median and range of the rounds; on a CPU, process time summed over all threads.
+of the peak: floating-point operations per second, in percent of those of '{PEAK}'.
+to ...: seconds relative to that step; where it has two ways, to the faster one.
+operations: calls of operators. saved: tensors kept for the backward pass. peak: memory above that before the step."""
+# The columns that compare times, by title; of several steps, the fastest counts.
+References = Mapping[str, tuple[str, ...]]
+
+
+class Goal(NamedTuple):
+    """An upper limit for the ratio of a figure of one step to that of a reference."""
+
+    text: str
+    figure: str  # "seconds", or a figure of `measure_cost`
+    step: str
+    references: tuple[str, ...]  # the reference with the lowest figure is used
+    limit: float
+
+    def judge(self, figures: Mapping[str, dict]) -> dict:
+        """Returns the goal with the measured ratio."""
+        least = min(figures[name][self.figure] for name in self.references)
+        ratio = figures[self.step][self.figure] / least
+        return {**self._asdict(), "ratio": ratio, "reached": ratio <= self.limit}
+
+
+def name_setting(result: Mapping) -> str:
+    return f"{result['encoder']}, {result['image_size']} px, {result['mode']}"
+
+
+def make_rows(figures: Mapping[str, Mapping], references: References) -> list[list[str]]:
+    """Returns the cells of a table, row by row; the first row is the header. A figure that is missing is a dash."""
+    titles = ["seconds", "range", "of the peak", *(f"to {title}" for title in references)]
+    rows = [["", *titles, "GFLOP", "operations", "saved MB", "peak MB"]]
+    units = [
+        min((figures[name]["seconds"] for name in names if name in figures), default=None)
+        for names in references.values()
+    ]
+    for name, own in figures.items():
+        low, high = own["range"]
+        cells = [f"{own['seconds']:.4g}", f"{low:.4g} to {high:.4g}", find_share(own, figures.get(PEAK))]
+        cells += [f"{own['seconds'] / unit:.2f}" if unit and name != PEAK else "-" for unit in units]
+        cells += [f"{own['flops'] / 1e9:,.1f}", f"{own['operations']:,}" if "operations" in own else "-"]
+        cells += [f"{own[key] / 1e6:,.0f}" if key in own else "-" for key in ("saved_bytes", "peak_bytes")]
+        rows.append([name, *cells])
+    return rows
+
+
+def find_share(own: Mapping, peak: Mapping | None) -> str:
+    if not peak:
+        return "-"
+    return f"{100 * own['flops'] / own['seconds'] / (peak['flops'] / peak['seconds']):.0f} %"
+
+
+def make_remarks(result: Mapping) -> list[str]:
+    failures = [f"not measured: {name}: {reason}" for name, reason in result["failures"].items()]
+    goals = [
+        f"{goal['ratio']:.3f}, goal {goal['limit']:.2f}: {'reached' if goal['reached'] else 'MISSED'}. {goal['text']}"
+        for goal in result["goals"]
+    ]
+    return [*failures, *goals]
+
+
+def print_result(result: Mapping, references: References) -> None:
+    print(f"\n{name_setting(result)}, tasks: {result['tasks']}")
+    print("\n".join([align(make_rows(result["figures"], references)), *make_remarks(result)]), flush=True)
+
+
+def compare_numbers_of_tasks(results: Sequence[Mapping]) -> str:
+    """Returns Markdown tables of the seconds by number of tasks, for settings with several numbers."""
+    parts = []
+    for setting, group in groupby(results, name_setting):
+        figures = {result["tasks"]: result["figures"] for result in group}
+        steps = dict.fromkeys(name for of_steps in figures.values() for name in of_steps)
+        if len(figures) > 1:
+            rows = [["seconds, by number of tasks", *map(str, figures)]]
+            for step in steps:
+                taken = (of_steps.get(step) for of_steps in figures.values())
+                rows.append([step, *(f"{own['seconds']:.4g}" if own else "-" for own in taken)])
+            parts.append(f"## {setting}, by number of tasks\n\n{to_markdown(rows, '')}")
+    return "\n".join(parts)
+
+
+def write_report(name: str, options: argparse.Namespace, results: Sequence[Mapping], references: References) -> None:
+    """Writes the results so far as JSON, Markdown and SVG; files of the same name are replaced."""
+    is_cuda = options.device.type == "cuda"
+    device = torch.cuda.get_device_name(options.device) if is_cuda else platform.machine()
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+    folder = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"settings": vars(options), "machine": {"device": device, **versions}, "results": results}
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
+
+    machine = ", ".join([device, *(f"{key} {version}" for key, version in versions.items())])
+    sizes = f"{options.dtype}, batch of {options.batch_size}, CPU threads: {options.threads}, {options.rounds} rounds"
+    parts = [f"# {name}\n\n{machine}; {sizes}.\n\n{NOTE}\n"]
+    for result in results:
+        remarks = "\n".join(f"- {remark}" for remark in make_remarks(result))
+        table = to_markdown(make_rows(result["figures"], references), remarks)
+        parts.append(f"## {name_setting(result)}, tasks: {result['tasks']}\n\n{table}")
+    text = "\n".join([*parts, compare_numbers_of_tasks(results)])
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        for step, figures in result["figures"].items():
+            lines.setdefault(f"{step}, {name_setting(result)}", []).append((result["tasks"], figures["seconds"]))
+    if lines:
+        title = f"Seconds by tasks of {', '.join(lines)}"
+        save_svg(draw_lines(lines, "tasks", "seconds"), title, folder / f"{name}.svg")
+    print(f"\nWrote {folder / name}.json, .md and .svg.", flush=True)
