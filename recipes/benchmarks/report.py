@@ -120,10 +120,12 @@ def write_report(name: str, options: argparse.Namespace, results: Sequence[Mappi
     text = "\n".join([*parts, compare_numbers_of_tasks(results)])
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
+    has_several = len(set(map(name_setting, results))) > 1
     lines: dict[str, list[tuple[float, float]]] = {}
     for result in results:
         for step, figures in result["figures"].items():
-            lines.setdefault(f"{step}, {name_setting(result)}", []).append((result["tasks"], figures["seconds"]))
+            name_of_line = f"{step}, {name_setting(result)}" if has_several else step
+            lines.setdefault(name_of_line, []).append((result["tasks"], figures["seconds"]))
     if lines:
         title = f"Seconds by tasks of {', '.join(lines)}"
         save_svg(draw_lines(lines, "tasks", "seconds"), title, folder / f"{name}.svg")
