@@ -91,7 +91,7 @@ def link(name: Path, target: Path) -> None:
     fresh = beside(name)
     _delete(fresh)
     try:
-        fresh.symlink_to(target.relative_to(name.parent), target_is_directory=True)
+        os.symlink(target.relative_to(name.parent), fresh, target_is_directory=True)
         os.replace(fresh, name)
     except OSError:  # Windows restricts links to some users, and cannot replace a link
         _delete(fresh)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from methods_table import (
     PLACED_BY_FILE,
     TASKS,
@@ -18,6 +19,7 @@ from methods_table import (
     rows,
     trainable,
 )
+from packaging.version import Version
 from peft import (
     AutoPeftModel,
     LoraConfig,
@@ -33,6 +35,10 @@ from transformers.utils import check_peft_version
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.data import collate
+
+
+# Before 5.13, transformers' own loader of adapters leaves `modules_to_save` out.
+DROPS_PARTS = Version(transformers.__version__) < Version("5.13")
 
 
 @few_by_default
@@ -98,6 +104,10 @@ def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, pertu
     model = perturb(adapt(type(base).from_pretrained(tmp_path / "base")))
     model.save_pretrained(tmp_path / "adapter")
     for auto, kwargs in ((AutoModel, {}), (AutoPeftModel, {"import_allowlist": ["peft_polyhistor", "transformers"]})):
+        if auto is AutoModel and DROPS_PARTS and isinstance(base, MultiTaskDenseModel):
+            with pytest.raises(ValueError, match=r"does not hold the weights of its config: .*decoders\.modules_to"):
+                auto.from_pretrained(tmp_path / "adapter")
+            continue
         loaded = auto.from_pretrained(tmp_path / "adapter", **kwargs).eval()
         check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
 

@@ -20,6 +20,7 @@ from methods_table import (
     trainable,
     without_gradient,
 )
+from packaging.version import Version
 from peft import PeftModel, get_peft_model
 from tiny_models import recompute_layers
 from torch import nn
@@ -138,6 +139,10 @@ def test_an_average_of_the_weights_predicts(adapt, make_base, pixels, perturb):
     check_equal(predict(average.module.eval(), pixels, "normals"), predict(model, pixels, "normals"))
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.10"),
+    reason="Dynamo of torch 2.7 breaks the graph at a context manager; 2.8 and 2.9 were not tried",
+)
 @rows(lambda row: row.name == "polyhistor_lite")
 @torch.no_grad()
 def test_compiles_into_one_graph(adapt, make_dense, make_swin, pixels, perturb):
