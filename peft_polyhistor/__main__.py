@@ -123,6 +123,8 @@ def run_check(options: argparse.Namespace) -> int:
     for line in (*report.faults, *report.notes):
         print(line)
     if report.faults:
+        if not options.config and not options.tasks:
+            print(f"Neither --tasks nor --config was given, so the tasks were {', '.join(tasks)}.", file=sys.stderr)
         count = len(report.faults)
         print(f"{count} fault{'s' if count > 1 else ''} in {options.source}.", file=sys.stderr)
         return 1

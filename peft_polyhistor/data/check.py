@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..tasks import PASCAL_TASKS, TASKS
+from ..tasks.regression import Regression
 from ..tasks.segmentation import Segmentation
 from .archive import SPLITS, PascalArchive
 from .decode import Size
@@ -25,7 +26,7 @@ class DataReport:
     """Faults and notes of a dataset.
 
     Args:
-        faults: Faults, one line each. The loader refuses a dataset that has one.
+        faults: Faults, one line each. The loader refuses a dataset that has one, but for a task without valid values.
         notes: Labels that are missing or that have a special interpretation, one line for each kind.
         counts: Number of images by split.
     """
@@ -37,11 +38,12 @@ class DataReport:
 
 @dataclass
 class _Findings:
-    """Faults of an image and its labels, notes as pairs of task and text, and the classes in the labels by task."""
+    """Faults of an image and its labels, notes as pairs of task and text, and what the labels hold by task."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, set[int]] = field(default_factory=dict)
+    empty: dict[str, bool] = field(default_factory=dict)  # whether a label of numbers has no valid one
 
     def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
         """Adds the notes and classes of a stored label, `None` if it is missing; ValueError for a fault."""
@@ -56,6 +58,8 @@ class _Findings:
         found = row.read(image)
         if isinstance(row, Segmentation):
             self.classes[task] = set(np.unique(found).tolist())
+        if isinstance(row, Regression):
+            self.empty[task] = bool(np.isnan(found).all())
 
 
 def check_archive(
@@ -96,12 +100,16 @@ def check_archive(
         found = _check_rows(data_dir, tasks, splits, layout, report)
     noted: dict[tuple[str, str], list[str]] = {}
     classes: dict[str, set[int]] = {}
+    empty: dict[str, list[bool]] = {}
     for image_id, findings in found:
         report.faults += findings.faults
         for note in findings.notes:
             noted.setdefault(note, []).append(image_id)
         for task, held in findings.classes.items():
             classes.setdefault(task, set()).update(held)
+        for task, is_empty in findings.empty.items():
+            empty.setdefault(task, []).append(is_empty)
+    report.faults += [_explain_empty(task, len(labels)) for task, labels in empty.items() if all(labels)]
     report.notes += [
         f"Labels of {task} {note}: {len(ids)}, such as {ids[0]}." for (task, note), ids in sorted(noted.items())
     ]
@@ -111,6 +119,14 @@ def check_archive(
         if missing:
             report.notes.append(f"No label of {task} holds {len(missing)} of its classes: {', '.join(missing)}.")
     return report
+
+
+def _explain_empty(task: str, labels: int) -> str:
+    row = cast(Regression, TASKS[task])
+    return (
+        f"None of the {labels} labels of {task} has a value in valid={row.valid} after scale={row.scale}. Give the "
+        "`scale` from stored to real values, such as 0.001 from millimetres to metres, or correct `valid`."
+    )
 
 
 def _check_folder(
@@ -188,6 +204,7 @@ def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Fi
         result.faults = list(dict.fromkeys(result.faults + found.faults))
         result.notes += found.notes
         result.classes |= found.classes
+        result.empty |= found.empty
     return result
 
 

@@ -75,9 +75,8 @@ def count_steps(loader: Any, gradient_accumulation: int) -> int:
         ValueError: There are not enough images for one step.
     """
     if len(loader) < gradient_accumulation:
-        batches = f"{len(loader.dataset)} training images make {len(loader)} batches per process"
-        how = f"fewer than gradient_accumulation={gradient_accumulation}. Lower --batch_size."
-        raise ValueError(f"{batches}, {how}")
+        batches = f"{len(loader.dataset)} training images make {len(loader)} full batches per process"
+        raise ValueError(f"{batches}, and a step takes {gradient_accumulation}. Lower --batch_size.")
     return math.ceil(len(loader) / gradient_accumulation)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from peft_polyhistor import TASKS
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import check_archive, decode, load_pascal_context
 
@@ -110,3 +111,21 @@ def test_command_names_a_wrong_folder(tmp_path, capsys):
 def test_unknown_splits_are_refused(archive):
     with pytest.raises(ValueError, match=r"Unknown splits \['test'\]; PASCAL_MT has train, val"):
         check_archive(archive, splits=["train", "test"])
+
+
+def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
+    for folder, mode in (("images", "RGB"), ("depth", "I;16")):
+        (tmp_path / folder).mkdir()
+        for name in ("one", "two"):
+            Image.new(mode, (40, 40), 1500 if folder == "depth" else None).save(tmp_path / folder / f"{name}.png")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("one\ntwo\n")
+    config = tmp_path / "own.yaml"
+    row = "tasks: [depth: {kind: regression, unit: m, valid: [0.1, 80]"
+    config.write_text(f"{row}}}]")
+    assert main(["data", "check", str(tmp_path), "--config", str(config)]) == 1
+    fault = "None of the 2 labels of depth has a value in valid=(0.1, 80) after scale=1.0. Give the `scale`"
+    assert fault in capsys.readouterr().out
+    TASKS.pop("depth")
+    config.write_text(f"{row}, scale: 0.001}}]")
+    assert main(["data", "check", str(tmp_path), "--config", str(config)]) == 0

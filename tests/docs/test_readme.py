@@ -88,7 +88,9 @@ def test_the_settings_of_the_readme_are_those_of_the_recipe():
     [block] = blocks_of(README, "yaml")
     lanes, depth = Settings(**yaml.safe_load(block)).tasks
     assert list(lanes) == ["lanes"] and TASKS["lanes"].class_names[1] == "lane"
-    assert depth == {"depth": {"kind": "regression", "unit": "m", "scale": 0.001, "valid": [0.1, 80]}}
+    assert depth == {
+        "depth": {"kind": "regression", "unit": "m", "scale": 0.001, "valid": [0.1, 80], "objective": "silog"}
+    }
 
 
 def test_the_two_commands_stand_as_they_are_run():

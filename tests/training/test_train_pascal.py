@@ -202,7 +202,7 @@ def test_held_out_images_are_of_the_training_split_and_the_same_in_every_run(par
 
 
 def test_fewer_images_than_a_step_takes_are_refused(settings_of, tmp_path):
-    with pytest.raises(ValueError, match=r"10 training images make 0 batches per process.*Lower --batch_size"):
+    with pytest.raises(ValueError, match=r"10 training images make 0 full batches per process, .* takes 1\. Lower"):
         recipe.train("decoders", settings_of(tmp_path, "--batch_size", "11"))
 
 
