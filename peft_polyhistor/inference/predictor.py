@@ -199,6 +199,6 @@ def _read_map(name: str, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
             kind = np.min_scalar_type(task.channels - 1)
         if result is None:
             result = np.empty((height, width, *values.shape[2:]), kind)
-        result[rows] = values
+        result[rows] = values.numpy()
     assert result is not None
     return result

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from packaging.version import Version
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -170,14 +170,14 @@ def test_a_compiled_step_has_no_counts_of_its_operators(run, monkeypatch):
         assert own["flops"] == other["flops"] and other["peak_bytes"] > 0
 
 
-@pytest.mark.skipif(Version(torch.__version__) < Version("2.10"), reason="torch 2.7 recompiles none of these steps")
-def test_a_compiler_that_gives_up_is_a_failure(run, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+def test_a_compiler_that_gives_up_is_a_failure(run):
+    def give_up():
+        raise FailOnRecompileLimitHit("Hit the limit")
+
     with pytest.raises(SystemExit, match=r"^1 steps failed"):
-        run(None, "--modes", "compiled")
+        run({"small": give_up})
     [result] = run.results
-    assert "large" in result["failures"]
+    assert result["failures"] == {"small": "FailOnRecompileLimitHit: Hit the limit"}
 
 
 def out_of_memory():

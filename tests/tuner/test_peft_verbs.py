@@ -37,8 +37,8 @@ from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLit
 from peft_polyhistor.data import collate
 
 
-# Before 5.13, transformers' own loader of adapters leaves `modules_to_save` out.
-DROPS_PARTS = Version(transformers.__version__) < Version("5.13")
+# Up to 5.16, transformers' own loader of adapters leaves `modules_to_save` out; 5.18 does not.
+DROPS_PARTS = Version(transformers.__version__) < Version("5.18")
 
 
 @few_by_default
