@@ -193,7 +193,7 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
         row = TASKS[task]
         for metric, value in values.items():
             is_headline = metric == row.score
-            direction = ("up" if row.higher_is_better else "down") if is_headline else "-"
+            direction = row.better if is_headline else "-"
             cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, format_score(value)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:

@@ -113,7 +113,7 @@ def _table(study: Study) -> dict[str, Any]:
     header, *rows = make_rows(study.results, study.papers)
     own = [cells for name, *cells in rows if name in study.results]
     best = [find_best(title, [cells[column] for cells in own]) for column, title in enumerate(header[1:])]
-    tasks = [(task, f"{TASKS[task].score} in {TASKS[task].unit}, {_direction(task)}") for task in study.tasks]
+    tasks = [(task, f"{TASKS[task].score} in {TASKS[task].unit}, {TASKS[task].better}") for task in study.tasks]
     return {
         "header": [("method", ""), ("rate", ""), *SIZES, *tasks, ("change", "percent, up")],
         "rows": [
@@ -126,10 +126,6 @@ def _table(study: Study) -> dict[str, Any]:
         ],
         "note": make_note(study.results, study.papers, study.grids).replace("\n", " "),
     }
-
-
-def _direction(task: str) -> str:
-    return "up" if TASKS[task].higher_is_better else "down"
 
 
 def _changes(study: Study) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         papers: Rows of the paper by method, each printed below the method; `None` for a method that has no row.
     """
     tasks = list(next(iter(results.values()))[0]["scores"])
-    titles = [f"{task} {TASKS[task].score} {'up' if TASKS[task].higher_is_better else 'down'}" for task in tasks]
+    titles = [f"{task} {TASKS[task].score} {TASKS[task].better}" for task in tasks]
     rows = [["method", "rate", "encoder", "all", *titles, "change"]]
     for method, runs in results.items():
         scores = [headline(run["scores"]) for run in runs]

@@ -92,6 +92,11 @@ class Task:
         return True
 
     @property
+    def better(self) -> str:
+        """Direction of better headline scores in tables: `"up"` or `"down"`."""
+        return "up" if self.higher_is_better else "down"
+
+    @property
     def unit(self) -> str:
         """Unit of the headline score."""
         return "percent"
