@@ -3,22 +3,22 @@
 """Finds every fault of a dataset in one run."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from ..tasks import PASCAL_TASKS, TASKS
-from ..tasks.regression import Regression
-from ..tasks.segmentation import Segmentation
 from .archive import SPLITS, PascalArchive
 from .decode import Size
 from .folder import FAULTS, DenseFolder
 from .loading import Source, load_dense_dataset, open_folder
+
+
+STRIDE = 32  # of the coarsest maps, in pixels
 
 
 @dataclass
@@ -38,28 +38,29 @@ class DataReport:
 
 @dataclass
 class _Findings:
-    """Faults of an image and its labels, notes as pairs of task and text, and what the labels hold by task."""
+    """Faults of an image and its labels, notes such as "Labels of depth that are missing", and contents by task."""
 
     faults: list[str] = field(default_factory=list)
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    classes: dict[str, set[int]] = field(default_factory=dict)
-    empty: dict[str, bool] = field(default_factory=dict)  # whether a label of numbers has no valid one
+    notes: list[str] = field(default_factory=list)
+    contents: dict[str, Collection[Any]] = field(default_factory=dict)
+
+    def add_image(self, size: Size) -> None:
+        """Adds the note of an image that is too small for the encoders."""
+        if min(size) < STRIDE:
+            self.notes.append(f"Images below {STRIDE} pixels, the coarsest stride of the encoders")
 
     def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
         """Adds the notes and classes of a stored label, `None` if it is missing; ValueError for a fault."""
         if label is None:
-            self.notes.append((task, "that are missing"))
+            self.notes.append(f"Labels of {task} that are missing")
             return
         row = TASKS[task]
         image = row.to_image(label)
         row.check_stored(image, size)
-        if note := row.note(image):
-            self.notes.append((task, note))
         found = row.read(image)
-        if isinstance(row, Segmentation):
-            self.classes[task] = set(np.unique(found).tolist())
-        if isinstance(row, Regression):
-            self.empty[task] = bool(np.isnan(found).all())
+        if note := row.note(image, found):
+            self.notes.append(f"Labels of {task} {note}")
+        self.contents[task] = row.contents(found)
 
 
 def check_archive(
@@ -98,35 +99,22 @@ def check_archive(
         found = _check_folder(folder, tasks, splits, workers, report)
     else:
         found = _check_rows(data_dir, tasks, splits, layout, report)
-    noted: dict[tuple[str, str], list[str]] = {}
-    classes: dict[str, set[int]] = {}
-    empty: dict[str, list[bool]] = {}
+    noted: dict[str, list[str]] = {}
+    contents: dict[str, list[Collection[Any]]] = {}
     for image_id, findings in found:
         report.faults += findings.faults
         for note in findings.notes:
             noted.setdefault(note, []).append(image_id)
-        for task, held in findings.classes.items():
-            classes.setdefault(task, set()).update(held)
-        for task, is_empty in findings.empty.items():
-            empty.setdefault(task, []).append(is_empty)
-    report.faults += [_explain_empty(task, len(labels)) for task, labels in empty.items() if all(labels)]
-    report.notes += [
-        f"Labels of {task} {note}: {len(ids)}, such as {ids[0]}." for (task, note), ids in sorted(noted.items())
-    ]
-    for task, held in classes.items():
-        names = TASKS[task].class_names
-        missing = [name for number, name in enumerate(names) if number not in held]
-        if missing:
-            report.notes.append(f"No label of {task} holds {len(missing)} of its classes: {', '.join(missing)}.")
+        for task, held in findings.contents.items():
+            contents.setdefault(task, []).append(held)
+    report.notes += [f"{note}: {len(ids)}, such as {ids[0]}." for note, ids in sorted(noted.items())]
+    for task, labels in contents.items():
+        try:
+            lack = TASKS[task].review(set().union(*labels), len(labels))
+            report.notes += [lack] if lack else []
+        except ValueError as fault:
+            report.faults.append(str(fault))
     return report
-
-
-def _explain_empty(task: str, labels: int) -> str:
-    row = cast(Regression, TASKS[task])
-    return (
-        f"None of the {labels} labels of {task} has a value in valid={row.valid} after scale={row.scale}. Give the "
-        "`scale` from stored to real values, such as 0.001 from millimetres to metres, or correct `valid`."
-    )
 
 
 def _check_folder(
@@ -163,6 +151,7 @@ def _check_rows(
                     value = dataset.select_columns([column])[index][column]
                     if column == "image":
                         size = value.size
+                        findings.add_image(size)
                     else:
                         findings.add_label(column, value, size)
                 except Exception as fault:  # an image that cannot be decoded raises one of many exceptions
@@ -203,8 +192,7 @@ def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Fi
                     return found
         result.faults = list(dict.fromkeys(result.faults + found.faults))
         result.notes += found.notes
-        result.classes |= found.classes
-        result.empty |= found.empty
+        result.contents |= found.contents
     return result
 
 
@@ -213,6 +201,7 @@ def _read_image(folder: DenseFolder, tasks: Iterable[str], image_id: str) -> _Fi
     size = None
     try:
         _, size = folder.read_image(image_id)
+        findings.add_image(size)
     except FAULTS as fault:
         findings.faults.append(_one_line(fault))
     for task in tasks:

@@ -178,7 +178,11 @@ def _open_dataset(
     folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return _load_parquet(_parquet_files(folder, name), name, **kwargs)
-    return load_dataset(str(source), split=name, **kwargs)
+    try:
+        return load_dataset(str(source), split=name, **kwargs)
+    except (ConnectionError, FileNotFoundError) as error:
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(f"{folder.absolute()} is no folder, so {source} was looked for on the Hub. {error}") from error
 
 
 def _load_folder(
@@ -236,9 +240,8 @@ def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
     except (ArrowException, DatasetGenerationError) as error:
         cause = " ".join(str(error.__cause__ or error).split())  # on one line
         which = "one of them" if len(files) > 1 else "it"
-        raise ValueError(
-            f"{', '.join(files)}: {which} is damaged, or no parquet file ({cause}). Write it again."
-        ) from error
+        fault = f"{', '.join(files)}: {which} is damaged, or no parquet file ({cause}). Write it again."
+        raise ValueError(fault) from error
 
 
 def _parquet_files(folder: Path, split: str) -> list[str]:

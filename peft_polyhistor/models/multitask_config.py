@@ -74,11 +74,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         """Returns the names of `tasks`, or of all tasks for `None`; raises ValueError for a task without a decoder."""
         if tasks is None:
             return self.tasks
-        names = [task.name for task in get_tasks(tasks)]
-        unknown = [name for name in names if name not in self.tasks]
-        if unknown:
-            raise ValueError(f"No decoder for {unknown}: this model has {self.tasks}. Name tasks of the model.")
-        return names
+        return [task.name for task in get_tasks(tasks, self.tasks)]
 
     def decoder_settings(self) -> dict[str, Any]:
         """Returns the fields that an adapter saves: all but the encoder, and of the tasks only a user's own rows."""

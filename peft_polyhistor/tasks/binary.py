@@ -95,8 +95,8 @@ class Binary(Task):
             )
         return 1 if max(values, default=0) <= 1 else 128
 
-    def note(self, label: Image.Image) -> str:
-        is_mask = label.mode != "1" and self.read(label).any() and self._least_foreground(np.asarray(label)) == 1
+    def note(self, label: Image.Image, found: np.ndarray) -> str:
+        is_mask = label.mode != "1" and found.any() and self._least_foreground(np.asarray(label)) == 1
         return "with the values 0 and 1 only, which are read as masks" if is_mask else ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:

@@ -3,9 +3,9 @@
 """Tasks that predict a number for each pixel, such as depth."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,8 +102,20 @@ class Regression(Task):
         low, high = self.valid or (-math.inf, math.inf)
         return np.where(np.isfinite(values) & (values >= low) & (values <= high), values, np.float32(math.nan))
 
-    def note(self, label: Image.Image) -> str:
-        return "without a valid value" if np.isnan(self.read(label)).all() else ""
+    def note(self, label: Image.Image, found: np.ndarray) -> str:
+        return "" if self.contents(found) else "without a valid value"
+
+    def contents(self, found: np.ndarray) -> Collection[str]:
+        return () if np.isnan(found).all() else ("value",)
+
+    def review(self, contents: Set[Any], labels: int) -> str:
+        if not contents:
+            raise ValueError(
+                f"None of the {labels} labels of {self.name} has a value in valid={self.valid} after "
+                f"scale={self.scale}. Give the `scale` from stored to real values, such as 0.001 from millimetres to "
+                "metres, or correct `valid`."
+            )
+        return ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         values = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label)), math.nan))[None]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks that predict a class for each pixel."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,6 +135,14 @@ class Segmentation(Task):
                 "unlabelled. Store labels in a lossless format (PNG)"
             )
         return np.where(places < self.channels, places, IGNORE_INDEX).astype(np.uint8)
+
+    def contents(self, found: np.ndarray) -> Collection[int]:
+        values: list[int] = np.unique(found).tolist()
+        return values
+
+    def review(self, contents: Set[Any], labels: int) -> str:
+        missing = [name for number, name in enumerate(self.class_names) if number not in contents]
+        return f"No label of {self.name} holds {len(missing)} of its classes: {', '.join(missing)}." if missing else ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         ids = Image.fromarray(self.read(label))

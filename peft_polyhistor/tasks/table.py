@@ -3,7 +3,8 @@
 """The table of dense tasks, with one row per task."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from .binary import Binary
 from .classes import HUMAN_PARTS, VOC_CLASSES
 from .regression import Regression
 from .segmentation import Segmentation
-from .task import Task, make_task
+from .task import Task
 from .vectors import Vectors
 
 
@@ -61,24 +62,52 @@ def register_task(task: Task) -> None:
     TASKS.setdefault(task.name, task)
 
 
-def get_tasks(names: Sequence[str]) -> list[Task]:
+def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> list[Task]:
     """Looks up tasks by name, in the given order.
 
+    Args:
+        names: Names of the tasks.
+        decoders: Tasks of a model, which limit the names.
+
     Raises:
-        ValueError: `names` is empty or no list, or a name is unknown or given twice.
+        ValueError: `names` is empty or no list, or a name is unknown or given twice, or the model lacks it.
     """
+    allowed: Collection[str] = TASKS if decoders is None else decoders
     known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
+    known = known if decoders is None else f"This model has {list(decoders)}."
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
     names = list(names)
     if not names:
         raise ValueError(f"No task was given; at least one is needed. {known}")
-    unknown = [name for name in names if not isinstance(name, str) or name not in TASKS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in allowed]
     if unknown:
-        raise ValueError(f"Unknown tasks {unknown}. {known}")
+        raise ValueError(f"{'Unknown tasks' if decoders is None else 'No decoder for'} {unknown}. {known}")
     if len(set(names)) < len(names):
         raise ValueError(f"Each task may be named once, got {names}. Remove the repetition. {known}")
     return [TASKS[name] for name in names]
+
+
+def make_task(name: str, description: Any) -> Task:
+    """Creates a task from plain data, as `Task.to_dict` or a YAML file gives it.
+
+    Raises:
+        ValueError: The kind or a setting is unknown, missing or invalid.
+    """
+    known = f"Give `kind`, one of {list(KINDS)}, and its settings, such as {{'kind': 'regression', 'unit': 'm'}}."
+    if not isinstance(description, Mapping) or description.get("kind") not in KINDS:
+        raise ValueError(f"Task '{name}' is described by {description!r}. {known}")
+    kind = KINDS[description["kind"]]
+    settings = {key: value for key, value in description.items() if key != "kind"}
+    allowed = [item.name for item in fields(kind) if item.name != "name"]
+    if unknown := sorted(set(map(str, settings)) - set(allowed)):
+        raise ValueError(f"Task '{name}' has the settings {unknown}, which a {kind.kind} does not know: {allowed}.")
+    try:
+        return kind(name, **settings)
+    except TypeError as error:
+        raise ValueError(
+            f"Task '{name}' cannot be created: {error}. A {kind.kind} has the settings {allowed}."
+        ) from error
 
 
 def declare_tasks(items: Iterable[Any]) -> list[Any]:
@@ -94,7 +123,7 @@ def declare_tasks(items: Iterable[Any]) -> list[Any]:
     names: list[Any] = []
     for item in [items] if isinstance(items, Mapping | str) else items:
         for name, description in item.items() if isinstance(item, Mapping) else ():
-            register_task(make_task(str(name), description, KINDS))
+            register_task(make_task(str(name), description))
         names += item if isinstance(item, Mapping) else [item]
     return names
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base class of all tasks: their settings, and the methods that a kind of tasks implements."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -182,8 +182,29 @@ class Task:
         """Decodes a stored label for the geometry; raises ValueError like `to_target`."""
         raise NotImplementedError(f"{type(self).__name__} must define `read`.")
 
-    def note(self, label: Image.Image) -> str:
-        """Describes a special interpretation of a stored label, as the end of "Labels of <task> ..."; else empty."""
+    def note(self, label: Image.Image, found: Any) -> str:
+        """Describes a special interpretation of a stored label, as the end of "Labels of <task> ..."; else empty.
+
+        Args:
+            label: The stored label.
+            found: What `read` returns for it.
+        """
+        return ""
+
+    def contents(self, found: Any) -> Collection[Any]:
+        """Lists what a label holds, from the result of `read`, as far as `review` needs it; by default nothing."""
+        return ()
+
+    def review(self, contents: Set[Any], labels: int) -> str:
+        """Describes in a sentence what all labels of a dataset together lack; else empty.
+
+        Args:
+            contents: Union of the `contents` of the labels.
+            labels: Number of labels, at least 1.
+
+        Raises:
+            ValueError: A model cannot learn the task from these labels.
+        """
         return ""
 
     def unlabeled(self, size: tuple[int, int]) -> Tensor:
@@ -232,25 +253,3 @@ def _freeze(value: Any) -> Any:
 def _thaw(value: Any) -> Any:
     """Converts tuples to lists, at any depth."""
     return list(map(_thaw, value)) if isinstance(value, tuple) else value
-
-
-def make_task(name: str, description: Any, kinds: Mapping[str, type[Task]]) -> Task:
-    """Creates a task from plain data, as `Task.to_dict` or a YAML file gives it.
-
-    Raises:
-        ValueError: The kind or a setting is unknown, missing or invalid.
-    """
-    known = f"Give `kind`, one of {list(kinds)}, and its settings, such as {{'kind': 'regression', 'unit': 'm'}}."
-    if not isinstance(description, Mapping) or description.get("kind") not in kinds:
-        raise ValueError(f"Task '{name}' is described by {description!r}. {known}")
-    kind = kinds[description["kind"]]
-    settings = {key: value for key, value in description.items() if key != "kind"}
-    allowed = [item.name for item in fields(kind) if item.name != "name"]
-    if unknown := sorted(set(map(str, settings)) - set(allowed)):
-        raise ValueError(f"Task '{name}' has the settings {unknown}, which a {kind.kind} does not know: {allowed}.")
-    try:
-        return kind(name, **settings)
-    except TypeError as error:
-        raise ValueError(
-            f"Task '{name}' cannot be created: {error}. A {kind.kind} has the settings {allowed}."
-        ) from error

@@ -5,7 +5,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Vectors(Task):
         colors = torch.from_numpy(stored).permute(2, 0, 1).contiguous()
         return colors.float().div_(127.5).sub_(1).mul_(valid), valid
 
-    def note(self, label: Image.Image) -> str:
+    def note(self, label: Image.Image, found: Any) -> str:
         stored = np.asarray(label)
         is_odd = stored.any(axis=-1) & ~find_normals(stored)
         return "with colors far from a unit vector, which are ignored" if is_odd.any() else ""

@@ -106,8 +106,11 @@ class RunFolder:
         if self.accelerator.is_main_process:
             for leftover in self._checkpoints.glob("*.tmp"):
                 shutil.rmtree(leftover)
-            for file in [] if resume else [results, *self._checkpoints.glob(f"*/{_PROGRESS}")]:
-                file.unlink(missing_ok=True)
+            earlier = [file for file in (results, *self._checkpoints.glob(f"*/{_PROGRESS}")) if file.is_file()]
+            if earlier and not resume:
+                print(f"{self.folder}: replaces an earlier run, which --resume True would have continued.")
+                for file in earlier:
+                    file.unlink()
         self.accelerator.wait_for_everyone()
         if results.is_file():
             self._check_same(results)

@@ -16,7 +16,7 @@ from tiny_models import make_dense
 
 from peft_polyhistor import TASKS, declare_tasks, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset
+from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset, loading
 from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.training import add_gradients
 
@@ -264,3 +264,14 @@ def test_cityscapes_is_read_by_its_config(tmp_path):
     assert sample["image_id"] == "val/bonn/bonn_0"
     assert sample["semseg19"].unique().tolist() == [TASKS["semseg19"].class_names.index("person")]
     assert sample["disparity"].unique().tolist() == [10]
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionError])
+def test_a_folder_that_is_missing_is_named_before_the_hub(kind, tmp_path, monkeypatch):
+    def load(*arguments, **options):
+        raise kind("No such dataset.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_dataset", load)
+    with pytest.raises(kind, match=r"some/data is no folder, so some/data was looked for on the Hub\. No such"):
+        load_dense_dataset("some/data", ["semseg"], "train")

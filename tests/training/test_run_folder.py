@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -175,11 +173,12 @@ def test_links_that_an_interruption_left_behind_follow(tmp_path):
     assert weights_of(tmp_path) == {"last": "2.0", "best": "2.0"}
 
 
-def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpoint(tmp_path):
+def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpoint(tmp_path, capsys):
     save_run(tmp_path, 30.0, 20.0, 25.0)
     write_json(tmp_path / "results.json", {})
     run, model, scheduler = make_run(tmp_path)
     assert run.open(resume=False) is None and run.resume(scheduler) == Progress()
+    assert f"{tmp_path}: replaces an earlier run, which --resume True would have continued." in capsys.readouterr().out
     assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
     model.weight.data.fill_(9)
     run.save(model, Progress(step=3, history=[{"step": 3, "scores": {"normals": {"mErr": 50.0}}}]))
@@ -277,32 +276,15 @@ def impatient(monkeypatch):
     monkeypatch.setattr(run_folder, "_PATIENCE", 0)
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from accelerate import Accelerator
-from peft_polyhistor.training import RunFolder
-with RunFolder(Path(sys.argv[1]), {}, Accelerator()).locked():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, impatient):
-    run = RunFolder(tmp_path / "run", {}, Accelerator())
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
-        assert b"held" in other.stdout.readline()
-        message = rf"run is in use by another run, process {other.pid} on .*\. Wait until it ends"
-        with pytest.raises(BlockingIOError, match=message), run.locked():
-            pass
-        other.kill()
-    with run.locked(), pytest.raises(BlockingIOError), RunFolder(tmp_path / "run", {}, Accelerator()).locked():
+def test_a_second_run_in_the_process_is_refused(tmp_path, impatient):
+    first, second = (RunFolder(tmp_path / "run", {}, Accelerator()) for _ in range(2))
+    with first.locked(), pytest.raises(BlockingIOError), second.locked():
+        pass
+    with second.locked():
         pass
 
 
-def test_workers_of_a_killed_run_hold_no_lock(tmp_path, impatient):
+def test_a_run_is_refused_until_the_other_is_gone_whatever_its_workers_do(tmp_path, impatient):
     """They load images, and outlive their run by seconds."""
     folder, (ready, started), (wait, alive) = RunFolder(tmp_path, {}, Accelerator()), os.pipe(), os.pipe()
     run = os.fork()
@@ -314,7 +296,8 @@ def test_workers_of_a_killed_run_hold_no_lock(tmp_path, impatient):
             os.read(wait, 1)
             os._exit(0)
     os.read(ready, 1)
-    with pytest.raises(BlockingIOError), folder.locked():
+    message = rf"is in use by another run, process {run} on .*\. Wait until it ends"
+    with pytest.raises(BlockingIOError, match=message), folder.locked():
         pass
     os.kill(run, signal.SIGKILL)
     os.waitpid(run, 0)
