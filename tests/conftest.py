@@ -65,19 +65,20 @@ def make_labels():
 def pytest_generate_tests(metafunc):
     """Runs a test on every row of the table that its marks and its base models allow.
 
-    A method's tests on its first base are in the default suite, unless they are marked as those of few methods; few
-    methods' tests are there on every base. The others are slow.
+    The default suite has few methods, one of each kind, on every base. A test marked `every_method` has all of them
+    there, on their first base. The other turns are slow.
     """
     names, definition = metafunc.fixturenames, metafunc.definition
     if "row" not in names:
         return
     conditions = [mark.args[0] for mark in definition.iter_markers("rows")]
     chosen = [row for row in METHODS_UNDER_TEST if all(condition(row) for condition in conditions)]
-    needs_few = definition.get_closest_marker("few_by_default") is not None
+    quick = [row.name for row in chosen if row.name in FEW] or [row.name for row in chosen[:1]]
+    has_every = definition.get_closest_marker("every_method") is not None
 
     def param(row, *base):
         is_first = not base or base[0] is row.bases[0]
-        is_quick = row.name in FEW or (is_first and not needs_few)
+        is_quick = row.name in quick or (is_first and has_every)
         name = "-".join([row.name, *(cls.__name__ for cls in base)])
         return pytest.param(row, *base, marks=() if is_quick else pytest.mark.slow, id=name)
 

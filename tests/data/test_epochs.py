@@ -103,7 +103,7 @@ def train(dataset, folder, resume=None, **options):
     return model.seen
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_every_epoch_of_trainer_sees_new_versions_also_after_a_resume(workers, tmp_path):
     dataset = make_dataset()
     options = {"dataloader_num_workers": workers}

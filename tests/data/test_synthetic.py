@@ -36,6 +36,7 @@ def test_scenes_depend_on_seed_and_index_alone(scenes):
     assert len({scene["image"].tobytes() for scene in scenes}) == len(scenes)
 
 
+@pytest.mark.slow  # the start of a process
 def test_another_process_renders_the_same(scenes):
     code = (
         "from hashlib import sha256; from peft_polyhistor.data.scenes import render_scene; "

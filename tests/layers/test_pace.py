@@ -40,7 +40,7 @@ def move(generator, tasks, is_shared):
 
 @pytest.mark.parametrize("method", HYPERNETWORKS)
 @pytest.mark.parametrize("tasks", [1, pytest.param(4, marks=pytest.mark.slow), 8])
-@pytest.mark.parametrize("embedding_dim", [16, 64])
+@pytest.mark.parametrize("embedding_dim", [16, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("widths", [[24, 24, 48, 96, 192], [96, 96, 192, 384, 384, 768]], ids=["narrow", "wide"])
 def test_one_step_moves_up_by_the_learning_rate(method, tasks, embedding_dim, widths):
     """A learned weight moves by exactly 1. Here the range is 1 to 3, whatever the sizes."""

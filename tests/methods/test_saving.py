@@ -16,7 +16,7 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
+    every_method,
     for_two_methods,
     predict,
     predict_frozen,
@@ -27,7 +27,6 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 
-@few_by_default
 @torch.no_grad()
 def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))
@@ -44,6 +43,7 @@ def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb,
     check_equal(second, first)
 
 
+@every_method
 def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path):
     model = perturb(adapt(make_base()))
     model.save_pretrained(tmp_path)
@@ -60,7 +60,6 @@ def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path)
     check_equal(load_file(tmp_path / "adapter_model.safetensors"), expected)
 
 
-@few_by_default
 @torch.no_grad()
 def test_loads_without_the_usual_memory(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))
@@ -71,7 +70,6 @@ def test_loads_without_the_usual_memory(adapt, make_base, pixels, perturb, tmp_p
     check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
 
 
-@few_by_default
 @torch.no_grad()
 def test_an_adapter_of_a_dense_model_loads_onto_its_bare_encoder(adapt, make_dense, make_swin, perturb, tmp_path):
     pixels = torch.randn(2, 3, 96, 96)
@@ -98,7 +96,6 @@ def test_one_config_adapts_several_encoders(make_config, make_swin):
     assert written <= {"base_model_name_or_path"}  # by PEFT
 
 
-@few_by_default
 def test_a_config_of_a_dense_model_adapts_its_bare_encoder(make_config, make_dense, make_swin, pixels, tmp_path):
     config = make_config()
     get_peft_model(make_dense(), config)
@@ -150,7 +147,6 @@ def test_a_dense_model_needs_an_adapter_for_each_decoder(adapt, make_dense, task
         PeftModel.from_pretrained(make_dense(), tmp_path)
 
 
-@few_by_default
 @torch.no_grad()
 def test_an_adapter_with_decoders_loads_onto_a_dense_model_of_fewer(adapt, make_dense, pixels, perturb, tmp_path):
     model = perturb(adapt(make_dense()))
@@ -160,7 +156,6 @@ def test_an_adapter_with_decoders_loads_onto_a_dense_model_of_fewer(adapt, make_
         check_equal(predict(loaded, pixels, task), predict(model, pixels, task))
 
 
-@few_by_default
 @torch.no_grad()
 def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
     adapt, make_dense, make_swin, pixels, perturb, tmp_path

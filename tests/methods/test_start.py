@@ -10,6 +10,7 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
+    every_method,
     gradients,
     loss_of,
     predict,
@@ -20,6 +21,7 @@ from methods_table import (
 )
 
 
+@every_method
 @rows(lambda row: row.starts_frozen)
 @torch.no_grad()
 def test_starts_as_the_frozen_model_bit_for_bit(adapt, make_base, pixels):
@@ -62,6 +64,7 @@ def test_tasks_differ_once_trained(row, adapt, make_base, pixels, perturb):
         assert differ(outputs[first], outputs[second]) != row.tasks_agree
 
 
+@every_method
 def test_gradient_reaches_every_parameter(adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
     sum(loss_of(predict(model, pixels, task)) for task in TASKS).backward()

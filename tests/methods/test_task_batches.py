@@ -8,6 +8,7 @@ from methods_table import (
     ROUNDING,
     TASKS,
     check_equal,
+    every_method,
     for_two_methods,
     predict,
     rows,
@@ -15,6 +16,7 @@ from methods_table import (
 from transformers import SwinForImageClassification
 
 
+@every_method
 @torch.no_grad()
 def test_all_tasks_in_one_pass_equal_one_task_at_a_time(adapt, make_base, pixels, perturb):
     model, pixels = perturb(adapt(make_base())).double(), pixels.double()

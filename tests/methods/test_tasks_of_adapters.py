@@ -12,7 +12,6 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
     for_two_methods,
     gradients,
     loss_of,
@@ -29,7 +28,6 @@ from peft_polyhistor import (
 from peft_polyhistor.config import BottleneckConfig
 
 
-@few_by_default
 @torch.no_grad()
 def test_a_task_is_added_and_taken_away(row, adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))
@@ -187,7 +185,6 @@ def test_the_last_task_stays(adapt, make_swin, make_dense):
         make_dense(["semseg"]).add_task("normals", from_="saliency")
 
 
-@few_by_default
 @torch.no_grad()
 def test_two_adapters_take_turns(adapt, make_config, make_base, pixels, perturb, tmp_path):
     first = perturb(adapt(make_base()))
@@ -207,7 +204,6 @@ def test_two_adapters_take_turns(adapt, make_config, make_base, pixels, perturb,
     assert trainable(both).keys() == trainable(first).keys()
 
 
-@few_by_default
 @torch.no_grad()
 def test_a_dense_model_changes_its_decoders_with_the_adapter(adapt, make_config, make_dense, pixels, perturb):
     model = adapt(make_dense())

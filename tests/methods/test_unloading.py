@@ -12,7 +12,7 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
+    every_method,
     for_two_methods,
     gradients,
     loss_of,
@@ -49,6 +49,7 @@ def test_disabled_it_is_the_frozen_model_bit_for_bit(adapt, make_base, pixels, p
     check_equal(predict(model, pixels, "semseg"), adapted)
 
 
+@every_method
 @torch.no_grad()
 def test_unloads_to_the_frozen_model_bit_for_bit(adapt, make_base, pixels, perturb):
     """A dense model keeps its trained decoders."""
@@ -159,7 +160,6 @@ def test_a_merge_that_is_not_finite_is_refused(adapt, make_swin, pixels):
         model.merge_and_unload(task="semseg", safe_merge=True)
 
 
-@few_by_default
 def test_copies_are_equal_and_independent(row, adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
     loss_of(predict(model, pixels, "semseg")).backward()
@@ -172,7 +172,6 @@ def test_copies_are_equal_and_independent(row, adapt, make_base, pixels, perturb
     assert [type(module) for module in other.unload().modules()] == [type(module) for module in make_base().modules()]
 
 
-@few_by_default
 @torch.no_grad()
 def test_pickles(adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))

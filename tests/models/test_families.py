@@ -71,7 +71,7 @@ def check_maps(actual, expected):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("size", [(96, 96), (160, 160), (128, 192)], ids=str)
+@pytest.mark.parametrize("size", [pytest.param((96, 96), marks=pytest.mark.slow), (160, 160), (128, 192)], ids=str)
 @torch.no_grad()
 def test_maps_are_those_of_a_model_made_for_the_size(variant, make_variant, size):
     """The last map is one window of 3 x 3 at 96 pixels, and exceeds it at the others."""
@@ -167,7 +167,11 @@ def tensors_of(output):
 
 @pytest.mark.parametrize(
     ("view", "placement"),
-    [(view_encoder, "parallel"), (view_encoder, "serial"), (lambda model: model, "parallel")],
+    [
+        (view_encoder, "parallel"),
+        pytest.param(view_encoder, "serial", marks=pytest.mark.slow),
+        pytest.param(lambda model: model, "parallel", marks=pytest.mark.slow),
+    ],
     ids=["view-parallel", "view-serial", "bare-parallel"],
 )
 @torch.no_grad()

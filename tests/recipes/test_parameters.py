@@ -14,6 +14,7 @@ def recipe(load_recipe):
     return load_recipe("paper.parameters")
 
 
+@pytest.mark.slow  # 70 models
 def test_every_figure_of_the_paper_is_ours_or_a_named_slip(recipe, capsys):
     lines = recipe.main()
     rows = recipe.read_rows(recipe.TABLES)

@@ -83,8 +83,7 @@ def rows(condition):
     return pytest.mark.rows(condition)
 
 
-# For what the tuner does, whatever the method: every method's turn is slow, but for few.
-few_by_default = pytest.mark.few_by_default
+every_method = pytest.mark.every_method  # in the default suite, where a test otherwise runs on few
 for_two_methods = rows(lambda row: row.name in ("polyhistor", "polyhistor_lite"))
 
 

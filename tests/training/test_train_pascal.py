@@ -44,9 +44,9 @@ def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
     ("owner", "name", "call", "resumed_at"),
     [
         (RunFolder, "save", 1, 3),
-        (StepGuard, "take_means", 3, 3),
+        pytest.param(StepGuard, "take_means", 3, 3, marks=pytest.mark.slow),
         (StepGuard, "take_means", 1, None),
-        (recipe, "draw_pictures", 1, 6),
+        pytest.param(recipe, "draw_pictures", 1, 6, marks=pytest.mark.slow),
     ],
     ids=["after a checkpoint", "between evaluations", "before the first evaluation", "before the results"],
 )

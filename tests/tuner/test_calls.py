@@ -14,7 +14,6 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
     for_two_methods,
     gradients,
     loss_of,
@@ -52,7 +51,6 @@ def in_threads(*functions):
 # Threads
 
 
-@few_by_default
 def test_threads_get_the_outputs_of_their_own_call(adapt, make_base, perturb):
     """And of their own image size, where the encoder takes any (SwinModel does not)."""
     model = perturb(adapt(make_base())).double()
@@ -134,7 +132,6 @@ def replicate(model):
 
 
 @rows(lambda row: row.config_class is not DecodersConfig)
-@few_by_default
 def test_replicas_of_data_parallel_predict_and_train(adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base())).double()
     replicas, parts = [replicate(model) for _ in range(2)], list(pixels.double().split(1))

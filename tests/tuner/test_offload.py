@@ -5,11 +5,10 @@
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from methods_table import TASKS, check_equal, few_by_default, predict, rows
+from methods_table import TASKS, check_equal, predict, rows
 from peft import PeftModel
 
 
-@few_by_default
 @torch.no_grad()
 def test_offloaded_models_predict_the_same(adapt, make_base, perturb, pixels):
     model = perturb(adapt(make_base()))
@@ -20,7 +19,6 @@ def test_offloaded_models_predict_the_same(adapt, make_base, perturb, pixels):
         check_equal(predict(offloaded, pixels, task), expected[task])
 
 
-@few_by_default
 @torch.no_grad()
 def test_models_on_the_disk_predict_the_same(adapt, make_base, perturb, pixels, tmp_path):
     model = perturb(adapt(make_base()))
@@ -28,7 +26,6 @@ def test_models_on_the_disk_predict_the_same(adapt, make_base, perturb, pixels, 
     check_equal(predict(disk_offload(model, str(tmp_path), torch.device("cpu")), pixels, "normals"), expected)
 
 
-@few_by_default
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @torch.no_grad()
 def test_an_adapter_loads_onto_a_model_that_is_offloaded(

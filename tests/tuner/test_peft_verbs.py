@@ -13,7 +13,6 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
     predict,
     predict_frozen,
     rows,
@@ -41,7 +40,6 @@ from peft_polyhistor.data import collate
 DROPS_PARTS = Version(transformers.__version__) < Version("5.18")
 
 
-@few_by_default
 def test_status_counts_and_names_what_is_there(adapt, make_config, make_base):
     model = adapt(make_base())
     status = get_model_status(model)
@@ -55,7 +53,6 @@ def test_status_counts_and_names_what_is_there(adapt, make_config, make_base):
     assert all(layer.active_adapters == ["default"] for layer in get_layer_status(model))
 
 
-@few_by_default
 def test_prints_what_trains(adapt, make_base, capsys):
     model = adapt(make_base())
     model.print_trainable_parameters()
@@ -63,7 +60,6 @@ def test_prints_what_trains(adapt, make_base, capsys):
     assert f"trainable params: {trainable:,d} || all params: {total:,d}" in capsys.readouterr().out
 
 
-@few_by_default
 def test_loads_frozen_or_to_train_on(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))
     model.save_pretrained(tmp_path)
@@ -76,7 +72,6 @@ def test_loads_frozen_or_to_train_on(adapt, make_base, pixels, perturb, tmp_path
             check_equal(predict(other, pixels, "normals"), predict(model, pixels, "normals"))
 
 
-@few_by_default
 @torch.no_grad()
 def test_loads_from_a_subfolder_onto_a_device(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))
@@ -85,7 +80,6 @@ def test_loads_from_a_subfolder_onto_a_device(adapt, make_base, pixels, perturb,
     check_equal(predict(loaded.eval(), pixels, "normals"), predict(model, pixels, "normals"))
 
 
-@few_by_default
 def test_other_sizes_load_where_asked(adapt, make_config, make_dense, tmp_path):
     adapt(make_dense()).save_pretrained(tmp_path)
     other = adapt(make_dense(decoder_width=8))
@@ -94,7 +88,6 @@ def test_other_sizes_load_where_asked(adapt, make_config, make_dense, tmp_path):
     other.load_adapter(tmp_path, "third", ignore_mismatched_sizes=True)
 
 
-@few_by_default
 @torch.no_grad()
 def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, perturb, tmp_path):
     base = make_base()
@@ -112,7 +105,6 @@ def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, pertu
         check_equal(predict(loaded, pixels, "normals"), predict(model, pixels, "normals"), **PLACED_BY_FILE)
 
 
-@few_by_default
 def test_trains_in_the_trainer_of_transformers(adapt, make_dense, make_labels, tmp_path):
     model = adapt(make_dense())
     pixels = torch.randn(4, 3, 64, 64)
@@ -129,7 +121,6 @@ def test_trains_in_the_trainer_of_transformers(adapt, make_dense, make_labels, t
     assert changed and all(name in changed or not p.requires_grad for name, p in model.named_parameters())
 
 
-@few_by_default
 @torch.no_grad()
 def test_injected_without_a_peft_model_it_does_the_same(adapt, make_config, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
@@ -152,7 +143,6 @@ def accepted_by_transformers():
         pytest.skip(f"transformers: {error}")
 
 
-@few_by_default
 @rows(lambda row: SwinModel in row.bases)
 @pytest.mark.usefixtures("accepted_by_transformers")
 @torch.no_grad()

@@ -11,7 +11,6 @@ from methods_table import (
     TASKS,
     check_equal,
     differ,
-    few_by_default,
     gradients,
     loss_of,
     predict,
@@ -66,7 +65,6 @@ def enable_checkpointing(model, reentrant=False):
     recompute_layers(dense, reentrant)
 
 
-@few_by_default
 def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
     """Also when another pass, with another task and size, comes between forward and backward."""
     plain = perturb(adapt(make_base())).train()
@@ -87,7 +85,6 @@ def test_checkpointed_gradients_are_exact(adapt, make_base, pixels, perturb):
 
 
 @rows(lambda row: row.config_class is not DecodersConfig)
-@few_by_default
 def test_reentrant_checkpointing_is_refused(adapt, make_base, pixels):
     model = adapt(make_base()).train()
     enable_checkpointing(model.base_model.model, reentrant=True)
@@ -105,7 +102,6 @@ def test_checkpointing_before_adapting_warns_of_nothing(adapt, make_dense, pixel
     assert not [record.message for record in caplog.records if "radients" in record.message]
 
 
-@few_by_default
 def test_half_precision_with_a_scaler_trains(adapt, make_dense, make_labels, pixels):
     model = adapt(make_dense()).train()
     start = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
@@ -123,7 +119,6 @@ def test_half_precision_with_a_scaler_trains(adapt, make_dense, make_labels, pix
     assert unmoved == []
 
 
-@few_by_default
 @torch.no_grad()
 def test_an_average_of_the_weights_predicts(adapt, make_base, pixels, perturb):
     model = perturb(adapt(make_base()))
