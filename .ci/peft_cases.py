@@ -90,7 +90,8 @@ class SwinDense(TwoOutputs, MultiTaskDenseModel):
         self.decoders.heads["semseg"].batch_norm = nn.Identity()  # the biases in front of it would get no gradient
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(2 * super().forward(x.to(self.dtype)).logits["semseg"].mean((2, 3))[:, :2])
+        # At a factor of 2, the large steps of PEFT's tests leave Polyhistor-Lite no finite weights.
+        return torch.sin(1.5 * super().forward(x.to(self.dtype)).logits["semseg"].mean((2, 3))[:, :2])
 
 
 MODELS = {
@@ -169,8 +170,8 @@ SKIPS = {
         ],
         ["decoders"],
     ),
-    "features for decoders get no gradient through reentrant checkpoints": (
-        ["training_gradient_checkpointing_reentrant"],
-        STAGES_NEEDED,
+    "a model keeps a copy of its config, so that one config adapts several models": (
+        ["from_pretrained_config_construction"],
+        METHODS,
     ),
 }

@@ -43,7 +43,6 @@ FURTHER = {
     "merge_layers_nan": (list(MODELS), {}),
     "save_pretrained_selected_adapters": (list(MODELS), {}),
     "training_gradient_checkpointing": (["Swin", "SwinStages"], {"use_reentrant": False}),
-    "training_gradient_checkpointing_reentrant": (["Swin", "SwinStages"], {"use_reentrant": True}),
     "training_layer_indexing": (["Swin", "SwinStages"], {}),
     "unload_adapter": (list(MODELS), {}),
     "weighted_combination_of_adapters": (["MLP", "Swin", "SwinStages"], {}),
@@ -106,7 +105,7 @@ class TestCustomModels(OnEveryMethod, custom.TestPeftCustomModel):
         ],
     )
     def test_further(self, generic, test_name, model_id, config_cls, config_kwargs):
-        function = getattr(self, f"_test_{generic.removesuffix('_reentrant')}")
+        function = getattr(self, f"_test_{generic}")
         function(model_id, config_cls, custom.set_init_weights_false(config_cls, config_kwargs), **FURTHER[generic][1])
 
 

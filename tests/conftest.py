@@ -16,7 +16,7 @@ from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))  # for models this small, more cost time
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # also of processes; more cost small models time
 
 
 @pytest.fixture(autouse=True)

@@ -246,7 +246,7 @@ def test_the_command_says_what_is_wrong(checkpoint, picture, tmp_path, capsys):
     picture.save(tmp_path / "picture.png")
     for arguments, message in (
         ([f"{tmp_path}/nowhere"], "There is no folder"),
-        ([checkpoint, "--tasks", "depth"], "Unknown tasks ['depth']"),
+        ([checkpoint, "--tasks", "depth"], "No decoder for ['depth']."),
         ([checkpoint, "--image_size", "0"], "`image_size` must be a side"),
         ([checkpoint, "--out", str(tmp_path)], "is not empty"),
     ):

@@ -96,6 +96,14 @@ def test_one_config_adapts_several_encoders(make_config, make_swin):
     assert written <= {"base_model_name_or_path"}  # by PEFT
 
 
+@for_two_methods
+def test_a_config_that_is_given_replaces_the_saved_one(adapt, make_config, make_swin, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_swin(), tmp_path, config=make_config(dropout=0.5))
+    config = loaded.peft_config["default"]
+    assert config.dropout == 0.5 and config.inference_mode
+
+
 def test_a_config_of_a_dense_model_adapts_its_bare_encoder(make_config, make_dense, make_swin, pixels, tmp_path):
     config = make_config()
     get_peft_model(make_dense(), config)

@@ -317,7 +317,7 @@ def test_widths_that_are_no_multiples_are_an_error(make_dense):
 
 @pytest.mark.parametrize("tasks", [["semseg", "depth"], [], "semseg", ["semseg", "semseg"]], ids=str)
 def test_unknown_tasks_are_an_error(make_swin, make_dense, pixels, tasks):
-    with pytest.raises(ValueError, match="(?i)tasks?.*Known tasks: semseg, human_parts, saliency, normals"):
+    with pytest.raises(ValueError, match=r"(?i)tasks?.*Known tasks: semseg, human_parts, saliency, normals"):
         MultiTaskDenseModel.from_encoder(make_swin(), tasks)
     message = r"(?i)(task|decoder).*This model has \['semseg', 'human_parts', 'saliency', 'normals'\]"
     with pytest.raises(ValueError, match=message):
