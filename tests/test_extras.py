@@ -47,6 +47,7 @@ for module, extra in PARTS.items():
 """
 
 
+@pytest.mark.slow  # the start of a process; `.ci/package` runs it in an environment that has no extras
 def test_models_are_adapted_loaded_and_predict_without_extras_and_the_rest_names_its_extra(tmp_path):
     command = [sys.executable, "-c", WITHOUT_EXTRAS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

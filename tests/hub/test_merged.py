@@ -48,6 +48,7 @@ def merged_dense(perturb):
     return perturb(get_peft_model(dense, PolyhistorLiteConfig(tasks=NAMES)).eval()).merge_and_unload(task="semseg")
 
 
+@pytest.mark.slow  # the start of a process
 @torch.no_grad()
 def test_transformers_alone_loads_it(merged, pixels, tmp_path):
     from safetensors.torch import load_file, save_file

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cards and records of a run for the Hub. The upload itself is in hub_round_trip.py."""
+"""Cards and records of a run for the Hub. The upload itself is in test_round_trip.py."""
 
 import json
 from pathlib import Path

@@ -167,7 +167,7 @@ def test_polyhistor_matches_the_definition():
 
 
 def test_polyhistor_lite_matches_the_definition():
-    widths, embedding_dim, reduction_factor, rank = [24, 12, 36, 12, 24], 5, 4, 2
+    widths, embedding_dim, reduction_factor, rank = [24, 12, 36], 5, 4, 2
     base, bottleneck = 12, 3
     config = PolyhistorLiteConfig(
         tasks=TASKS, embedding_dim=embedding_dim, reduction_factor=reduction_factor, rank=rank

@@ -70,6 +70,7 @@ def test_a_step_of_tasks_costs_as_many_steps_of_one(contestants, steps, make_pro
         assert count_flops(four) <= sum(count_flops(one) for one in ones)
 
 
+@pytest.mark.slow
 def test_operations_do_not_grow_with_the_tasks_as_passes_do(contestants, steps, make_problem, load_recipe):
     def count(number, how):
         with contestants.registered(number) as tasks:
@@ -101,7 +102,8 @@ def small_product(load_recipe, monkeypatch):
     monkeypatch.setattr(load_recipe("meters"), "SIDE_ON_CPU", 64)
 
 
-@pytest.mark.parametrize("name", [pytest.param("training", marks=pytest.mark.slow), "inference"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["training", "inference"])
 def test_benchmarks_write_figures_goals_and_a_plot(name, load_recipe, tmp_path, capsys):
     load_recipe(name).main([*SMALL, "--tasks", "2", "--output_dir", str(tmp_path)])
     report = json.loads((tmp_path / f"benchmark_{name}.json").read_text())

@@ -8,8 +8,6 @@ It proves what our code makes of a Hub's answers, not what the real Hub answers.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -92,15 +90,10 @@ class Handler(BaseHTTPRequestHandler):
         """Silence: what failed, the client's error says."""
 
 
-@contextmanager
-def serve() -> Iterator[Hub]:
-    """A running Hub; its `url` is what HF_ENDPOINT must be before anything of Hugging Face is imported."""
+def serve() -> Hub:
+    """A Hub that runs until the process ends; its `url` is what HF_ENDPOINT must be."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
+    return hub

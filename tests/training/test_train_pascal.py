@@ -45,7 +45,7 @@ def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
     [
         (RunFolder, "save", 1, 3),
         pytest.param(StepGuard, "take_means", 3, 3, marks=pytest.mark.slow),
-        (StepGuard, "take_means", 1, None),
+        pytest.param(StepGuard, "take_means", 1, None, marks=pytest.mark.slow),
         pytest.param(recipe, "draw_pictures", 1, 6, marks=pytest.mark.slow),
     ],
     ids=["after a checkpoint", "between evaluations", "before the first evaluation", "before the results"],

@@ -134,6 +134,7 @@ def test_an_average_of_the_weights_predicts(adapt, make_base, pixels, perturb):
     check_equal(predict(average.module.eval(), pixels, "normals"), predict(model, pixels, "normals"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     Version(torch.__version__) < Version("2.10"),
     reason="Dynamo of torch 2.7 breaks the graph at a context manager; 2.8 and 2.9 were not tried",

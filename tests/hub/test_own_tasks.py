@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks and data of one's own, from a parquet folder to a published adapter. test_hub.py runs it in a process."""
+"""Tasks and data of one's own, from a parquet folder to a published adapter."""
 
 import numpy as np
 import publish

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing and loading through a Hub. test_hub.py runs these tests, in a process of their own."""
+"""Publishing and loading through a Hub: published, found, downloaded, loaded, and every way that it can fail."""
 
 import json
 from pathlib import Path
