@@ -86,9 +86,9 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in MODELS])
 def variant(request):
-    """Name of a class of a family, which starts with that of the family."""
+    """Name of a class of a family, which starts with that of the family. The default suite has one for each family."""
     return request.param
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tiny_models import make_dense, make_swin
+from tiny_models import make_dense, make_swin, set_seed
 from transformers import SwinModel
 
 from peft_polyhistor import (
@@ -123,7 +123,7 @@ def differ(first, second):
 
 def loss_of(output):
     """A scalar in which every number of an output weighs differently."""
-    torch.manual_seed(3)
+    set_seed(3)
     return sum((tensor.float() * torch.randn(tensor.shape)).sum() for tensor in tensors_of(output).values())
 
 

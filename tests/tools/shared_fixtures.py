@@ -25,7 +25,7 @@ THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # also of processe
 
 @pytest.fixture(autouse=True)
 def seed():
-    torch.manual_seed(0)
+    tiny_models.set_seed(0)
     torch.set_num_threads(THREADS)  # recipes set a number of their own
 
 
