@@ -32,8 +32,8 @@ from peft_polyhistor.training import parse_settings
 folder, *arguments = sys.argv[1:]
 epochs, augments, JointTransform = [], [], train_pascal.JointTransform
 
-def keep(*given):
-    augments.append(JointTransform(*given))
+def keep(*given, **named):
+    augments.append(JointTransform(*given, **named))
     return augments[-1]
 
 def pass_by(model, optimizer, tasks, accelerator, *_):
@@ -89,7 +89,7 @@ def test_two_processes_share_out_the_pictures(environment, tmp_path, count, batc
     scenes = synthetic_scenes(["normals"], count=count, image_size=32, cache_dir=str(tmp_path / "cache"))
     for split in ("train", "val"):
         scenes.to_parquet(tmp_path / f"{split}.parquet")
-    settings = f"--data {tmp_path} --tasks normals --image_size 32 --seed 3 --decoder_width 8"
+    settings = f"--data {tmp_path} --tasks normals --image_size 32 --augmentation 1 --seed 3 --decoder_width 8"
     layout = ["--batch_size", batch_size, "--workers", workers]
     command = [tmp_path / "pass_by.py", tmp_path, *settings.split(), *layout, "--output_dir", tmp_path / "run"]
     wait(start(environment, *LAUNCH, CONFIGS / "cpu_2_processes.yaml", *command))

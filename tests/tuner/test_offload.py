@@ -5,7 +5,7 @@
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from methods_table import TASKS, check_equal, predict, rows
+from methods_table import PLACED_BY_FILE, TASKS, check_equal, predict, rows
 from peft import PeftModel
 
 
@@ -35,7 +35,8 @@ def test_an_adapter_loads_onto_a_model_that_is_offloaded(
     model.save_pretrained(tmp_path)
     base = cpu_offload(make_swin(), torch.device("cpu"))
     loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
-    check_equal(loaded(pixels, task="normals"), model(pixels, task="normals"))
+    tolerance = PLACED_BY_FILE if low_cpu_mem_usage else {}
+    check_equal(loaded(pixels, task="normals"), model(pixels, task="normals"), **tolerance)
 
 
 @rows(lambda row: row.merges)
