@@ -39,8 +39,9 @@ def test_a_task_is_added_and_taken_away(row, adapt, make_base, pixels, perturb, 
     for task in TASKS:
         check_equal(predict(model, pixels, task), expected[task])
     encoder = model.base_model.model.encoder if hasattr(model, "decoders") else model
-    maps = encoder(pixels, tasks=["saliency", "human_parts"])
-    check_equal(maps["saliency"], maps["human_parts"])
+    # One at a time: kernels of some CPUs round the images of a batch by their place in it.
+    saliency, parts = (encoder(pixels, tasks=[task])[task] for task in ("saliency", "human_parts"))
+    check_equal(saliency, parts)
     perturb(model)
     expected = {task: predict(model, pixels, task) for task in [*TASKS, "saliency"]}
     model.save_pretrained(tmp_path)
