@@ -3,7 +3,7 @@
 """The table of dense tasks, with one row per task."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -72,9 +72,9 @@ def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> li
     Raises:
         ValueError: `names` is empty or no list, or a name is unknown or given twice, or the model lacks it.
     """
-    allowed: Collection[str] = TASKS if decoders is None else decoders
+    allowed = [name for name in TASKS if decoders is None or name in decoders]
     known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
-    known = known if decoders is None else f"This model has {list(decoders)}."
+    known = known if decoders is None else f"This model has {allowed}."
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
     names = list(names)

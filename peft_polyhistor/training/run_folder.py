@@ -108,7 +108,7 @@ class RunFolder:
                 shutil.rmtree(leftover)
             earlier = [file for file in (results, *self._checkpoints.glob(f"*/{_PROGRESS}")) if file.is_file()]
             if earlier and not resume:
-                print(f"{self.folder}: replaces an earlier run, which --resume True would have continued.")
+                print(f"{self.folder}: replaces the run that is there. To continue a run, give --resume True.")
                 for file in earlier:
                     file.unlink()
         self.accelerator.wait_for_everyone()

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models, the methods under test and data for a few steps of training, as fixtures."""
 
+from loopback_hub import hub  # noqa: F401, before anything of Hugging Face
+
+
+# isort: split
 import os
-
-
-import loopback_hub  # isort: skip - before anything of Hugging Face
 
 import pytest
 import tiny_models
@@ -19,7 +20,6 @@ from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
-hub = loopback_hub.hub
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # also of processes; more cost small models time
 
 

@@ -178,7 +178,7 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     write_json(tmp_path / "results.json", {})
     run, model, scheduler = make_run(tmp_path)
     assert run.open(resume=False) is None and run.resume(scheduler) == Progress()
-    assert f"{tmp_path}: replaces an earlier run, which --resume True would have continued." in capsys.readouterr().out
+    assert f"{tmp_path}: replaces the run that is there." in capsys.readouterr().out
     assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
     model.weight.data.fill_(9)
     run.save(model, Progress(step=3, history=[{"step": 3, "scores": {"normals": {"mErr": 50.0}}}]))
