@@ -1,6 +1,8 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the fixtures, but not in the process that only distributes the tests: their imports take seconds."""
+"""Starts the small Hub, and loads the fixtures where tests run: their imports take seconds."""
+
+from loopback_hub import hub  # noqa: F401, a fixture; no conftest.py may import anything of Hugging Face before
 
 
 def pytest_configure(config):

@@ -2,10 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models, the methods under test and data for a few steps of training, as fixtures."""
 
-from loopback_hub import hub  # noqa: F401, before anything of Hugging Face
-
-
-# isort: split
 import os
 
 import pytest
