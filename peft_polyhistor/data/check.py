@@ -50,7 +50,7 @@ class _Findings:
             self.notes.append(f"Images below {STRIDE} pixels, the coarsest stride of the encoders")
 
     def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
-        """Adds the notes and classes of a stored label, `None` if it is missing; ValueError for a fault."""
+        """Adds the note and the contents of a stored label, `None` if it is missing; ValueError for a fault."""
         if label is None:
             self.notes.append(f"Labels of {task} that are missing")
             return

@@ -73,8 +73,9 @@ def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> li
         ValueError: `names` is empty or no list, or a name is unknown or given twice, or the model lacks it.
     """
     allowed = [name for name in TASKS if decoders is None or name in decoders]
-    known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
-    known = known if decoders is None else f"This model has {allowed}."
+    known = f"This model has {allowed}."
+    if decoders is None:
+        known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
     names = list(names)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where commands write, and that a token of the Hub is in none of it. Publishing is in hub/test_round_trip.py."""
+"""Commands write into their output folder alone, without a token of the Hub. Publishing: hub/test_round_trip.py."""
 
 import os
 import subprocess

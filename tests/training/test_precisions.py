@@ -27,7 +27,7 @@ def recipe(monkeypatch):
 
 @pytest.mark.slow
 def test_half_precisions_train_to_the_same_losses(recipe, settings_of, tmp_path, monkeypatch):
-    """Of the last 20 of 60 steps, at a rate at which rounding changes little; scores are noise so early."""
+    """The means of the last 20 of 60 steps, at a rate where rounding changes little; scores are noise so early."""
     losses = {}
     for precision in ("no", "bf16", "fp16"):
         found = losses[precision] = {}
