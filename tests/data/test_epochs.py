@@ -20,7 +20,7 @@ IMAGES, EPOCHS = 3, 3
 WORKERS = [
     pytest.param({}, id="none"),
     pytest.param({"num_workers": 2}, id="two"),
-    pytest.param({"num_workers": 2, "persistent_workers": True}, id="persistent"),
+    pytest.param({"num_workers": 2, "persistent_workers": True}, id="persistent", marks=pytest.mark.slow),
     pytest.param(
         {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "spawn"},
         id="spawn",
@@ -103,7 +103,7 @@ def train(dataset, folder, resume=None, **options):
     return model.seen
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_epoch_of_trainer_sees_new_versions_also_after_a_resume(workers, tmp_path):
     dataset = make_dataset()
     options = {"dataloader_num_workers": workers}

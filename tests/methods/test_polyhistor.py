@@ -167,8 +167,8 @@ def test_polyhistor_matches_the_definition():
 
 
 def test_polyhistor_lite_matches_the_definition():
-    widths, embedding_dim, reduction_factor, rank = [24, 12, 36], 5, 4, 2
-    base, bottleneck = 12, 3
+    widths, embedding_dim, reduction_factor, rank = [16, 8, 24], 5, 4, 2
+    base, bottleneck = 8, 2
     config = PolyhistorLiteConfig(
         tasks=TASKS, embedding_dim=embedding_dim, reduction_factor=reduction_factor, rank=rank
     )

@@ -80,7 +80,10 @@ def _maker(name, perturb):
     return make
 
 
-@pytest.fixture(params=FAMILIES)
+SECOND = {"swinv2", "timm_swinv2", "timm_swin_features"}  # much like others: their maps alone are in the default suite
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SECOND else ()) for name in FAMILIES])
 def family(request):
     """Name of an encoder family."""
     return request.param

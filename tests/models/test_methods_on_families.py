@@ -69,7 +69,11 @@ def test_every_kind_of_method_works_on_every_family(family, kind, make_model, pe
     assert [name for name, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("family", ["swin", "swinv2", "timm_swin", "timm_swinv2"], indirect=True)
+@pytest.mark.parametrize(
+    "family",
+    ["swin", "timm_swinv2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("swinv2", "timm_swin"))],
+    indirect=True,
+)
 @torch.no_grad()
 def test_threads_with_images_of_their_own_sizes(make_model, family):
     """The shift of Swin's windows follows from the size of the map."""

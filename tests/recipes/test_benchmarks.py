@@ -61,6 +61,7 @@ def test_decoder_is_the_papers(contestants):
     torch.testing.assert_close(found, decoder(maps), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_step_of_tasks_costs_as_many_steps_of_one(contestants, steps, make_problem):
     with contestants.registered(2) as tasks:
         four, *ones = (

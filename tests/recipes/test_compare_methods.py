@@ -40,7 +40,7 @@ def run_of(semseg, error, rate=2e-4, parameters=10):
 
 
 def test_compares_once_and_refuses_other_settings(compare, recipe, small_run, tmp_path, capsys):
-    methods = ("--methods", "decoders", "polyhistor_lite", "--steps", "2", "--eval_every", "2", "--seeds", "0", "1")
+    methods = ("--methods", "decoders", "polyhistor_lite", "--steps", "1", "--eval_every", "1", "--seeds", "0", "1")
     arguments = small_run(tmp_path, *methods)
     runs = compare(arguments)
     assert {method: len(items) for method, items in runs.items()} == {"decoders": 2, "polyhistor_lite": 2}

@@ -36,6 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     """Reads requests and writes answers; `hub` is set by `serve`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body of an answer waits until the headers are acknowledged
     hub: Hub
 
     def do_PUT(self):

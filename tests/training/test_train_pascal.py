@@ -66,6 +66,7 @@ def test_resumed_run_ends_like_one_that_was_not_stopped(
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_resumes_with_gradient_accumulation_in_mid_epoch(settings_of, stop_after, assert_same_weights, tmp_path):
     accumulate = ("--gradient_accumulation", "2", "--eval_every", "2", "--steps", "4", "--max_grad_norm", "1")
     recipe.train("polyhistor_lite", settings_of(tmp_path / "whole", *accumulate))
@@ -94,6 +95,7 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of
         recipe.train("decoders", again)
 
 
+@pytest.mark.slow
 def test_run_that_starts_anew_resumes_nothing_of_the_one_before(settings_of, stop_after, tmp_path):
     short, folder = ("--steps", "2", "--eval_every", "2"), tmp_path / "decoders"
     recipe.train("decoders", settings_of(tmp_path, *short))
@@ -116,6 +118,7 @@ def test_recomputes_to_save_memory(settings_of, tmp_path):
             assert saving["scores"][task] == pytest.approx(scores, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_backward_per_task_trains_the_same(settings_of, tmp_path):
     # Nothing is left to chance, and Adam would make much of rounding where gradient is small.
     alike = ["--decoder_dropout", "0", "--optimizer", "sgd"]
@@ -153,6 +156,7 @@ def test_one_seed_is_one_run_whatever_the_number_of_workers(settings_of, assert_
         assert_same_weights(tmp_path / "first", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_workers_persist_over_whole_epochs(settings_of, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.Accelerator, "skip_first_batches", lambda *_: pytest.fail("made another loader"))
     recipe.train("decoders", settings_of(tmp_path, "--steps", "10", "--eval_every", "10", "--batch_size", "5"))
@@ -179,6 +183,7 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_
     assert recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True")) == results
 
 
+@pytest.mark.slow
 def test_methods_of_peft_train_an_adapter_per_task(settings_of, tmp_path):
     short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora: {r: 2}", "--tasks", "semseg", "normals")
     settings = settings_of(tmp_path, *short)

@@ -36,7 +36,7 @@ def in_threads(*functions):
 
     def run(function, found):
         start.wait()
-        for _ in range(8):
+        for _ in range(5):
             found.append(function())
 
     threads = [threading.Thread(target=run, args=pair) for pair in zip(functions, results, strict=True)]
@@ -44,7 +44,7 @@ def in_threads(*functions):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(len(found) == 8 for found in results)
+    assert all(len(found) == 5 for found in results)
     return results
 
 
