@@ -12,7 +12,7 @@ from ...tasks.losses import IGNORE_INDEX
 
 
 _SALIENT_SCORE = 0.009  # with this limit, about one scene in twelve has no salient object
-_SALIENT_RATIO = 0.75
+_SALIENT_RATIO = 0.3
 
 
 def find_semseg(ids: np.ndarray, thing: np.ndarray) -> np.ndarray:
