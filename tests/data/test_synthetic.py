@@ -21,7 +21,7 @@ QUANTISATION = 0.5 / 127.5 * 3**0.5  # largest error of the length of a normal w
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [render_scene(3, index, 64) for index in range(100)]
+    return [render_scene(3, index, 64) for index in range(120)]
 
 
 def assert_same(one, other):
