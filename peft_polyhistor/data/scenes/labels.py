@@ -11,8 +11,8 @@ import numpy as np
 from ...tasks.losses import IGNORE_INDEX
 
 
-_SALIENT_SCORE = 0.009  # with this limit, about one scene in twelve has no salient object
-_SALIENT_RATIO = 0.75
+_SALIENT_SCORE = 0.009  # with this limit, about one scene in 25 has no salient object
+_SALIENT_RATIO = 0.2
 
 
 def find_semseg(ids: np.ndarray, thing: np.ndarray) -> np.ndarray:

@@ -34,11 +34,11 @@ def light_up(
 
 def photograph(rng: np.random.Generator, colour: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Simulates a camera: exposure, white balance, vignette, blur, gamma and noise; returns uint8."""
-    gain = 2 ** rng.uniform(-0.3, 0.6) * rng.uniform(0.92, 1.08, 3)
+    gain = 2 ** rng.uniform(0.0, 0.7) * rng.uniform(0.92, 1.08, 3)
     vignette = 1 - rng.uniform(0, 0.3) * (x[None, :] ** 2 + y[:, None] ** 2) / (x[-1] ** 2 + y[-1] ** 2)
     blur = rng.uniform(0.25, 0.8) * min(len(x), len(y)) / 128  # in pixels; the range was chosen for 128 pixels
     colour = gaussian_filter(colour * (vignette[..., None] * gain).astype(np.float32), (blur, blur, 0))
     colour = np.clip(colour, 0, 1) ** np.float32(rng.uniform(0.8, 1.2))
     noise = rng.standard_normal(colour.shape, np.float32)
-    colour += np.float32(rng.uniform(0.005, 0.03)) * noise * (0.5 + colour)
+    colour += np.float32(rng.uniform(0.005, 0.02)) * noise * (0.5 + colour)
     return np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)

@@ -96,8 +96,10 @@ MATERIALS = {
     "floor": Recipe(
         (CHECKS, STRIPES, CLOUDS, GRAIN, RINGS, PLAIN), (0.6, 2), (0.0, 1.0), (0.0, 0.3), (0.25, 0.8), 0.3
     ),
-    "ground": Recipe((GRAIN, CLOUDS, GRAIN, PATCHES), (0.5, 1.5), (0.06, 0.38), (0.1, 0.6), (0.25, 0.7), 0.3),
+    "meadow": Recipe((GRAIN, CLOUDS, GRAIN, PATCHES), (0.5, 1.5), (0.17, 0.36), (0.3, 0.7), (0.35, 0.75), 0.3),
+    "road": Recipe((GRAIN, CLOUDS, PLAIN), (0.5, 1.5), (0.0, 1.0), (0.0, 0.12), (0.3, 0.65), 0.2),
     "sky": Recipe((CLOUDS,), (0.25, 0.6), (0.53, 0.65), (0.1, 0.6), (0.6, 1.0), 0.2, glow=1.0),
+    "water": Recipe((CLOUDS,), (0.4, 1.0), (0.48, 0.62), (0.4, 0.8), (0.35, 0.8), 0.25, 0.4),
     "wall": Recipe(
         (PLAIN, BRICKS, STRIPES, CLOUDS, GRAIN, CHECKS), (0.7, 2), (0.0, 1.0), (0.0, 0.3), (0.3, 0.9), 0.25
     ),

@@ -16,17 +16,24 @@ from .setting import Setting, draw_setting, view_setting
 from .solids import BALL, FRUSTUM, DepthBuffer, Solid, rotation
 
 
-RENDERER_VERSION = 1  # part of the cache key of datasets; raise it when scenes change
+RENDERER_VERSION = 2  # part of the cache key of datasets; raise it when scenes change
 
 # In the order of VOC, ids 1 to 20; 0 is the background.
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_INDOORS = {"bottle", "chair", "diningtable", "pottedplant", "sofa", "tvmonitor"}
+# The classes that are seen in each of the surroundings of `setting.py`, beside people.
+_HABITATS = {
+    "meadow": ("bird", "cow", "dog", "horse", "sheep"),
+    "road": ("aeroplane", "bicycle", "bus", "car", "motorbike", "train"),
+    "room": ("bottle", "cat", "chair", "diningtable", "dog", "pottedplant", "sofa", "tvmonitor"),
+    "water": ("aeroplane", "bird", "boat"),
+}
 _FLYING = {"aeroplane", "bird"}
 
 _CLUTTER, _POSTER = "clutter", "poster"  # things without a label
+_YAW = {"person": 60, _CLUTTER: 180}  # largest turn about the vertical axis, in degrees; 30 for the others
 
 
 class Plan(NamedTuple):
@@ -67,7 +74,7 @@ def _model(rng: np.random.Generator, name: str) -> list[Piece]:
 def _place(rng: np.random.Generator, plan: Plan, pitch: float) -> Thing:
     """Turns, scales and moves a model that is seen from `pitch` degrees above."""
     name, size, x, foot, flies = plan
-    yaw = rng.uniform(-180, 180) if name in ("person", _CLUTTER) else rng.uniform(-45, 45)
+    yaw = _YAW.get(name, 30) * rng.uniform(-1, 1)
     roll = rng.uniform(-20, 20) if flies or name == _CLUTTER else np.clip(rng.normal(0, 6), -20, 20)
     turn = rotation(0, 0, roll) @ rotation(pitch + rng.uniform(-3, 6), 0, 0) @ rotation(0, yaw, 0)
     turn = np.diag([rng.choice([-1.0, 1.0]), -1.0, 1.0]) @ turn  # y points down in the camera
@@ -87,20 +94,22 @@ def _place(rng: np.random.Generator, plan: Plan, pitch: float) -> Thing:
     return Thing(name, solids, [p.material for p in pieces], [p.part for p in pieces], scale, shadow)
 
 
-def _choose_names(rng: np.random.Generator) -> list[str]:
-    """Draws one to four objects: people in 45 % of the scenes, all other classes with equal frequency."""
-    others = [name for name in CLASSES if name != "person"]
-    names = list(rng.choice(others, rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]), replace=False))
-    if rng.random() < 0.45:
+def _choose_names(rng: np.random.Generator) -> tuple[str, list[str]]:
+    """Draws a habitat and one to four objects that are seen there, with people in more than half of the scenes."""
+    first = str(rng.choice([name for name in CLASSES if name != "person"]))
+    habitat = str(rng.choice([habitat for habitat, names in _HABITATS.items() if first in names]))
+    others = [name for name in _HABITATS[habitat] if name != first]
+    names = [first, *map(str, rng.choice(others, rng.choice([0, 1, 2], p=[0.5, 0.4, 0.1]), replace=False))]
+    if habitat != "water" and rng.random() < 0.6:
         names[: rng.integers(0, 2)] = ["person"] * rng.choice([1, 2], p=[0.8, 0.2])
-    return [str(name) for name in names[:4]]
+    return habitat, names
 
 
-def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: float) -> list[Plan]:
-    """Spreads out the objects, the larger ones nearer, and adds clutter."""
+def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: float, has_wall: bool) -> list[Plan]:
+    """Spreads out the objects, the larger ones nearer, and adds clutter, and posters where there is a wall."""
     plans: list[Plan] = []
     for name in names:
-        size = 2 * rng.uniform(0.45, 0.95) / (1 + 0.08 * (len(names) - 1))
+        size = 2 * rng.uniform(0.6, 1.0) / (1 + 0.08 * (len(names) - 1))
         if name == "person":
             size *= 1.7 if rng.random() < 0.25 else 1.15  # some people are near and cut off by the frame
         nearness = np.clip((size - 0.4) + rng.normal(0, 0.2), 0, 1)
@@ -111,10 +120,10 @@ def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: flo
         options = rng.uniform(-0.8, 0.8, 5) * width  # the position with the most room is taken
         gaps = [min([abs(option - plan.x) for plan in plans], default=-abs(option)) for option in options]
         plans.append(Plan(name, size, options[int(np.argmax(gaps))], foot, flies))
-    for _ in range(rng.integers(1, 6)):
+    for _ in range(rng.integers(0, 4)):
         x, foot = rng.uniform(-1, 1) * width, rng.uniform(horizon + 0.15, 1.1)
         plans.append(Plan(_CLUTTER, rng.uniform(0.08, 0.3), x, foot))
-    for _ in range(rng.integers(0, 3)):
+    for _ in range(rng.integers(0, 3) if has_wall else 0):
         x, foot = rng.uniform(-1, 1) * width, horizon + rng.uniform(-0.6, 0.3)
         plans.append(Plan(_POSTER, rng.uniform(0.2, 0.5), x, foot, flies=True))
     return plans
@@ -123,8 +132,9 @@ def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: flo
 def _compose(rng: np.random.Generator, names: list[str], setting: Setting, width: float) -> list[Thing]:
     """Places the objects and some clutter, from the farthest to the nearest, so that none cuts through another."""
     horizon = np.clip(-setting.focal * np.tan(np.radians(setting.pitch)), -1.0, 0.2)
+    plans = _plan(rng, names, horizon, width, has_wall=len(setting.surfaces) > 1)
     things, front = [], 0.0
-    for plan in sorted(_plan(rng, names, horizon, width), key=lambda plan: (plan.name != _POSTER, plan.foot)):
+    for plan in sorted(plans, key=lambda plan: (plan.name != _POSTER, plan.foot)):
         thing = _place(rng, plan, min(setting.pitch, 25))
         depth = np.array([(s.centre[2] - s.reach()[2], s.centre[2] + s.reach()[2]) for s in thing.solids])
         shift = np.array([0, 0, front - depth[:, 0].min()])
@@ -207,8 +217,8 @@ def render_scene(seed: int, index: int, size: int | tuple[int, int] = 128) -> di
     rng = np.random.default_rng((seed, index))
     step = 2 / min(height, width)
     x, y = (((np.arange(n) + 0.5 - n / 2) * step).astype(np.float32) for n in (width, height))
-    names = _choose_names(rng)
-    setting = draw_setting(rng, indoors=(names[-1] in _INDOORS) != (rng.random() < 0.2))
+    habitat, names = _choose_names(rng)
+    setting = draw_setting(rng, habitat)
     things = _compose(rng, names, setting, width / min(height, width))
     rendering = _render(rng, setting, things, x, y)
     ids = np.array([CLASSES.index(t.name) + 1 if t.name in CLASSES else 0 for t in things] + [0], np.uint8)

@@ -76,25 +76,25 @@ def _wall(yaw: float, distance: float) -> Surface:
     return Surface("wall", distance, (np.sin(np.radians(yaw)), 0.0, np.cos(np.radians(yaw))))
 
 
-def draw_setting(rng: np.random.Generator, indoors: bool) -> Setting:
-    """Draws a room (a curved wall or two flat ones) or a place outdoors (one wall or none, and the sky)."""
-    surfaces = [Surface("floor" if indoors else "ground", 1.0, (0.0, 1.0, 0.0))]
-    yaw, distance = rng.uniform(-40, 40), rng.uniform(1.8, 6.0)
-    if indoors and rng.random() < 0.3:
+def draw_setting(rng: np.random.Generator, habitat: str) -> Setting:
+    """Draws a room (a curved wall or two flat ones), a road (with or without a wall), a meadow or water."""
+    surfaces = [Surface("floor" if habitat == "room" else habitat, 1.0, (0.0, 1.0, 0.0))]
+    yaw, distance = rng.uniform(-15, 15), rng.uniform(1.8, 6.0)
+    if habitat == "room" and rng.random() < 0.15:
         radius = rng.uniform(2.0, 5.0)
         axis = (radius * rng.uniform(-0.5, 0.5), -radius * rng.uniform(0, 0.5))
         surfaces.append(Surface("wall", radius, axis=axis))
-    elif indoors:
-        surfaces += [_wall(yaw, distance), _wall(yaw + (90 if yaw < 0 else -90), rng.uniform(0.7, 3.0))]
-    elif rng.random() < 0.5:
-        surfaces.append(_wall(rng.choice([-1, 1]) * rng.uniform(20, 85), rng.uniform(0.8, 4.0)))
-    light = np.array([rng.uniform(-1, 1), -rng.uniform(0.1, 1.0), rng.uniform(0.15, 1.0)])
+    elif habitat == "room":
+        surfaces += [_wall(yaw, distance), _wall(yaw + (90 if yaw < 0 else -90), rng.uniform(1.5, 4.0))]
+    elif habitat == "road" and rng.random() < 0.5:
+        surfaces.append(_wall(yaw, distance))
+    light = np.array([rng.uniform(-1, 1), -rng.uniform(0.3, 1.0), rng.uniform(0.3, 1.0)])
     return Setting(
-        pitch=rng.uniform(2, 32),
+        pitch=rng.uniform(10, 18),
         focal=rng.uniform(1.6, 3.0),
         surfaces=surfaces,
         light=light / np.linalg.norm(light),
-        ambient=rng.uniform(0.3, 0.6),
+        ambient=rng.uniform(0.4, 0.6),
         tint=1 + rng.uniform(-0.1, 0.1) * np.array([1.0, 0.2, -1.0]),
     )
 
