@@ -131,11 +131,11 @@ def _plan(rng: np.random.Generator, names: list[str], horizon: float, width: flo
 
 def _compose(rng: np.random.Generator, names: list[str], setting: Setting, width: float) -> list[Thing]:
     """Places the objects and some clutter, from the farthest to the nearest, so that none cuts through another."""
-    horizon = np.clip(-setting.focal * np.tan(np.radians(setting.pitch)), -1.0, 0.2)
+    horizon = -setting.focal * np.tan(np.radians(setting.pitch))
     plans = _plan(rng, names, horizon, width, has_wall=len(setting.surfaces) > 1)
     things, front = [], 0.0
     for plan in sorted(plans, key=lambda plan: (plan.name != _POSTER, plan.foot)):
-        thing = _place(rng, plan, min(setting.pitch, 25))
+        thing = _place(rng, plan, setting.pitch)
         depth = np.array([(s.centre[2] - s.reach()[2], s.centre[2] + s.reach()[2]) for s in thing.solids])
         shift = np.array([0, 0, front - depth[:, 0].min()])
         front += depth[:, 1].max() - depth[:, 0].min()
