@@ -32,7 +32,7 @@ COMMANDS = list(dict.fromkeys(command for file in (*DOCUMENTS, *CONFIGS) for com
 
 
 @pytest.fixture
-def at_root(monkeypatch, tmp_path):
+def at_root(monkeypatch, tmp_path, registry):
     """The working directory of the commands. Files that the reader writes, or puts in place of a word, are made."""
     monkeypatch.chdir(ROOT)
     [yaml] = blocks_of(README, "yaml")
@@ -125,10 +125,17 @@ def parse_training(argv, *more):
     return parse_settings(argv, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings, *more)
 
 
+def parse_paces(argv):
+    compare_paces = recipe("compare_paces")
+    compare_paces.register_variants()
+    return parse_training(argv, compare_paces.Grid)
+
+
 WITHOUT_ARGUMENTS = ("recipes/paper/parameters.py", "tests/tools/recorded_cards.py")
 PARSERS = {
     "recipes/train_pascal.py": parse_training,
     "recipes/compare_methods.py": lambda argv: parse_training(argv, recipe("compare_methods").Comparison),
+    "recipes/compare_paces.py": parse_paces,
     "recipes/publish.py": lambda argv: recipe("publish").parse_arguments(argv),
     "recipes/pretrain_encoder.py": lambda argv: recipe("pretrain_encoder").parse_arguments(argv),
     "recipes/benchmarks/training.py": lambda argv: recipe("common").parse_options("training", "", argv),

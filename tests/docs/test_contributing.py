@@ -5,12 +5,11 @@
 import pytest
 import torch
 from documents import CONTRIBUTING, blocks_of
-from peft import PeftModel, PeftType, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft import PeftModel, get_peft_model
 from tiny_models import make_swin, perturb
 from transformers import SegformerConfig, SegformerModel
 
-from peft_polyhistor import METHODS, AdapterConfig
+from peft_polyhistor import AdapterConfig
 from peft_polyhistor.models.blocks import BLOCK_FAMILIES, find_blocks
 
 
@@ -25,17 +24,9 @@ def run(text):
 
 
 @pytest.fixture
-def config_class():
-    """The config of the method of the example, which PEFT knows for the length of a test."""
-    tables = [METHODS, PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING]
-    tables += [PeftType._member_map_, PeftType._value2member_map_]
-    before, names = [dict(table) for table in tables], list(PeftType._member_names_)
-    yield run(METHOD)["SharedDownConfig"]
-    for table, rows in zip(tables, before, strict=True):
-        table.clear()
-        table.update(rows)
-    PeftType._member_names_[:] = names
-    type.__delattr__(PeftType, "MTL_SHARED_DOWN")
+def config_class(registry):
+    """The config of the method of the example."""
+    return run(METHOD)["SharedDownConfig"]
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import pytest
 import tiny_models
 import torch
 from methods_table import BASES, FEW, METHODS_UNDER_TEST, TASKS
-from peft import get_peft_model
+from peft import PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from transformers import SwinModel
 
+from peft_polyhistor import METHODS, MultiTaskDenseModel
 from peft_polyhistor import TASKS as DENSE_ROWS
-from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
@@ -32,6 +33,21 @@ def table_of_tasks():
     yield before
     DENSE_ROWS.clear()
     DENSE_ROWS.update(before)
+
+
+@pytest.fixture
+def registry():
+    """The registered methods, which are after a test what they were before it."""
+    tables = [METHODS, PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING]
+    tables += [PeftType._member_map_, PeftType._value2member_map_]
+    before, names = [dict(table) for table in tables], list(PeftType._member_names_)
+    yield METHODS
+    for table, rows in zip(tables, before, strict=True):
+        table.clear()
+        table.update(rows)
+    for name in PeftType._member_names_[len(names) :]:
+        type.__delattr__(PeftType, name)
+    PeftType._member_names_[:] = names
 
 
 @pytest.fixture

@@ -1,0 +1,101 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The grid of learning rates for variants of hypernetworks."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from peft_polyhistor.layers.bottleneck import ParallelLayer
+from peft_polyhistor.layers.factors import PacedLinear
+from peft_polyhistor.tuner.site import Site
+
+
+HYPERNETWORKS = ["hyperformer", "polyhistor", "polyhistor_lite"]
+
+
+@pytest.fixture
+def recipe(load_recipe, registry):
+    recipe = load_recipe("compare_paces")
+    recipe.register_variants()
+    return recipe
+
+
+@pytest.fixture
+def compare(recipe):
+    """`compare(arguments)`: the changes by method and learning rate."""
+
+    def compare(arguments):
+        return recipe.main(*recipe.parse_settings(arguments, "", recipe.DEFAULT_CONFIG, recipe.Settings, recipe.Grid))
+
+    return compare
+
+
+def make_generator(config_class):
+    torch.manual_seed(0)
+    config = config_class(tasks=["semseg", "normals"], reduction_factor=2, init_weights=False)
+    return config.make_generator([Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate((8, 16))])
+
+
+@pytest.mark.parametrize("method", HYPERNETWORKS)
+def test_unpaced_generator_starts_as_the_same_function_with_gains_of_one(recipe, registry, method):
+    paced, unpaced = (make_generator(registry[name]) for name in (method, f"{method}_unpaced"))
+    for site, other in zip(paced(torch.arange(2)), unpaced(torch.arange(2)), strict=True):
+        torch.testing.assert_close(tuple(site), tuple(other))
+    gains = [{float(m.gain) for m in g.modules() if isinstance(m, PacedLinear)} for g in (paced, unpaced)]
+    assert max(gains[0]) < 1 and gains[1] == {1.0}
+    assert [p.shape for p in paced.parameters()] == [p.shape for p in unpaced.parameters()]
+
+
+@pytest.mark.parametrize("method", HYPERNETWORKS)
+def test_near_tasks_differ_by_a_tenth(recipe, registry, method):
+    first, second = make_generator(registry[f"{method}_near"]).task_embedding
+    assert 0.8 < first.std() < 1.2  # of 512 entries of N(0, 1)
+    assert 0.12 < (first - second).std() < 0.16  # sqrt(2) * 0.1
+
+
+def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small_run, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def train(method, run):
+        calls.append((method, run.learning_rate, run.decoder_learning_rate, run.seed, run.output_dir))
+        if run.learning_rate == 1 and method == "polyhistor_lite_near" and run.seed:
+            raise FloatingPointError("Step 3 is bad")
+        return {"scores": {"semseg": {"mIoU": 50.0 if method == "decoders" else 50 + 50 * run.learning_rate}}}
+
+    monkeypatch.setattr(recipe, "train", train)
+    methods = ("--methods", "decoders", "polyhistor_lite_near", "adapter", "--tasks", "semseg")
+    rates = ("--learning_rate", "2", "--decoder_learning_rate", "0", "--learning_rates", "0.1", "1")
+    changes = compare(small_run(tmp_path, *methods, *rates))
+    assert changes["adapter"] == {"0.1": pytest.approx([10, 10]), "1": pytest.approx([100, 100])}
+    assert changes["polyhistor_lite_near"]["1"][0] == 100 and math.isnan(changes["polyhistor_lite_near"]["1"][1])
+    assert calls[:2] == [
+        ("decoders", 2, 2, 0, str(tmp_path / "seed0")),
+        ("polyhistor_lite_near", 0.1, 2, 0, str(tmp_path / "seed0" / "0.1")),
+    ]
+    assert len(calls) == 2 * (1 + 4)
+    table = (tmp_path / "paces.md").read_text()
+    assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs |" in table
+    assert json.loads((tmp_path / "paces.json").read_text())["adapter"]["1"] == [100, 100]
+    printed = capsys.readouterr()
+    assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
+
+
+def test_variants_train(compare, small_run, tmp_path):
+    methods = ("--methods", "decoders", "polyhistor_lite_unpaced", "--seeds", "0", "--learning_rates", "1e-3")
+    [[change]] = [row.values() for row in compare(small_run(tmp_path, *methods, "--steps", "1")).values()]
+    assert math.isfinite(change[0])
+    assert (tmp_path / "seed0" / "0.001" / "polyhistor_lite_unpaced" / "results.json").exists()
+
+
+def test_reference_is_needed(compare, small_run, tmp_path):
+    with pytest.raises(ValueError, match="`methods` must include 'decoders'"):
+        compare(small_run(tmp_path, "--methods", "adapter"))
+
+
+@pytest.mark.parametrize("arguments", ["--learning_rates 0", "--learning_rates nan", "--seeds -1", "--seeds 1 1"])
+def test_bad_grid(compare, small_run, tmp_path, arguments):
+    with pytest.raises(ValueError, match=r"`(learning_rates|seeds)` must be"):
+        compare(small_run(tmp_path, *arguments.split()))
