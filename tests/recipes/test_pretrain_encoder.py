@@ -204,6 +204,21 @@ def test_flipped_crop_has_flipped_answers(answer, recipe, timm_teacher, tmp_path
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
 
 
+def test_loss_of_places_is_the_cross_entropy_with_the_resized_probabilities(recipe, answer, timm_teacher):
+    shard = load_file(answer("--teacher", timm_teacher) / "00000.safetensors")  # places of 96 px: 3 x 3
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", *STUDENT.split()])
+    lesson = recipe.Lesson(arguments, shard, 5)
+    maps = {16: torch.randn(4, 32, 4, 4), 32: torch.randn(4, 64, 2, 2)}
+    losses = lesson.classify_places(maps, shard)
+    asked = torch.zeros(4, 5, 3, 3).scatter_(1, shard["classes"].long(), shard["probabilities"].float())
+    given = {16: lesson.classifier16(maps[16].movedim(1, -1))}
+    given[32] = lesson.student.classifier(lesson.student.swin.layernorm(maps[32].movedim(1, -1)))
+    for stride, logits in given.items():
+        places = F.interpolate(asked, logits.shape[1:3], mode="bilinear", antialias=True).movedim(1, -1)
+        entropy = -(places / places.sum(-1, keepdim=True) * logits.log_softmax(-1)).sum(-1).mean()
+        torch.testing.assert_close(losses[f"places{stride}"], recipe.LOGITS_WEIGHT * entropy)
+
+
 def test_heads_look_to_their_own_places_at_first(recipe):
     arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--window", "4"])
     bias = recipe.make_student(arguments, 128, 5).swin.encoder.layers[1].blocks[0].attention
