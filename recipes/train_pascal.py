@@ -29,7 +29,7 @@ from peft_polyhistor.evaluation import collect_statistics, count_trainable, find
 from peft_polyhistor.studies.gallery import draw_pictures
 from peft_polyhistor.studies.tables import align, make_note, make_rows
 from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, arguments, join_tasks, option
-from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch
+from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch, sample_labels
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
 
 
@@ -54,6 +54,7 @@ class Settings:
     augmentation: float = option(1.0, "strength of random rotations and scales; 0 only flips", at_least=0, below=4)
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
+    prior_images: int = option(0, "training images whose labels set the decoders' first biases; 0: random", at_least=0)
     epochs: float = option(60.0, "passes over the training images", at_least=0)
     steps: int = option(0, "optimiser steps, which replace --epochs; 0 uses --epochs", at_least=0)
     batch_size: int = option(12, "images per process and batch", at_least=1)
@@ -138,6 +139,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             loss_weights=arguments.read_loss_weights(settings.loss_weights, names),
             image_size=settings.image_size,
         )
+        if settings.prior_images:
+            model.fit_biases(sample_labels(data["train"], settings.prior_images))
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)
 
         # Optimiser and schedule.

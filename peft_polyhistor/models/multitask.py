@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -168,6 +169,25 @@ class MultiTaskDenseModel(PreTrainedModel):
         """Removes the decoders of all other tasks."""
         for name in [name for name in self.config.tasks if name not in tasks]:
             self.remove_task(name)
+
+    @torch.no_grad()
+    def fit_biases(self, labels: Mapping[str, Tensor]) -> None:
+        """Sets the biases of fresh decoders so that their first predictions fit the labels on average.
+
+        A class that covers 1 % of the pixels starts with a probability near 1 %, so that the first steps of a training
+        do not go into the frequencies of the classes (RetinaNet, arXiv:1708.02002, Sec. 4.1).
+
+        Args:
+            labels: Labels by task, as for `forward`. Those of some hundred training images are enough.
+
+        Raises:
+            ValueError: The model has no decoder for a task, or a label does not fit.
+        """
+        for name in self.config.choose_tasks(list(labels)):
+            check_labels(name, (len(labels[name]), TASKS[name].channels), labels[name])
+            for decoders in self._all_decoders():
+                bias: Any = decoders.heads[name].classifier.bias
+                bias.copy_(TASKS[name].fit_constant(labels[name]))
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers and PEFT accept None
         """Returns `None`, because there is no embedding table."""

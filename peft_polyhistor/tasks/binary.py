@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks that separate foreground from background, such as saliency and edges."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -68,6 +69,13 @@ class Binary(Task):
 
     def count(self, target: Tensor) -> Tensor:
         return count_binary(target)
+
+    def fit_constant(self, target: Tensor) -> Tensor:
+        background, pixels = count_binary(target).tolist()
+        if self.positive_weight is None or not 0 < background < pixels:
+            return torch.zeros(1)  # balanced weights make both classes equally likely
+        odds = self.positive_weight * (pixels - background) / ((1 - self.positive_weight) * background)
+        return torch.tensor([math.log(odds)])
 
     def metric(self) -> RunningMetric:
         return EdgeScores(self.tolerance) if self.score == "odsF" else SaliencyScores()

@@ -86,6 +86,12 @@ class Regression(Task):
     def count(self, target: Tensor) -> Tensor:
         return (count_images if self.objective == "silog" else count_numbers)(target)
 
+    def fit_constant(self, target: Tensor) -> Tensor:
+        values = target[~target.isnan()]
+        if not values.numel():
+            return torch.zeros(1)
+        return (values.log().mean() if self.objective == "silog" else values.median()).view(1)
+
     def metric(self) -> ScalarErrors:
         largest = max(map(abs, self.valid)) if self.valid else DEFAULT_LARGEST
         return ScalarErrors(largest, log=self.objective == "silog")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ..data.geometry import Geometry
 
 
+RAREST = 1e-4  # share of the pixels; a class that no label holds can still be learned
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(Task):
     """A class for each pixel: cross-entropy, and mean intersection over union.
@@ -94,6 +97,11 @@ class Segmentation(Task):
 
     def count(self, target: Tensor) -> Tensor:
         return count_labeled(target)
+
+    def fit_constant(self, target: Tensor) -> Tensor:
+        """Computes the logarithm of the share of each class, at least `RAREST`."""
+        counts = torch.bincount(target[target != IGNORE_INDEX].flatten(), minlength=self.channels).float()
+        return (counts / counts.sum()).clamp(min=RAREST).log() if counts.any() else counts
 
     def metric(self) -> MeanIoU:
         return MeanIoU(self.channels)

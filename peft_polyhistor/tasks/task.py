@@ -119,6 +119,13 @@ class Task:
         """Counts the pixels or images that normalise the loss, `()` or `(numbers,)`."""
         raise NotImplementedError(f"{type(self).__name__} must define `count`.")
 
+    def fit_constant(self, target: Tensor) -> Tensor:
+        """Computes the logits `(channels,)` that fit a batch of targets best if all pixels have the same logits.
+
+        Targets without a label give zeros.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `fit_constant`.")
+
     def metric(self) -> RunningMetric:
         """Creates an empty metric."""
         raise NotImplementedError(f"{type(self).__name__} must define `metric`.")

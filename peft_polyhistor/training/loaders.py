@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..data import JointTransform, collate, load_dense_dataset, synthetic_scenes
 
 
 Batch = dict[str, Any]
+SAMPLE_SIZE = 128  # pixels of the side of a label from which frequencies are read
 
 
 def load_splits(
@@ -66,6 +68,13 @@ def make_loader(
         # Its own generator, so that a resumed loader does not advance the generator of dropout.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def sample_labels(data: Dataset, count: int) -> dict[str, Tensor]:
+    """Reads the labels of about `count` images of a split, at equal distances, by task and in `SAMPLE_SIZE`."""
+    rows = data.select(range(0, len(data), math.ceil(len(data) / count)))
+    labels: dict[str, Tensor] = collate(list(rows.with_transform(JointTransform(SAMPLE_SIZE, train=False))))["labels"]
+    return labels
 
 
 def count_steps(loader: Any, gradient_accumulation: int) -> int:

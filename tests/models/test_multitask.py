@@ -315,6 +315,25 @@ def test_widths_that_are_no_multiples_are_an_error(make_dense):
         get_peft_model(make_dense(ALL_TASKS, make_pvt()), PolyhistorLiteConfig(target_modules=["mlp"]))
 
 
+def test_biases_fit_the_labels_and_reach_all_copies_of_the_decoders(make_dense, pixels, labels):
+    model = make_dense()
+    get_peft_model(model, PolyhistorConfig(tasks=ALL_TASKS, reduction_factor=4))
+    before = model._all_decoders()[0].heads["normals"].classifier.bias.clone()
+    model.fit_biases({"semseg": labels["semseg"]})
+    expected = TASKS["semseg"].fit_constant(labels["semseg"])
+    copies = model._all_decoders()
+    assert len(copies) == 2  # the model's, and the adapter's
+    assert all(torch.equal(decoders.heads["semseg"].classifier.bias, expected) for decoders in copies)
+    assert torch.equal(copies[0].heads["normals"].classifier.bias, before)
+
+
+def test_biases_need_labels_of_the_tasks(make_dense, labels):
+    with pytest.raises(ValueError, match="nonsense"):
+        make_dense().fit_biases({"nonsense": labels["semseg"]})
+    with pytest.raises(ValueError, match="semseg"):
+        make_dense().fit_biases({"semseg": labels["semseg"] + 21})
+
+
 @pytest.mark.parametrize("tasks", [["semseg", "depth"], [], "semseg", ["semseg", "semseg"]], ids=str)
 def test_unknown_tasks_are_an_error(make_swin, make_dense, pixels, tasks):
     with pytest.raises(ValueError, match=r"(?i)tasks?.*Known tasks: semseg, human_parts, saliency, normals"):

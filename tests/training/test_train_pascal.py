@@ -10,13 +10,14 @@ import sys
 import pytest
 import torch
 import train_pascal as recipe
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from peft_polyhistor import MultiTaskDenseModel, load_encoder
+from peft_polyhistor import TASKS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.methods.per_task import load_per_task
 from peft_polyhistor.training import RunFolder, StepGuard
-from peft_polyhistor.training.loaders import load_splits
+from peft_polyhistor.training.loaders import load_splits, sample_labels
 
 
 def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
@@ -184,6 +185,16 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_
 
 
 @pytest.mark.slow
+def test_first_biases_fit_the_labels_of_some_training_images(settings_of, parquet_scenes, tmp_path):
+    recipe.train("decoders", settings_of(tmp_path, "--prior_images", "3", "--steps", "1", "--learning_rate", "1e-12"))
+    weights = load_file(tmp_path / "decoders" / "last" / "adapter_model.safetensors")
+    data = load_splits(str(parquet_scenes), ["semseg"], Accelerator(cpu=True))["train"]
+    sample = sample_labels(data, 3)["semseg"]
+    assert len(data) == 8 and sample.shape == (3, 128, 128)
+    [bias] = [value for name, value in weights.items() if name.endswith("semseg.classifier.bias")]
+    torch.testing.assert_close(bias, TASKS["semseg"].fit_constant(sample))
+
+
 def test_methods_of_peft_train_an_adapter_per_task(settings_of, tmp_path):
     short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora: {r: 2}", "--tasks", "semseg", "normals")
     settings = settings_of(tmp_path, *short)
