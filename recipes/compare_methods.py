@@ -29,7 +29,7 @@ from peft_polyhistor import METHODS
 from peft_polyhistor.evaluation import headline
 from peft_polyhistor.studies import figures, tables
 from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
-from peft_polyhistor.studies.rates import choose_rate
+from peft_polyhistor.studies.rates import check_rates, check_seeds, choose_rate
 from peft_polyhistor.studies.results import COMPARISON, Grid
 from peft_polyhistor.tasks import declare_tasks
 from peft_polyhistor.training.arguments import check_options, option, parse_settings
@@ -56,11 +56,8 @@ class Comparison:
             raise ValueError("`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too.")
         if self.grid_holdout <= 0:
             raise ValueError(f"`grid_holdout` must be above 0, got {self.grid_holdout}.")
-        rates = self.learning_rates
-        if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-            raise ValueError(f"`learning_rates` must be above 0, each once, got {rates}.")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"`seeds` must be 0 or more, each once, got {self.seeds}.")
+        check_rates(self.learning_rates)
+        check_seeds(self.seeds)
 
 
 def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison) -> dict[str, Grid]:

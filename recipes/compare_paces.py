@@ -13,7 +13,8 @@ peft_polyhistor/layers/factors.py). The variants change a generator when trainin
 
 The recipe takes all settings of train_pascal.py; --methods must include `decoders`. The learning rate of the decoders
 does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json and paces.md:
-the change relative to decoders only with the same seed, by method and learning rate.
+the change relative to decoders only with the same seed, by method and learning rate. Other programs cannot load the
+checkpoints of variants.
 """
 
 import math
@@ -33,6 +34,7 @@ from peft_polyhistor.evaluation import format_scores, headline
 from peft_polyhistor.layers.bottleneck import BottleneckTuner
 from peft_polyhistor.layers.factors import PacedLinear
 from peft_polyhistor.registry import register
+from peft_polyhistor.studies.rates import check_rates, check_seeds
 from peft_polyhistor.studies.tables import align, to_markdown
 from peft_polyhistor.tasks import relative_change
 from peft_polyhistor.training.arguments import check_options, option, parse_settings
@@ -88,7 +90,7 @@ def register_variants() -> None:
 
 
 @dataclass
-class Grid:
+class PaceGrid:
     """Settings of the grid."""
 
     learning_rates: list[float] = option([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], "rates of each method, each above 0")
@@ -96,11 +98,8 @@ class Grid:
 
     def __post_init__(self):
         check_options(self)
-        rates = self.learning_rates
-        if not rates or len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
-            raise ValueError(f"`learning_rates` must be above 0, each once, got {rates}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"`seeds` must be 0 or more, each once, got {self.seeds}.")
+        check_rates(self.learning_rates)
+        check_seeds(self.seeds)
 
 
 def change_of(method: str | dict, settings: Settings, reference: dict[str, float]) -> float:
@@ -112,13 +111,13 @@ def change_of(method: str | dict, settings: Settings, reference: dict[str, float
         return math.nan
 
 
-def main(settings: Settings, grid: Grid) -> dict[str, dict[str, list[float]]]:
+def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]]:
     """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
     labels = [choice.label for choice in parse_methods(settings.methods)]
     entries = dict(zip(labels, settings.methods, strict=True))
-    if "decoders" not in entries:
-        raise ValueError(f"`methods` must include 'decoders', the reference of the changes, got {settings.methods}.")
-    decoders, rates = entries.pop("decoders"), [f"{rate:g}" for rate in grid.learning_rates]
+    if "decoders" not in entries or len(entries) == 1:
+        raise ValueError(f"`methods` must be 'decoders', the reference, and others, got {settings.methods}.")
+    decoders, rates = entries.pop("decoders"), list(map(repr, grid.learning_rates))
     output = Path(settings.output_dir)
     settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
     changes: dict[str, dict[str, list[float]]] = {label: {rate: [] for rate in rates} for label in entries}
@@ -141,5 +140,5 @@ def main(settings: Settings, grid: Grid) -> dict[str, dict[str, list[float]]]:
 
 if __name__ == "__main__":
     register_variants()
-    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings, Grid))
+    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings, PaceGrid))
     PartialState().destroy_process_group()

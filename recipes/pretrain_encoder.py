@@ -20,7 +20,7 @@ only makes answers.
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -285,26 +285,27 @@ class Lesson(nn.Module):
         """Returns the cross-entropies of the classes at each place of the student's maps of stride 16 and 32.
 
         The teacher's probabilities are resized to the student's map. Applying the transposed resizing to the student's
-        log probabilities gives the same sum, and needs only the classes that the teacher names.
+        log probabilities gives the same sum, without the teacher's probabilities of all classes.
         """
         classes, probabilities = (flipped[name].flatten(2).mT for name in ("classes", "probabilities"))
         classes, probabilities = classes.long(), probabilities.float()  # (batch, places, top classes)
-        size = flipped["classes"].shape[-2:]
+        size = tuple(flipped["classes"].shape[-2:])
         classifiers = {16: self.classifier16, 32: nn.Sequential(self.student.swin.layernorm, self.student.classifier)}
         losses = {}
         for stride, classifier in classifiers.items():
             given = F.log_softmax(classifier(maps[stride].flatten(2).mT), -1)  # (batch, places, classes)
-            resize = resizing_matrix(size, maps[stride].shape[-2:]).to(given)
+            resize = resizing_matrix(size, tuple(maps[stride].shape[-2:])).to(given)
             given = given / (resize @ probabilities.sum(-1, keepdim=True))
             chosen = (resize.T @ given).gather(-1, classes)
             losses[f"places{stride}"] = -LOGITS_WEIGHT * (probabilities * chosen).sum() / given[..., 0].numel()
         return losses
 
 
-def resizing_matrix(size: Sequence[int], target: Sequence[int]) -> Tensor:
+@cache
+def resizing_matrix(size: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
     """Returns the matrix that resizes a flattened map from `size` to `target`, as `F.interpolate` does."""
     maps = torch.eye(math.prod(size)).view(-1, 1, *size)
-    return F.interpolate(maps, tuple(target), mode="bilinear", antialias=True).flatten(1).T
+    return F.interpolate(maps, target, mode="bilinear", antialias=True).flatten(1).T
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ class Settings:
     augmentation: float = option(1.0, "strength of random rotations and scales; 0 only flips", at_least=0, below=4)
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
-    prior_images: int = option(0, "training images whose labels set the decoders' first biases; 0: random", at_least=0)
+    bias_images: int = option(0, "training images whose labels set the decoders' first biases; 0: zero", at_least=0)
     epochs: float = option(60.0, "passes over the training images", at_least=0)
     steps: int = option(0, "optimiser steps, which replace --epochs; 0 uses --epochs", at_least=0)
     batch_size: int = option(12, "images per process and batch", at_least=1)
@@ -112,7 +112,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL)
+    run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL, asdict(Settings()))
     with run.locked():
         if results := run.open(settings.resume):
             return results
@@ -139,8 +139,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             loss_weights=arguments.read_loss_weights(settings.loss_weights, names),
             image_size=settings.image_size,
         )
-        if settings.prior_images:
-            model.fit_biases(sample_labels(data["train"], settings.prior_images))
+        if settings.bias_images:
+            model.fit_biases(sample_labels(data["train"], settings.bias_images))
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)
 
         # Optimiser and schedule.

@@ -172,22 +172,33 @@ class MultiTaskDenseModel(PreTrainedModel):
 
     @torch.no_grad()
     def fit_biases(self, labels: Mapping[str, Tensor]) -> None:
-        """Sets the biases of fresh decoders so that their first predictions fit the labels on average.
+        """Fits the biases of the last layers of fresh decoders to labels, before `get_peft_model`.
 
-        A class that covers 1 % of the pixels starts with a probability near 1 %, so that the first steps of a training
-        do not go into the frequencies of the classes (RetinaNet, arXiv:1708.02002, Sec. 4.1).
+        A class that covers 1 % of the pixels starts with a probability near 1 %. RetinaNet starts rare classes in the
+        same way, with one probability for all (arXiv:1708.02002, Sec. 4.1).
 
         Args:
-            labels: Labels by task, as for `forward`. Those of some hundred training images are enough.
+            labels: Labels by task, as for `forward`, such as those of 200 training images.
 
         Raises:
-            ValueError: The model has no decoder for a task, or a label does not fit.
+            ValueError: The model has adapters or no decoder for a task, a label does not fit, or no pixel is labelled.
+            NotImplementedError: A task of your own kind does not define `fit_bias`.
         """
+        if len(self._all_decoders()) > 1:
+            raise ValueError("The model has adapters, with decoders of their own. Fit biases before `get_peft_model`.")
+        biases = {}
         for name in self.config.choose_tasks(list(labels)):
-            check_labels(name, (len(labels[name]), TASKS[name].channels), labels[name])
-            for decoders in self._all_decoders():
-                bias: Any = decoders.heads[name].classifier.bias
-                bias.copy_(TASKS[name].fit_constant(labels[name]))
+            task, target = TASKS[name], labels[name].cpu()
+            check_labels(name, (len(target), task.channels), target)
+            if not task.count(target).any():
+                raise ValueError(
+                    f"None of the {len(target)} labels of task '{name}' has a labelled pixel. Give labels of more "
+                    "images, or leave the task out."
+                )
+            biases[name] = task.fit_bias(target)
+        for name, value in biases.items():
+            bias: Any = self.decoders.heads[name].classifier.bias
+            bias.copy_(value)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers and PEFT accept None
         """Returns `None`, because there is no embedding table."""

@@ -3,7 +3,7 @@
 """Chooses the learning rate of each method in a comparison by scores on held-out training images."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from ..tasks import TASKS, relative_change
@@ -11,6 +11,18 @@ from .results import Grid
 
 
 _TINY = 1e-12
+
+
+def check_rates(rates: Sequence[float]) -> None:
+    """Raises ValueError unless the learning rates of a study are above 0, each given once."""
+    if len(set(rates)) < len(rates) or not all(math.isfinite(rate) and rate > 0 for rate in rates):
+        raise ValueError(f"`learning_rates` must be above 0, each once, got {rates}.")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises ValueError unless the seeds of a study are 0 or more, each given once."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"`seeds` must be 0 or more, each once, got {seeds}.")
 
 
 def choose_rate(grid: Grid) -> float:

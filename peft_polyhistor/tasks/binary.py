@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import check_number
 from .labels import check_binary_labels
-from .losses import IGNORE_INDEX, NO_LABEL, balanced_binary_cross_entropy, count_binary
+from .losses import IGNORE_INDEX, NO_LABEL, RAREST, balanced_binary_cross_entropy, count_binary
 from .metrics import SaliencyScores
 from .running_metric import RunningMetric
 from .scalar_metrics import EdgeScores
@@ -70,12 +70,13 @@ class Binary(Task):
     def count(self, target: Tensor) -> Tensor:
         return count_binary(target)
 
-    def fit_constant(self, target: Tensor) -> Tensor:
-        background, pixels = count_binary(target).tolist()
-        if self.positive_weight is None or not 0 < background < pixels:
-            return torch.zeros(1)  # balanced weights make both classes equally likely
-        odds = self.positive_weight * (pixels - background) / ((1 - self.positive_weight) * background)
-        return torch.tensor([math.log(odds)])
+    def fit_bias(self, target: Tensor) -> Tensor:
+        """Computes the logarithm of the weighted odds, which is 0 where both classes are balanced by their pixels."""
+        if self.positive_weight is None:
+            return torch.zeros(1)
+        background, pixels = count_binary(target)
+        share = (1 - background / pixels).clamp(RAREST, 1 - RAREST)
+        return (torch.logit(share) + math.log(self.positive_weight / (1 - self.positive_weight))).view(1)
 
     def metric(self) -> RunningMetric:
         return EdgeScores(self.tolerance) if self.score == "odsF" else SaliencyScores()

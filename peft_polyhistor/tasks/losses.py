@@ -20,6 +20,7 @@ IGNORE_INDEX = 255  # unlabelled pixels in maps of class ids, as in VOC
 NO_LABEL = -1.0  # unlabelled pixels in binary maps, where 255 may be the foreground
 SHORTEST_NORMAL = 1e-6  # a shorter prediction is not normalised: its gradient, 1 / length, would be too large
 FEWEST = 1e-6  # pixels; less than any mean of counts, so a step without labels has the loss 0 / FEWEST = 0
+RAREST = 1e-4  # share of the pixels that a fitted bias gives a class at least, so that its logarithm is finite
 VARIANCE_SHARE = 0.5  # lambda of the scale-invariant error
 
 

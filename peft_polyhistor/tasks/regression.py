@@ -86,11 +86,11 @@ class Regression(Task):
     def count(self, target: Tensor) -> Tensor:
         return (count_images if self.objective == "silog" else count_numbers)(target)
 
-    def fit_constant(self, target: Tensor) -> Tensor:
-        values = target[~target.isnan()]
-        if not values.numel():
-            return torch.zeros(1)
-        return (values.log().mean() if self.objective == "silog" else values.median()).view(1)
+    def fit_bias(self, target: Tensor) -> Tensor:
+        """Computes the median; for the loss silog, the mean over the images of their mean logarithm."""
+        if self.objective == "silog":
+            return target.log().flatten(1).nanmean(dim=1).nanmean().view(1)
+        return target.nanmedian().view(1)
 
     def metric(self) -> ScalarErrors:
         largest = max(map(abs, self.valid)) if self.valid else DEFAULT_LARGEST

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from .classes import voc_palette
 from .labels import check_class_labels
-from .losses import IGNORE_INDEX, count_labeled, cross_entropy
+from .losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
 from .metrics import MeanIoU
 from .task import MODES, UNLABELED, Colour, Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
     from ..data.geometry import Geometry
-
-
-RAREST = 1e-4  # share of the pixels; a class that no label holds can still be learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +95,10 @@ class Segmentation(Task):
     def count(self, target: Tensor) -> Tensor:
         return count_labeled(target)
 
-    def fit_constant(self, target: Tensor) -> Tensor:
+    def fit_bias(self, target: Tensor) -> Tensor:
         """Computes the logarithm of the share of each class, at least `RAREST`."""
-        counts = torch.bincount(target[target != IGNORE_INDEX].flatten(), minlength=self.channels).float()
-        return (counts / counts.sum()).clamp(min=RAREST).log() if counts.any() else counts
+        counts = torch.bincount(target[target != IGNORE_INDEX].flatten(), minlength=self.channels)
+        return (counts / counts.sum()).clamp(min=RAREST).log()
 
     def metric(self) -> MeanIoU:
         return MeanIoU(self.channels)

@@ -119,12 +119,13 @@ class Task:
         """Counts the pixels or images that normalise the loss, `()` or `(numbers,)`."""
         raise NotImplementedError(f"{type(self).__name__} must define `count`.")
 
-    def fit_constant(self, target: Tensor) -> Tensor:
-        """Computes the logits `(channels,)` that fit a batch of targets best if all pixels have the same logits.
+    def fit_bias(self, target: Tensor) -> Tensor:
+        """Computes the logits `(channels,)` with a low loss on a batch of targets if all pixels have these logits.
 
-        Targets without a label give zeros.
+        Args:
+            target: Targets in CPU memory with at least one labelled pixel.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `fit_constant`.")
+        raise NotImplementedError(f"{type(self).__name__} must define `fit_bias`.")
 
     def metric(self) -> RunningMetric:
         """Creates an empty metric."""

@@ -74,9 +74,9 @@ class Vectors(Task):
     def count(self, target: Tensor) -> Tensor:
         return count_valid(target)
 
-    def fit_constant(self, target: Tensor) -> Tensor:
-        """Computes the mean vector of the labelled pixels."""
-        return target.sum((0, 2, 3)) / count_valid(target).clamp(min=1)
+    def fit_bias(self, target: Tensor) -> Tensor:
+        """Computes the mean vector of the labelled pixels, which is the best direction for the cosine loss."""
+        return target.sum((0, 2, 3)) / count_valid(target)
 
     def metric(self) -> MeanAngularError:
         return MeanAngularError(self.within)

@@ -20,7 +20,7 @@ from ..data import JointTransform, collate, load_dense_dataset, synthetic_scenes
 
 
 Batch = dict[str, Any]
-SAMPLE_SIZE = 128  # pixels of the side of a label from which frequencies are read
+SAMPLE_SIZE = 128  # pixels of the side of a label that biases are fitted to
 
 
 def load_splits(
@@ -71,8 +71,9 @@ def make_loader(
 
 
 def sample_labels(data: Dataset, count: int) -> dict[str, Tensor]:
-    """Reads the labels of about `count` images of a split, at equal distances, by task and in `SAMPLE_SIZE`."""
-    rows = data.select(range(0, len(data), math.ceil(len(data) / count)))
+    """Reads the labels of at most `count` images, at equal distances in a split, by task and in `SAMPLE_SIZE`."""
+    count = min(count, len(data))
+    rows = data.select([number * len(data) // count for number in range(count)])
     labels: dict[str, Tensor] = collate(list(rows.with_transform(JointTransform(SAMPLE_SIZE, train=False))))["labels"]
     return labels
 

@@ -30,7 +30,7 @@ PEFT_METHODS: dict[str, type[PeftConfig]] = {
 }
 
 
-def configs() -> dict[str, type[PeftConfig]]:
+def find_configs() -> dict[str, type[PeftConfig]]:
     """Returns the config of each adapter method by name: the methods registered so far, then those of PEFT."""
     return {**METHODS, **PEFT_METHODS}
 
@@ -39,7 +39,7 @@ def configs() -> dict[str, type[PeftConfig]]:
 class MethodChoice:
     """A method of a run."""
 
-    name: str  # one of `FULL_FINE_TUNING` or of `configs()`
+    name: str  # one of `FULL_FINE_TUNING` or of `find_configs()`
     label: str  # name of the results and of the folder
     fields: Mapping[str, Any]  # fields of the method's config that differ from their defaults
 
@@ -59,22 +59,22 @@ def parse_methods(entries: Sequence[str | Mapping[str, Any]]) -> list[MethodChoi
     labels = [choice.label for choice in choices]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(
-            f"`methods` must be among {_names()}, each once, got {labels}. To train one method with several settings, "
-            "give each a label, e.g. {polyhistor: {rank: 4, label: polyhistor_rank_4}}."
+            f"`methods` must be among {_list_names()}, each once, got {labels}. To train one method with several "
+            "settings, give each a label, e.g. {polyhistor: {rank: 4, label: polyhistor_rank_4}}."
         )
     return choices
 
 
-def _names() -> list[str]:
-    return [*FULL_FINE_TUNING, *configs()]
+def _list_names() -> list[str]:
+    return [*FULL_FINE_TUNING, *find_configs()]
 
 
 def _parse_entry(entry: Any) -> MethodChoice:
     [(name, given), *others] = entry.items() if isinstance(entry, Mapping) and entry else [(entry, {})]
-    if others or name not in _names() or not isinstance(given, Mapping):
+    if others or name not in _list_names() or not isinstance(given, Mapping):
         raise ValueError(
-            f"`methods` must be among {_names()}, each a name or a mapping of one name to fields of its config, such "
-            f"as {{phm: {{reduction_factor: 12}}}}, got {entry!r}."
+            f"`methods` must be among {_list_names()}, each a name or a mapping of one name to fields of its config, "
+            f"such as {{phm: {{reduction_factor: 12}}}}, got {entry!r}."
         )
     label = given.get("label", name)
     if not isinstance(label, str) or not re.fullmatch(r"\w[\w.+=-]*", label):
@@ -95,9 +95,9 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
     Raises:
         ValueError: The method has no config, a field is unknown, or a value is not allowed.
     """
-    if choice.name not in configs():
+    if choice.name not in find_configs():
         raise ValueError(f"`methods`: '{choice.name}' trains all weights and has no settings, got {choice.fields}.")
-    config_class = configs()[choice.name]
+    config_class = find_configs()[choice.name]
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PeftConfig)} - {"tasks"}
     if unknown := sorted(set(map(str, choice.fields)) - known):
         raise ValueError(f"`methods`: '{choice.name}' has no fields {unknown}; it has {sorted(known)}.")

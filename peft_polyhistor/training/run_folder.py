@@ -58,12 +58,18 @@ class RunFolder:
         settings: Settings of the run. A resumed run must have the same settings.
         accelerator: The accelerator of this process.
         neutral: Names of settings that a resumed run may change, because they do not affect the result.
+        defaults: Settings of a run that did not record them, because its version did not have them.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator, neutral: Collection[str] = ()
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        accelerator: Accelerator,
+        neutral: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
     ):
-        self.folder, self.accelerator, self.neutral = folder, accelerator, neutral
+        self.folder, self.accelerator, self.neutral, self.defaults = folder, accelerator, neutral, defaults or {}
         self.settings = {**settings, "processes": accelerator.num_processes}
         self._checkpoints = folder / "checkpoints"
 
@@ -207,7 +213,7 @@ class RunFolder:
                 shutil.rmtree(path / "state", ignore_errors=True)
 
     def _check_same(self, file: Path) -> None:
-        recorded = read_json(file)["settings"]
+        recorded = {**self.defaults, **read_json(file)["settings"]}
         differences = [
             f"{name} was {recorded.get(name)!r} and is {value!r}"
             for name, value in self.settings.items()

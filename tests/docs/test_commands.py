@@ -128,7 +128,7 @@ def parse_training(argv, *more):
 def parse_paces(argv):
     compare_paces = recipe("compare_paces")
     compare_paces.register_variants()
-    return parse_training(argv, compare_paces.Grid)
+    return parse_training(argv, compare_paces.PaceGrid)
 
 
 WITHOUT_ARGUMENTS = ("recipes/paper/parameters.py", "tests/tools/recorded_cards.py")

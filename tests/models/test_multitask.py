@@ -315,23 +315,36 @@ def test_widths_that_are_no_multiples_are_an_error(make_dense):
         get_peft_model(make_dense(ALL_TASKS, make_pvt()), PolyhistorLiteConfig(target_modules=["mlp"]))
 
 
-def test_biases_fit_the_labels_and_reach_all_copies_of_the_decoders(make_dense, pixels, labels):
+def test_biases_fit_the_labels(make_dense, labels):
+    model = make_dense()
+    model.fit_biases({task: labels[task] for task in ("semseg", "normals")})
+    for task in ("semseg", "normals"):
+        assert torch.equal(model.decoders.heads[task].classifier.bias, TASKS[task].fit_bias(labels[task]))
+    assert model.decoders.heads["human_parts"].classifier.bias.count_nonzero() == 0
+    assert all(parameter.requires_grad for parameter in model.decoders.parameters())
+
+
+@pytest.mark.parametrize(
+    ("task", "spoil", "message"),
+    [
+        ("nonsense", torch.clone, "nonsense"),
+        ("human_parts", lambda label: label + 21, "human_parts"),
+        ("human_parts", lambda label: torch.full_like(label, 255), "'human_parts' has a labelled pixel. Give labels"),
+    ],
+    ids=["unknown", "out of range", "unlabelled"],
+)
+def test_bad_labels_change_no_bias(make_dense, labels, task, spoil, message):
+    model = make_dense()
+    with pytest.raises(ValueError, match=message):
+        model.fit_biases({"semseg": labels["semseg"], task: spoil(labels["human_parts"])})
+    assert model.decoders.heads["semseg"].classifier.bias.count_nonzero() == 0
+
+
+def test_biases_of_an_adapted_model_are_not_fitted(make_dense, labels):
     model = make_dense()
     get_peft_model(model, PolyhistorConfig(tasks=ALL_TASKS, reduction_factor=4))
-    before = model._all_decoders()[0].heads["normals"].classifier.bias.clone()
-    model.fit_biases({"semseg": labels["semseg"]})
-    expected = TASKS["semseg"].fit_constant(labels["semseg"])
-    copies = model._all_decoders()
-    assert len(copies) == 2  # the model's, and the adapter's
-    assert all(torch.equal(decoders.heads["semseg"].classifier.bias, expected) for decoders in copies)
-    assert torch.equal(copies[0].heads["normals"].classifier.bias, before)
-
-
-def test_biases_need_labels_of_the_tasks(make_dense, labels):
-    with pytest.raises(ValueError, match="nonsense"):
-        make_dense().fit_biases({"nonsense": labels["semseg"]})
-    with pytest.raises(ValueError, match="semseg"):
-        make_dense().fit_biases({"semseg": labels["semseg"] + 21})
+    with pytest.raises(ValueError, match="Fit biases before `get_peft_model`"):
+        model.fit_biases(labels)
 
 
 @pytest.mark.parametrize("tasks", [["semseg", "depth"], [], "semseg", ["semseg", "semseg"]], ids=str)

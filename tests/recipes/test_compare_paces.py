@@ -28,7 +28,8 @@ def compare(recipe):
     """`compare(arguments)`: the changes by method and learning rate."""
 
     def compare(arguments):
-        return recipe.main(*recipe.parse_settings(arguments, "", recipe.DEFAULT_CONFIG, recipe.Settings, recipe.Grid))
+        classes = recipe.Settings, recipe.PaceGrid
+        return recipe.main(*recipe.parse_settings(arguments, "", recipe.DEFAULT_CONFIG, *classes))
 
     return compare
 
@@ -69,8 +70,8 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     methods = ("--methods", "decoders", "polyhistor_lite_near", "adapter", "--tasks", "semseg")
     rates = ("--learning_rate", "2", "--decoder_learning_rate", "0", "--learning_rates", "0.1", "1")
     changes = compare(small_run(tmp_path, *methods, *rates))
-    assert changes["adapter"] == {"0.1": pytest.approx([10, 10]), "1": pytest.approx([100, 100])}
-    assert changes["polyhistor_lite_near"]["1"][0] == 100 and math.isnan(changes["polyhistor_lite_near"]["1"][1])
+    assert changes["adapter"] == {"0.1": pytest.approx([10, 10]), "1.0": pytest.approx([100, 100])}
+    assert changes["polyhistor_lite_near"]["1.0"][0] == 100 and math.isnan(changes["polyhistor_lite_near"]["1.0"][1])
     assert calls[:2] == [
         ("decoders", 2, 2, 0, str(tmp_path / "seed0")),
         ("polyhistor_lite_near", 0.1, 2, 0, str(tmp_path / "seed0" / "0.1")),
@@ -78,7 +79,7 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     assert len(calls) == 2 * (1 + 4)
     table = (tmp_path / "paces.md").read_text()
     assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs |" in table
-    assert json.loads((tmp_path / "paces.json").read_text())["adapter"]["1"] == [100, 100]
+    assert json.loads((tmp_path / "paces.json").read_text())["adapter"]["1.0"] == [100, 100]
     printed = capsys.readouterr()
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
 
@@ -91,8 +92,9 @@ def test_variants_train(compare, small_run, tmp_path):
 
 
 def test_reference_is_needed(compare, small_run, tmp_path):
-    with pytest.raises(ValueError, match="`methods` must include 'decoders'"):
-        compare(small_run(tmp_path, "--methods", "adapter"))
+    for method in ("adapter", "decoders"):
+        with pytest.raises(ValueError, match="`methods` must be 'decoders', the reference, and others"):
+            compare(small_run(tmp_path, "--methods", method))
 
 
 @pytest.mark.parametrize("arguments", ["--learning_rates 0", "--learning_rates nan", "--seeds -1", "--seeds 1 1"])

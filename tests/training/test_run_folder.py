@@ -197,6 +197,14 @@ def test_other_settings_are_refused_but_for_neutral_ones(tmp_path):
             run.open(resume=True)
 
 
+def test_a_setting_that_a_record_lacks_had_its_default(tmp_path):
+    save_run(tmp_path, 30.0)
+    settings = {**SETTINGS, "bias_images": 0}
+    assert RunFolder(tmp_path, settings, Accelerator(), defaults={"bias_images": 0}).open(resume=True) is None
+    with pytest.raises(ValueError, match="bias_images was 200 and is 0"):
+        RunFolder(tmp_path, settings, Accelerator(), defaults={"bias_images": 200}).open(resume=True)
+
+
 @contextmanager
 def largest_file(size):
     """Lets the system refuse to write more than so many bytes to a file, as it does where a disk is full."""
