@@ -84,6 +84,7 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
 
 
+@pytest.mark.slow
 def test_variants_train(compare, small_run, tmp_path):
     methods = ("--methods", "decoders", "polyhistor_lite_unpaced", "--seeds", "0", "--learning_rates", "1e-3")
     [[change]] = [row.values() for row in compare(small_run(tmp_path, *methods, "--steps", "1")).values()]
