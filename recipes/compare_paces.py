@@ -98,6 +98,8 @@ class PaceGrid:
 
     def __post_init__(self):
         check_options(self)
+        if not self.learning_rates:
+            raise ValueError("`learning_rates` is empty; give --learning_rates, each above 0.")
         check_rates(self.learning_rates)
         check_seeds(self.seeds)
 

@@ -295,8 +295,9 @@ class Lesson(nn.Module):
         for stride, classifier in classifiers.items():
             given = F.log_softmax(classifier(maps[stride].flatten(2).mT), -1)  # (batch, places, classes)
             resize = resizing_matrix(size, tuple(maps[stride].shape[-2:])).to(given)
-            given = given / (resize @ probabilities.sum(-1, keepdim=True))
-            chosen = (resize.T @ given).gather(-1, classes)
+            with torch.autocast(given.device.type, enabled=False):  # in float32, as all losses
+                given = given / (resize @ probabilities.sum(-1, keepdim=True))
+                chosen = (resize.T @ given).gather(-1, classes)
             losses[f"places{stride}"] = -LOGITS_WEIGHT * (probabilities * chosen).sum() / given[..., 0].numel()
         return losses
 

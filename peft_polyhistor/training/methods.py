@@ -95,9 +95,10 @@ def make_config(choice: MethodChoice, tasks: Sequence[str] | None = None) -> Pef
     Raises:
         ValueError: The method has no config, a field is unknown, or a value is not allowed.
     """
-    if choice.name not in find_configs():
+    configs = find_configs()
+    if choice.name not in configs:
         raise ValueError(f"`methods`: '{choice.name}' trains all weights and has no settings, got {choice.fields}.")
-    config_class = find_configs()[choice.name]
+    config_class = configs[choice.name]
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PeftConfig)} - {"tasks"}
     if unknown := sorted(set(map(str, choice.fields)) - known):
         raise ValueError(f"`methods`: '{choice.name}' has no fields {unknown}; it has {sorted(known)}.")

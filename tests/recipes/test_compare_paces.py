@@ -98,6 +98,11 @@ def test_reference_is_needed(compare, small_run, tmp_path):
             compare(small_run(tmp_path, "--methods", method))
 
 
+def test_grid_needs_a_rate(recipe):
+    with pytest.raises(ValueError, match="`learning_rates` is empty"):
+        recipe.PaceGrid(learning_rates=[])
+
+
 @pytest.mark.parametrize("arguments", ["--learning_rates 0", "--learning_rates nan", "--seeds -1", "--seeds 1 1"])
 def test_bad_grid(compare, small_run, tmp_path, arguments):
     with pytest.raises(ValueError, match=r"`(learning_rates|seeds)` must be"):
