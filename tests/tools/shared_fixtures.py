@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny models, the methods under test and data for a few steps of training, as fixtures."""
 
+import gc
 import os
 
 import pytest
@@ -76,6 +77,10 @@ def perturb():
 @pytest.fixture
 def make_labels():
     return tiny_models.make_labels
+
+
+def pytest_collection_finish():
+    gc.freeze()  # collections, which accelerate asks for after training, need not look at all that is imported
 
 
 def pytest_generate_tests(metafunc):
