@@ -32,8 +32,8 @@ from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
 from peft_polyhistor.studies.rates import check_rates, check_seeds, choose_rate
 from peft_polyhistor.studies.results import COMPARISON, Grid
 from peft_polyhistor.tasks import declare_tasks
-from peft_polyhistor.training.arguments import check_options, option, parse_settings
-from peft_polyhistor.training.files import write_json
+from peft_polyhistor.training.arguments import check_options, option, run_recipe
+from peft_polyhistor.training.files import write_json, write_text
 from peft_polyhistor.training.methods import MethodChoice, make_config, parse_methods
 
 
@@ -83,17 +83,25 @@ def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison)
 
 def run_all(
     settings: Settings, choices: list[MethodChoice], seeds: list[int], grids: dict[str, Grid]
-) -> dict[str, list[dict]]:
-    """Trains each method with each seed, and returns results by method; a chosen rate is part of the run's folder."""
+) -> tuple[dict[str, list[dict]], list[str]]:
+    """Trains each method with each seed; a chosen rate is part of the run's folder.
+
+    Returns:
+        Results by method, of the methods whose runs all finished, and the reasons why other runs stopped.
+    """
     results: dict[str, list[dict]] = {choice.label: [] for choice in choices}
+    failures = []
     rates = {method: choose_rate(grid) for method, grid in grids.items() if grid}
     for seed in seeds:
         for method, choice in zip(settings.methods, choices, strict=True):
             rate = rates.get(choice.label)
             folder = Path(settings.output_dir) / f"seed{seed}" / (repr(rate) if rate else "")
             run = replace(settings, seed=seed, learning_rate=rate or settings.learning_rate)
-            results[choice.label].append(train(method, replace(run, output_dir=str(folder), resume=True)))
-    return results
+            try:
+                results[choice.label].append(train(method, replace(run, output_dir=str(folder), resume=True)))
+            except FloatingPointError as error:  # one run that diverges must not end the study
+                failures.append(f"{choice.label}, seed {seed}: {error}")
+    return {method: runs for method, runs in results.items() if len(runs) == len(seeds)}, failures
 
 
 def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, PaperRow | None]:
@@ -120,7 +128,7 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
     }
     rows, note = tables.make_rows(results, papers), tables.make_note(results, papers, grids)
     write_json(folder / COMPARISON, {"reference": reference, "methods": methods})
-    (folder / "comparison.md").write_text(tables.to_markdown(rows, note), encoding="utf-8")
+    write_text(folder / "comparison.md", tables.to_markdown(rows, note))
     (folder / "comparison.svg").unlink(missing_ok=True)
     if points := figures.find_points(results):
         label = f"Change relative to {tables.REFERENCES[reference]} by trainable parameters of {', '.join(points)}"
@@ -137,12 +145,14 @@ def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
     if own.learning_rates:  # the rate of the decoders stays the same
         settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
         grids = score_grid(settings, choices, own)
-    results = run_all(settings, choices, own.seeds, grids)
-    if PartialState().is_main_process:
+    results, failures = run_all(settings, choices, own.seeds, grids)
+    if results and PartialState().is_main_process:
         write_all(Path(settings.output_dir), results, grids, papers)
+    if failures:
+        told = f"Runs stopped, so that the table has no methods but {list(results)}:"
+        raise FloatingPointError("\n".join([told, *failures]))
     return results
 
 
 if __name__ == "__main__":
-    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings, Comparison))
-    PartialState().destroy_process_group()
+    run_recipe(main, __doc__, DEFAULT_CONFIG, Settings, Comparison)

@@ -37,8 +37,8 @@ from peft_polyhistor.registry import register
 from peft_polyhistor.studies.rates import check_rates, check_seeds
 from peft_polyhistor.studies.tables import align, to_markdown
 from peft_polyhistor.tasks import relative_change
-from peft_polyhistor.training.arguments import check_options, option, parse_settings
-from peft_polyhistor.training.files import write_json
+from peft_polyhistor.training.arguments import check_options, option, run_recipe
+from peft_polyhistor.training.files import write_json, write_text
 from peft_polyhistor.training.methods import parse_methods
 
 
@@ -135,12 +135,11 @@ def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]
         cells = [[label, *(format_scores(found, "+") for found in row.values())] for label, row in changes.items()]
         rows = [["method", *rates], *cells]
         write_json(output / "paces.json", changes)
-        (output / "paces.md").write_text(to_markdown(rows, NOTE), encoding="utf-8")
+        write_text(output / "paces.md", to_markdown(rows, NOTE))
         print(align(rows), NOTE, sep="\n")
     return changes
 
 
 if __name__ == "__main__":
     register_variants()
-    main(*parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings, PaceGrid))
-    PartialState().destroy_process_group()
+    run_recipe(main, __doc__, DEFAULT_CONFIG, Settings, PaceGrid)

@@ -20,6 +20,7 @@ only makes answers.
 import argparse
 import math
 import time
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from datasets import Dataset, Image, load_dataset
 from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -38,7 +39,7 @@ from torchvision.transforms.functional import normalize, pil_to_tensor, resize
 from tqdm.auto import trange
 from transformers import AutoImageProcessor, AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
-from peft_polyhistor.training.files import replacing, write_json
+from peft_polyhistor.training.files import read_json, replacing, write_json
 
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -46,6 +47,7 @@ PLACE_CLASSES = 16  # number of the most probable classes that are kept for each
 LOGITS_WEIGHT = 0.1  # weight of the divergence of logits and of places; the loss of each map has weight 1
 AT_LEAST_ONE = ["embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"]
 AT_LEAST_ONE += ["teacher_batch_size"]
+OF_ALL_SHARDS = ("teacher", "shard_size", "teacher_size", "image_size")  # settings that shards of one folder share
 Shard = dict[str, Tensor]  # images, and labels or the teacher's answers; the first axis is the crop
 
 
@@ -62,7 +64,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", default=[], nargs="+", metavar=metavar, help=f"{text} and their share of the crops")
     add("--teacher", help="folder or Hub id of transformers, or of timm as 'local-dir:...' or 'timm/...'")
     add("--shards", type=int, default=100, help="number of shards")
-    add("--shard-size", type=int, default=512, help="crops per shard, about 170 KB each")
+    add("--shard-size", type=int, default=512, help="crops per shard, about 180 KB each")
     add("--teacher-size", type=int, default=192, help="side of the crops for the teacher in pixels")
     add("--image-size", type=int, default=128, help="side of the crops for the student in pixels")
     add("--smallest-crop", type=float, default=0.25, help="smallest fraction of the photograph's area in a crop")
@@ -181,12 +183,20 @@ def make_shard(number: int, data: list[Dataset], shares: list[float], teacher: T
 
 
 def make_answers(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Writes the missing shards."""
+    """Writes the missing shards.
+
+    Raises:
+        ValueError: The shards that are there are answers of another teacher, or of other sizes.
+    """
     shares = split_shares(arguments.data)
     columns = ["image"] if arguments.teacher else ["image", "label"]
     data = [load_photographs(folder, columns) for folder in shares]
     teacher = Teacher(arguments.teacher, device) if arguments.teacher else None
     arguments.answers.mkdir(parents=True, exist_ok=True)
+    settings, record = {name: getattr(arguments, name) for name in OF_ALL_SHARDS}, arguments.answers / "settings.json"
+    if record.exists() and (found := read_json(record)) != settings:
+        raise ValueError(f"--answers {arguments.answers} has shards of {found}, not {settings}. Give another folder.")
+    write_json(record, settings)
     for number in trange(arguments.shards, desc="shards"):
         file = arguments.answers / f"{number:05}.safetensors"
         if not file.exists():
@@ -201,6 +211,9 @@ def load_shards(folder: Path, window: int) -> list[Shard]:
     if len(files) < 2:
         raise FileNotFoundError(f"--answers {folder}: {len(files)} shards. Make two or more with --data.")
     shards = [load_file(file) for file in files]
+    shapes = [{name: answers.shape for name, answers in shard.items()} for shard in shards]
+    if wrong := next((file for file, shape in zip(files, shapes, strict=True) if shape != shapes[0]), None):
+        raise ValueError(f"{wrong} and {files[0]} were made with other settings. Give a folder for each.")
     size = shards[0]["images"].shape[-1]
     if size < 32 * window:  # 32 is the stride of the last of four stages
         raise ValueError(
@@ -321,19 +334,25 @@ def validate(lesson: Lesson, shard: Shard, batch_size: int) -> dict[str, float]:
 
 
 def save(arguments: argparse.Namespace, lesson: Lesson, optimizer, progress: dict, losses: dict[str, float]) -> None:
-    """Writes the state of the run, and the student if it is the best so far."""
+    """Writes the state of the run, and before it the student if it is the best so far.
+
+    Raises:
+        FloatingPointError: A loss is not finite. The files of the last save stay.
+    """
+    if not math.isfinite(sum(losses.values())):
+        raise FloatingPointError(f"The held-out losses are {losses}. Lower --learning-rate; the last save is whole.")
     is_best = sum(losses.values()) < progress["best"]
     progress["best"] = min(sum(losses.values()), progress["best"])
     state = {"lesson": lesson.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(arguments.output_dir / "state.pt") as file:
-        torch.save(state, file)
     if is_best:
         settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
         weights = {name: weight.half() for name, weight in lesson.student.state_dict().items()}
         with replacing(arguments.output_dir / "encoder") as folder:
             lesson.student.save_pretrained(folder, state_dict=weights)  # loads in float32, as the config says
             write_json(folder / "training.json", {**progress, "losses": losses, **settings})
+    with replacing(arguments.output_dir / "state.pt") as file:
+        torch.save(state, file)
 
 
 def restore(lesson: Lesson, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> dict:
@@ -342,7 +361,10 @@ def restore(lesson: Lesson, optimizer: torch.optim.Optimizer, arguments: argpars
         if folder and (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             lesson.load_state_dict(state["lesson"])
+            decays = [group["weight_decay"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizer"])
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay  # of this command; the state has that of the earlier one
             return state["progress"] | ({"best": math.inf} if folder == arguments.start_from else {})
     if arguments.start_from:
         raise FileNotFoundError(f"--start-from {arguments.start_from}: no state.pt. Give the --output-dir of a run.")
@@ -366,7 +388,8 @@ def draw(shards: list[Shard], count: int, rng: np.random.Generator) -> tuple[Sha
 
 def main(arguments: argparse.Namespace) -> dict | None:
     """Makes the answers and trains the student; returns the progress of the run."""
-    accelerator = Accelerator()
+    # The other processes wait while one process makes the answers.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     if arguments.data and accelerator.is_main_process:
         make_answers(arguments, accelerator.device)
     accelerator.wait_for_everyone()
@@ -376,7 +399,8 @@ def main(arguments: argparse.Namespace) -> dict | None:
 def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
     """Trains the student from the start, or from the last save of the run."""
     first, *shards = load_shards(arguments.answers, arguments.window)
-    classes = first["logits"].shape[1] if "logits" in first else 1 + max(int(s["labels"].max()) for s in shards)
+    labels = [int(shard["labels"].max()) for shard in (first, *shards) if "labels" in shard]
+    classes = 1 + max(labels) if labels else first["logits"].shape[1]
     torch.manual_seed(arguments.seed)
     lesson = Lesson(arguments, first, classes)
     groups = [

@@ -11,15 +11,15 @@ each in its own folder under --output_dir, with the checkpoints `best` and `last
 """
 
 import math
-import sys
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -31,6 +31,7 @@ from peft_polyhistor.studies.tables import align, make_note, make_rows
 from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, arguments, join_tasks, option
 from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch, sample_labels
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
+from peft_polyhistor.training.run_folder import RESULTS
 
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_mini_polyhistor_lite.yaml"
@@ -99,6 +100,8 @@ def train(method: str | dict, settings: Settings) -> dict:
     folder, tasks = Path(settings.output_dir) / choice.label, declare_tasks(settings.tasks)
     if choice.name != "single_task":
         return train_in(folder, choice, settings, tasks)
+    if not settings.resume:
+        (folder / RESULTS).unlink(missing_ok=True)  # of all tasks, written when the last one is trained
     runs = {task: train_in(folder / task, choice, settings, [task]) for task in tasks}
     return join_tasks(folder, runs, asdict(settings))
 
@@ -111,6 +114,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=folder,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        # The other processes wait while one process prepares the data.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL, asdict(Settings()))
     with run.locked():
@@ -151,7 +156,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         steps_per_epoch = count_steps(train_loader, settings.gradient_accumulation)
         total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
         scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
-        progress = run.resume(scheduler)
+        progress = run.resume(scheduler, {split: rows["image_id"] for split, rows in data.items()})
         guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
         accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
 
@@ -199,5 +204,4 @@ def main(settings: Settings) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main(*arguments.parse_settings(sys.argv[1:], __doc__, DEFAULT_CONFIG, Settings))
-    PartialState().destroy_process_group()
+    arguments.run_recipe(main, __doc__, DEFAULT_CONFIG, Settings)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from ..extras import needs_extra
+from ..training.files import write_text
 from .results import Line
 from .tables import Results, change_of
 
@@ -242,4 +243,4 @@ def save_svg(figure: Figure, label: str, file: Path) -> None:
     start = f'{start} width="{width}" height="{height}">'  # a document shows it in this size
     style = f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
     background = '<rect width="100%" height="100%" style="fill: var(--paper)" />'
-    file.write_text(f"{start}{style}{background}{rest}\n", encoding="utf-8")
+    write_text(file, f"{start}{style}{background}{rest}\n")

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from ..evaluation import headline
 from ..hub.run_record import shared_settings, source_of
 from ..tasks import TASKS
+from ..training.files import write_text
 from . import figures
 from .gallery import GALLERY, file_name
 from .results import Line, Study, mean_line, read_study, thin
@@ -43,7 +44,7 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
     """
     folder = folder.expanduser()
     file = (file or folder / "report.html").expanduser()
-    file.write_text(make_page(read_study(folder), folder.resolve().name), encoding="utf-8")
+    write_text(file, make_page(read_study(folder), folder.resolve().name))
     return file
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building blocks of training recipes. `recipes/train_pascal.py` holds the training loop, to be copied."""
 
-from .arguments import option, parse_settings
+from .arguments import option, parse_settings, run_recipe
 from .gradients import add_gradients
 from .guard import ON_BAD_STEP, StepGuard
 from .methods import MethodChoice, adapt, parse_methods
@@ -22,4 +22,5 @@ __all__ = [
     "option",
     "parse_methods",
     "parse_settings",
+    "run_recipe",
 ]

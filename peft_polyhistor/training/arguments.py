@@ -4,13 +4,15 @@
 
 import math
 import re
+import sys
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
+from accelerate import PartialState
 from transformers.hf_argparser import string_to_bool
 
 from ..tasks import declare_tasks, describe_tasks, get_tasks
@@ -108,11 +110,24 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
         options: dict[str, Any] = {"type": get_args(kind)[0], "nargs": "+"} if get_args(kind) else {"type": kind}
         if kind is bool:
             options = {"type": string_to_bool, "nargs": "?", "const": True}
-        text = f"{_describe(item.metadata)} (default: {default})".replace("%", "%%")
+        text = f"{_describe(item.metadata)} (default: {values.get(item.name, default)})".replace("%", "%%")
         parser.add_argument(f"--{item.name}", default=SUPPRESS, help=text, **options)
     values |= vars(parser.parse_args(argv))
     names = [values.keys() & {item.name for item in fields(cls)} for cls in classes]
     return tuple(cls(**{name: values[name] for name in own}) for cls, own in zip(classes, names, strict=True))
+
+
+def run_recipe(main: Callable[..., object], description: str, default_file: Path, *classes: type) -> None:
+    """Runs `main` with the settings of the command line, read as by `parse_settings`.
+
+    A fault in the settings ends the process with its message.
+    """
+    try:
+        settings = parse_settings(sys.argv[1:], description, default_file, *classes)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    main(*settings)
+    PartialState().destroy_process_group()
 
 
 def _describe(metadata: Mapping[str, Any]) -> str:

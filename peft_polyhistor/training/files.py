@@ -13,14 +13,20 @@ from typing import Any
 from safetensors import SafetensorError
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with replacing(file) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically.
 
     Raises:
         OSError: The file cannot be written. An earlier file does not change.
     """
-    with explain_failure(file), replacing(file) as fresh:
-        fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with explain_failure(file):
+        write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -82,6 +88,7 @@ def _delete(path: Path) -> None:
 def discard(folder: Path) -> None:
     """Deletes a folder after renaming it, so that no half-deleted folder keeps its name."""
     nameless = folder.with_name(f"{folder.name}.old.tmp")
+    _delete(nameless)  # of a process that was killed
     os.replace(folder, nameless)
     shutil.rmtree(nameless)
 

@@ -14,9 +14,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # scores and step of each evaluation
     losses: list[dict[str, Any]] = field(default_factory=list)  # mean losses and step of each entry of the log
     details: dict[str, Any] = field(default_factory=dict)  # classes and images of the last evaluation
+    images: dict[str, str] = field(default_factory=dict)  # a key of the ids of the images of each split
 
 
 class RunFolder:
@@ -72,6 +74,7 @@ class RunFolder:
         self.folder, self.accelerator, self.neutral, self.defaults = folder, accelerator, neutral, defaults or {}
         self.settings = {**settings, "processes": accelerator.num_processes}
         self._checkpoints = folder / "checkpoints"
+        self._starts_anew = False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -103,7 +106,8 @@ class RunFolder:
     def open(self, resume: bool) -> dict[str, Any] | None:
         """Prepares the folder for a run, and returns the results if the run to resume is finished.
 
-        A new run deletes the results of an earlier run, and at its first evaluation the earlier checkpoints.
+        A new run deletes the results of an earlier run, and at its first evaluation the earlier checkpoints. Until
+        then the earlier run can be resumed.
 
         Raises:
             ValueError: The run to resume had other settings or another number of processes.
@@ -112,12 +116,12 @@ class RunFolder:
         if self.accelerator.is_main_process:
             for leftover in self._checkpoints.glob("*.tmp"):
                 shutil.rmtree(leftover)
-            earlier = [file for file in (results, *self._checkpoints.glob(f"*/{_PROGRESS}")) if file.is_file()]
-            if earlier and not resume:
-                print(f"{self.folder}: replaces the run that is there. To continue a run, give --resume True.")
-                for file in earlier:
-                    file.unlink()
+            if not resume and (results.is_file() or self._find_last()):
+                when = "Its first evaluation replaces the earlier run, which --resume True continues until then."
+                print(f"{self.folder}: the run starts at step 0. {when}")
+                results.unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
+        self._starts_anew = not resume
         if results.is_file():
             self._check_same(results)
             self.accelerator.print(f"{self.folder}: the run is finished, nothing to train.")
@@ -128,25 +132,32 @@ class RunFolder:
             self.accelerator.print(f"{self.folder}: no checkpoint to resume from, so the run starts at step 0.")
         return None
 
-    def resume(self, scheduler: LRScheduler) -> Progress:
+    def resume(self, scheduler: LRScheduler, images: Mapping[str, Iterable[str]]) -> Progress:
         """Loads the last checkpoint, if there is one, into the objects that `accelerator` prepared; starts the clock.
 
         Args:
             scheduler: Schedule of the learning rate, which is loaded too.
+            images: Ids of the images by split, in their order.
 
         Raises:
-            ValueError: The checkpoint is damaged.
+            ValueError: The checkpoint is damaged, or was made with other images.
         """
         self.accelerator.register_for_checkpointing(scheduler)
         self._started = time.monotonic()
         last = self._find_last()
+        keys = {split: sha256("\n".join(ids).encode()).hexdigest()[:16] for split, ids in images.items()}
         if last is None:
-            return Progress()
+            return Progress(images=keys)
         try:
             self.accelerator.load_state(str(last / "state"))
             progress = Progress(**read_json(last / _PROGRESS)["progress"])
         except Exception as error:  # a truncated file can raise many kinds of errors
             raise ValueError(f"{last} is damaged ({error}). Delete it to start the run again.") from error
+        for split in (split for split, key in progress.images.items() if keys.get(split) != key):
+            raise ValueError(
+                f"{last} was made with other images of the split {split}; the data changed since. Give the earlier "
+                "data, or another --output_dir."
+            )
         if self.accelerator.is_main_process:
             self._tidy(last, progress)
         self._started -= progress.seconds
@@ -197,7 +208,9 @@ class RunFolder:
         return results
 
     def _find_last(self) -> Path | None:
-        """Returns the newest checkpoint with a `state`."""
+        """Returns the newest checkpoint with a `state`; `None` in a new run."""
+        if self._starts_anew:
+            return None
         found = [file.parents[1] for file in self._checkpoints.glob(f"step-*[0-9]/{_PROGRESS}")]
         return max(found, key=lambda path: int(path.name[5:]), default=None)
 

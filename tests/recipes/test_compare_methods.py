@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from peft_polyhistor.training import parse_settings
+
 
 SCENES = ["--data", "scenes"]
 
@@ -25,7 +27,7 @@ def compare(recipe):
 
 
 def parse(recipe, arguments):
-    return recipe.parse_settings(arguments, "", recipe.DEFAULT_CONFIG, recipe.Settings, recipe.Comparison)
+    return parse_settings(arguments, "", recipe.DEFAULT_CONFIG, recipe.Settings, recipe.Comparison)
 
 
 def texts_of(file):
@@ -125,6 +127,21 @@ def test_a_diverged_method_stays_in_the_table_and_out_of_the_plot(recipe, tmp_pa
     recipe.write_all(tmp_path, results, {}, dict.fromkeys(results))
     assert {"decoders", "full"} & texts_of(tmp_path / "comparison.svg") == {"decoders"}
     assert "not measured" in capsys.readouterr().out
+
+
+def test_a_run_that_stops_does_not_keep_the_others_from_the_table(compare, recipe, small_run, tmp_path, monkeypatch):
+    def train(method, run):
+        if method == "full" and run.seed == 1:
+            raise FloatingPointError("Step 3 is bad")
+        return run_of(50.0, 20.0)
+
+    monkeypatch.setattr(recipe, "train", train)
+    methods = ("--methods", "decoders", "full", "adapter", "--tasks", "semseg", "normals")
+    with pytest.raises(
+        FloatingPointError, match=r"(?s)no methods but \['decoders', 'adapter'\]:.full, seed 1: Step 3"
+    ):
+        compare(small_run(tmp_path, *methods, "--seeds", "0", "1"))
+    assert list(json.loads((tmp_path / "comparison.json").read_text())["methods"]) == ["decoders", "adapter"]
 
 
 def test_one_method_with_several_settings_is_several_rows(recipe, tmp_path):

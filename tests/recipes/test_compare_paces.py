@@ -10,6 +10,7 @@ import torch
 
 from peft_polyhistor.layers.bottleneck import ParallelLayer
 from peft_polyhistor.layers.factors import PacedLinear
+from peft_polyhistor.training import parse_settings
 from peft_polyhistor.tuner.site import Site
 
 
@@ -29,7 +30,7 @@ def compare(recipe):
 
     def compare(arguments):
         classes = recipe.Settings, recipe.PaceGrid
-        return recipe.main(*recipe.parse_settings(arguments, "", recipe.DEFAULT_CONFIG, *classes))
+        return recipe.main(*parse_settings(arguments, "", recipe.DEFAULT_CONFIG, *classes))
 
     return compare
 

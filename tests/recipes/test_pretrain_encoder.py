@@ -94,7 +94,7 @@ def test_student_can_be_loaded(answer, train, timm_teacher, tmp_path):
 
 
 def test_answers_are_the_teachers(answer, timm_teacher):
-    shards = [load_file(file) for file in sorted(answer("--teacher", timm_teacher, "--teacher-size", "64").iterdir())]
+    shards = [load_file(file) for file in sorted(answer("--teacher", timm_teacher, "--teacher-size", "64").glob("0*"))]
     model = timm.create_model(timm_teacher, pretrained=True).eval()
     pixels = (shards[1]["images"] / 255 - 0.5) / 0.25  # the student's crops here, as both sizes are 64
     with torch.inference_mode():
@@ -181,6 +181,32 @@ def test_best_student_stays(answer, train, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "validate", lambda *arguments: next(scores))
     assert train(answer(), tmp_path, "--steps", "2", "--save-minutes", "0")["best"] == 1.0
     assert json.loads((tmp_path / "encoder" / "training.json").read_text())["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_save(answer, train, recipe, tmp_path, monkeypatch):
+    scores = iter([{"labels": 1.0}, {"labels": float("nan")}])
+    monkeypatch.setattr(recipe, "validate", lambda *arguments: next(scores))
+    with pytest.raises(FloatingPointError, match="Lower --learning-rate"):
+        train(answer(), tmp_path, "--steps", "2", "--save-minutes", "0")
+    assert torch.load(tmp_path / "state.pt")["progress"]["step"] == 1
+
+
+def test_a_resumed_run_takes_the_weight_decay_of_its_command(answer, train, recipe, tmp_path, monkeypatch):
+    answers, kept = answer(), []
+    train(answers, tmp_path, "--steps", "1")
+    monkeypatch.setattr(recipe, "save", lambda arguments, lesson, optimizer, *_: kept.append(optimizer))
+    train(answers, tmp_path, "--steps", "2", "--weight-decay", "0.3")
+    assert [group["weight_decay"] for group in kept[0].param_groups] == [0.3, 0.0]
+
+
+def test_shards_of_other_settings_are_refused(recipe, answer, timm_teacher):
+    folder = answer()
+    with pytest.raises(ValueError, match=r"has shards of \{'teacher': None.*Give another folder"):
+        answer("--teacher", timm_teacher)
+    other = answer("--image-size", "96", name="other")
+    (other / "00001.safetensors").replace(folder / "00001.safetensors")
+    with pytest.raises(ValueError, match=r"00001\.safetensors and .*00000\.safetensors were made with other settings"):
+        recipe.load_shards(folder, 2)
 
 
 def test_rate_rises_stays_and_falls(recipe):

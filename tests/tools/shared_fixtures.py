@@ -83,6 +83,10 @@ def pytest_collection_finish():
     gc.freeze()  # collections, which accelerate asks for after training, need not look at all that is imported
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else modules in C++ report what they call leaks
+
+
 def pytest_generate_tests(metafunc):
     """Runs a test on every row of the table that its marks and its base models allow.
 

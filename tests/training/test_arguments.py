@@ -9,7 +9,7 @@ import torch
 import train_pascal as recipe
 from transformers import get_scheduler
 
-from peft_polyhistor.training import parse_settings
+from peft_polyhistor.training import parse_settings, run_recipe
 from peft_polyhistor.training.arguments import read_loss_weights
 
 
@@ -30,6 +30,25 @@ def parse(tmp_path):
         return parse_file(tmp_path / "settings.yaml", *arguments)
 
     return parse_text
+
+
+def test_help_shows_the_values_of_the_file(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("steps: 7")
+    with pytest.raises(SystemExit):
+        parse_file(file, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "0 uses --epochs; at least 0 (default: 7)" in text
+        and "images per process and batch; at least 1 (default: 12)" in text
+    )
+
+
+@pytest.mark.parametrize("argv", [["--image_size", "16"], ["nowhere.yaml"]])
+def test_a_recipe_ends_with_the_message_of_a_bad_setting(monkeypatch, argv):
+    monkeypatch.setattr("sys.argv", ["train_pascal.py", *argv])
+    with pytest.raises(SystemExit, match=r"`image_size` must be at least 32, got 16|nowhere\.yaml: no such file"):
+        run_recipe(None, "", recipe.DEFAULT_CONFIG, recipe.Settings)
 
 
 def test_settings_come_from_yaml_and_arguments_win(parse):

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from peft_polyhistor.training.single_tasks import join_tasks
 FULL = OSError(errno.ENOSPC, "No space left on device")
 CALLS = ("mkdir", "replace", "fsync", "symlink")  # of `os`, that can fail
 SETTINGS = {"steps": 6, "workers": 2}
+IMAGES = {"train": ["a", "b"], "val": ["c"]}
 
 
 class Weights(nn.Module):
@@ -58,17 +60,17 @@ def save_run(folder, *scores):
     """Evaluates and saves after each step; the weight is the number of the step."""
     run, model, scheduler = make_run(folder)
     run.open(resume=False)
-    run.resume(scheduler)
+    images = run.resume(scheduler, IMAGES).images
     for step in range(1, len(scores) + 1):
         model.weight.data.fill_(step)
-        run.save(model, progress_of(*scores[:step]))
+        run.save(model, replace(progress_of(*scores[:step]), images=images))
 
 
 def resumed(folder):
     """Step, weight and error of the last evaluation of the run that goes on in a folder."""
     run, model, scheduler = make_run(folder)
     assert run.open(resume=True) is None
-    progress = run.resume(scheduler)
+    progress = run.resume(scheduler, IMAGES)
     return progress.step, model.weight.item(), len(progress.history)
 
 
@@ -97,7 +99,7 @@ def test_a_checkpoint_stays_whole_whichever_call_fails(tmp_path, monkeypatch):
         save_run(folder, 30.0)
         run, model, scheduler = make_run(folder)
         run.open(resume=True)
-        run.resume(scheduler)
+        run.resume(scheduler, IMAGES)
         model.weight.data.fill_(2)
         with monkeypatch.context() as patch:
             made = fail_at(patch, number)
@@ -154,6 +156,16 @@ def test_all_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     assert events == ["results.json.tmp", "renamed"]
 
 
+def test_a_folder_is_replaced_where_a_killed_process_left_half_of_one(tmp_path):
+    folder, leftover = tmp_path / "encoder", tmp_path / "encoder.old.tmp"
+    for path in (folder, leftover):
+        path.mkdir()
+        (path / "old").touch()
+    with replacing(folder) as fresh:
+        fresh.mkdir()
+    assert not list(folder.iterdir()) and not leftover.exists()
+
+
 def test_what_an_interruption_leaves_is_no_checkpoint(tmp_path):
     save_run(tmp_path, 30.0, 20.0)
     checkpoints = tmp_path / "checkpoints"
@@ -177,13 +189,22 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     save_run(tmp_path, 30.0, 20.0, 25.0)
     write_json(tmp_path / "results.json", {})
     run, model, scheduler = make_run(tmp_path)
-    assert run.open(resume=False) is None and run.resume(scheduler) == Progress()
-    assert f"{tmp_path}: replaces the run that is there." in capsys.readouterr().out
+    assert run.open(resume=False) is None and run.resume(scheduler, IMAGES).step == 0
+    assert f"{tmp_path}: the run starts at step 0. Its first evaluation replaces" in capsys.readouterr().out
     assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
+    assert resumed(tmp_path) == (3, 3.0, 3)  # a forgotten --resume costs nothing yet
     model.weight.data.fill_(9)
     run.save(model, Progress(step=3, history=[{"step": 3, "scores": {"normals": {"mErr": 50.0}}}]))
     assert weights_of(tmp_path) == {"last": "9.0", "best": "9.0"}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
+
+
+def test_other_images_are_refused(tmp_path):
+    save_run(tmp_path, 30.0)
+    run, _, scheduler = make_run(tmp_path)
+    run.open(resume=True)
+    with pytest.raises(ValueError, match="step-1 was made with other images of the split train; the data changed"):
+        run.resume(scheduler, {**IMAGES, "train": ["a", "b", "new"]})
 
 
 def test_other_settings_are_refused_but_for_neutral_ones(tmp_path):
@@ -256,7 +277,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     (state / "optimizer.bin").write_bytes((state / "optimizer.bin").read_bytes()[:-50])
     run, _, scheduler = make_run(tmp_path)
     with pytest.raises(ValueError, match=r"step-1 is damaged .*Delete it to start the run again"):
-        run.resume(scheduler)
+        run.resume(scheduler, IMAGES)
 
 
 @pytest.mark.parametrize("text", ["", '{"scores": {', "null", "\ufffd\x00"])
