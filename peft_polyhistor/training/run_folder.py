@@ -145,7 +145,7 @@ class RunFolder:
         self.accelerator.register_for_checkpointing(scheduler)
         self._started = time.monotonic()
         last = self._find_last()
-        keys = {split: sha256("\n".join(ids).encode()).hexdigest()[:16] for split, ids in images.items()}
+        keys = {split: sha256("\n".join(map(str, ids)).encode()).hexdigest()[:16] for split, ids in images.items()}
         if last is None:
             return Progress(images=keys)
         try:
