@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of single settings."""
+"""Validation of single settings and images."""
 
 import math
 import warnings
@@ -10,9 +10,23 @@ from typing import Any
 # No size in an encoder comes near this limit: a larger number is a typing error, which would exhaust the memory.
 LARGEST = 2**16
 
+# Pillow modes with 8 bits per channel or less, which convert to RGB without clipping.
+IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
 # Keys of `made_for`, and of its entry `decoders`.
 RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
 DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size", "tasks"}
+
+
+def check_image(name: str, image: Any) -> None:
+    """Raises ValueError unless `image` is a PIL image of at most 8 bits per channel; others would be clipped."""
+    mode = getattr(image, "mode", None)
+    if mode not in IMAGE_MODES:
+        found = f"mode {mode}" if mode else repr(image)
+        raise ValueError(
+            f"{name} must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got {found}. Convert it, with its "
+            "values scaled to 0 ... 255, or leave it out."
+        )
 
 
 def check_positive(name: str, value: Any) -> None:

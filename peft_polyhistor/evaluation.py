@@ -4,7 +4,8 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,13 +20,25 @@ from .tasks.running_metric import RunningMetric
 NOT_MEASURED = "not measured"
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode, and at the end, also after an error, returns each module to the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def evaluate_tasks(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], tasks: Sequence[str], accelerator: Accelerator
 ) -> dict[str, dict[str, float]]:
     """Scores a model on all tasks in one pass over the data.
 
     The scores do not depend on the batch size or the number of processes: the metrics keep counts, not predictions.
-    The model returns to the mode (training or evaluation) that it was in.
+    Each module of the model returns to the mode (training or evaluation) that it was in.
 
     Args:
         model: A `MultiTaskDenseModel`, adapted or not, prepared by `accelerator`.
@@ -56,16 +69,14 @@ def collect_statistics(
     Raises:
         ValueError: There is no batch.
     """
-    training = model.training
-    model.eval()
     metrics = {task: TASKS[task].metric() for task in tasks}
     rows: dict[str, list[Tensor]] = {task: [] for task in tasks}
-    for batch in tqdm(batches, desc="evaluating", leave=False, disable=not accelerator.is_main_process):
-        logits = model(batch["pixel_values"], tasks=list(tasks), full_resolution=False).logits
-        for task, metric in metrics.items():
-            statistics = metric.statistics(logits[task], batch["labels"][task])
-            rows[task].append(accelerator.gather_for_metrics(statistics).cpu())
-    model.train(training)
+    with evaluating(model):
+        for batch in tqdm(batches, desc="evaluating", leave=False, disable=not accelerator.is_main_process):
+            logits = model(batch["pixel_values"], tasks=list(tasks), full_resolution=False).logits
+            for task, metric in metrics.items():
+                statistics = metric.statistics(logits[task], batch["labels"][task])
+                rows[task].append(accelerator.gather_for_metrics(statistics).cpu())
     if not all(rows.values()):
         raise ValueError("There is no image to score: the loader is empty. Give one with at least one batch.")
     return {task: torch.cat(parts) for task, parts in rows.items()}

@@ -59,6 +59,18 @@ def test_scores_do_not_depend_on_the_batch_size(scenes, model):
         evaluate_tasks(model, [], tasks, accelerator)
 
 
+def test_each_module_returns_to_its_mode_also_after_an_error(scenes, model):
+    model.train()
+    model.encoder.eval()
+    modes = [module.training for module in model.modules()]
+    assert set(modes) == {True, False}
+    evaluate_tasks(model, [collate([scenes[0]])], list(TASKS), Accelerator(cpu=True))
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(KeyError):
+        evaluate_tasks(model, [{}], list(TASKS), Accelerator(cpu=True))
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_rows_stand_in_the_order_of_the_data_and_say_more_than_the_scores(scenes, model):
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(scenes, batch_size=2, collate_fn=collate))

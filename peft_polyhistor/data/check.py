@@ -11,11 +11,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..checks import check_image
 from ..tasks import PASCAL_TASKS, TASKS
 from .archive import SPLITS, PascalArchive
 from .decode import Size
 from .folder import FAULTS, DenseFolder
-from .loading import Source, load_dense_dataset, open_folder
+from .loading import Source, check_splits, load_dense_dataset, open_folder
 
 
 STRIDE = 32  # of the coarsest maps, in pixels
@@ -26,7 +27,8 @@ class DataReport:
     """Faults and notes of a dataset.
 
     Args:
-        faults: Faults, one line each. The loader refuses a dataset that has one, but for a task without valid values.
+        faults: Faults, one line each. The loader refuses a dataset that has one, but for a task without labels or
+            without valid values.
         notes: Labels that are missing or that have a special interpretation, one line for each kind.
         counts: Number of images by split.
     """
@@ -52,7 +54,7 @@ class _Findings:
     def add_label(self, task: str, label: Any, size: Size | None = None) -> None:
         """Adds the note and the contents of a stored label, `None` if it is missing; ValueError for a fault."""
         if label is None:
-            self.notes.append(f"Labels of {task} that are missing")
+            self.notes.append(_missing(task))
             return
         row = TASKS[task]
         image = row.to_image(label)
@@ -61,6 +63,10 @@ class _Findings:
         if note := row.note(image, found):
             self.notes.append(f"Labels of {task} {note}")
         self.contents[task] = row.contents(found)
+
+
+def _missing(task: str) -> str:
+    return f"Labels of {task} that are missing"
 
 
 def check_archive(
@@ -84,11 +90,13 @@ def check_archive(
         workers: Number of processes that read a folder of files, at least 1.
 
     Raises:
-        ValueError: A task or split is unknown, `workers` is below 1, or the dataset cannot be opened.
+        ValueError: A task or split is unknown, `workers` is below 1, the dataset cannot be opened, or there are
+            several splits and the source is a single `Dataset`.
         FileNotFoundError: The source is neither a known kind of folder nor a dataset on the Hub.
         ConnectionError: The Hub cannot be reached.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
+    check_splits(data_dir, splits)
     report = DataReport()
     try:
         folder = open_folder(data_dir, splits[0], layout or {})
@@ -128,8 +136,10 @@ def _check_folder(
     for split in splits:
         try:
             lines = folder.read_lines(split)
-            image_ids |= dict.fromkeys(filter(folder.is_id, lines))
+            ids = list(filter(folder.is_id, lines))
+            image_ids |= dict.fromkeys(ids)
             report.counts[split] = len(lines)
+            report.faults += folder.find_unlabeled(ids, tasks, split)
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
@@ -142,7 +152,7 @@ def _check_rows(
     for split in splits:
         dataset = load_dense_dataset(source, tasks, split, layout=layout)
         report.counts[split] = len(dataset)
-        ids = dataset["image_id"]
+        ids, unlabeled = dataset["image_id"], list(tasks)
         for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
             findings, name = _Findings(), f"{ids[index]}"
             size = None
@@ -150,13 +160,19 @@ def _check_rows(
                 try:
                     value = dataset.select_columns([column])[index][column]
                     if column == "image":
+                        check_image("it", value)
                         size = value.size
                         findings.add_image(size)
                     else:
                         findings.add_label(column, value, size)
                 except Exception as fault:  # an image that cannot be decoded raises one of many exceptions
-                    findings.faults.append(f"{column} of {name} ({split}): {_one_line(fault)}.")
+                    findings.faults.append(f"{column} of {name} ({split}): {_one_line(fault).removesuffix('.')}.")
+            unlabeled = [task for task in unlabeled if _missing(task) in findings.notes]
             yield name, findings
+        report.faults += [
+            f"No image of the split {split!r} has a label of {task}. Correct the layout, or leave the task out."
+            for task in unlabeled
+        ]
 
 
 def _read_all(

@@ -105,8 +105,9 @@ def read_stored(path: Path, row: Task, size: Size | None, kinds: Sequence[str] =
         ValueError: The file is damaged, or the task does not allow such a label.
     """
     data = read_bytes(path)
-    image = row.to_image(_read_array(path, data)) if path.suffix == ".npy" else decode_image(path, data, kinds)
+    stored = _read_array(path, data) if path.suffix == ".npy" else decode_image(path, data, kinds)
     try:
+        image = row.to_image(stored)
         row.check_stored(image, size)
         row.read(image)
     except ValueError as error:

@@ -9,7 +9,7 @@
                            images in images/train and images/val, and the labels lie in <task>/train and <task>/val
 
 A layout gives other names: `{"image": "photos", "lanes": "masks/lanes", "train": "lists/first.txt"}`. A star stands
-for the id if the file names have more parts: `{"lanes": "masks/*_lanes.png"}`.
+for the id if the file names go on after it: `{"lanes": "masks/*_lanes.png"}`.
 
 The loader and the checker both read through `DenseFolder`, so they accept the same folders. Nothing is ever written
 into the folder. A fault raises a ValueError or FileNotFoundError of one line: file, finding, remedy.
@@ -24,7 +24,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from ..checks import check_image
 from ..tasks import TASKS, get_tasks
+from ..tasks.table import CarriesTasks
 from .decode import Size, decode_image, is_turned, read_bytes, read_stored
 
 
@@ -39,7 +41,22 @@ _LONGEST_ID = 200  # bytes; file names may have 255
 FAULTS = (OSError, ValueError)  # raised for a fault of a folder
 
 
-class DenseFolder:
+def split_star(name: str) -> tuple[str, str | None]:
+    """Splits a name of a layout into the folder and the text after the star; `None` if there is no star.
+
+    Raises:
+        ValueError: A file name has text before the star, or there are several stars.
+    """
+    folder, star, end = name.partition("*")
+    if (star and folder[-1:] not in ("", "/", os.sep)) or "*" in end:
+        raise ValueError(
+            f"The layout has {name!r}, where file names must be one star, which stands for the id, and the text after "
+            "it, such as 'masks/*_mask.png'. Rename the files, so that their names begin with the id."
+        )
+    return folder, end if star else None
+
+
+class DenseFolder(CarriesTasks):
     """A folder of images and labels.
 
     Args:
@@ -66,9 +83,8 @@ class DenseFolder:
 
     def _split_name(self, column: str) -> tuple[str, tuple[str, ...]]:
         """Returns the folder of a column, and the endings that may follow the id in its file names."""
-        name = self.layout.get(column, "images" if column == "image" else column)
-        folder, star, end = name.partition("*")
-        return folder, (end,) if star else IMAGE_SUFFIXES if column == "image" else SUFFIXES
+        folder, end = split_star(self.layout.get(column, "images" if column == "image" else column))
+        return folder, (end,) if end is not None else IMAGE_SUFFIXES if column == "image" else SUFFIXES
 
     def choose_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """Returns the names of the tasks.
@@ -160,6 +176,23 @@ class DenseFolder:
             )
         return found
 
+    def find_unlabeled(self, image_ids: Sequence[str], tasks: Sequence[str], split: str) -> list[str]:
+        """Describes each task for which no image of a split has a label, with a place where one was looked for."""
+
+        def has_label(image_id: str, task: str) -> bool:
+            try:
+                return bool(self.paths(image_id, task))
+            except FAULTS:  # a label that is reported when it is read
+                return True
+
+        return [
+            f"{self.root / self._split_name(task)[0] / image_ids[0]}: no such file with an ending of "
+            f"{', '.join(self._split_name(task)[1])}, and no label of {task} for any other image of the split "
+            f"{split!r}. Correct the layout or the names of the files, or leave the task out."
+            for task in tasks
+            if image_ids and not any(has_label(image_id, task) for image_id in image_ids)
+        ]
+
     def read_image(self, image_id: str) -> tuple[bytes, Size]:
         """Reads the encoded bytes of an image, and its size as stored.
 
@@ -169,6 +202,7 @@ class DenseFolder:
         (path,) = self.paths(image_id, "image")
         data = read_bytes(path)
         image = decode_image(path, data, self.image_formats)
+        check_image(f"{path}: the image", image)
         if is_turned(image):
             data = _strip_metadata(data) if image.format in ("JPEG", "MPO") else _encode(image)
             bare = decode_image(path, data, self.image_formats)

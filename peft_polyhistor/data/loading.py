@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..extras import needs_extra
 from ..tasks import PASCAL_TASKS, TASKS, get_tasks
 from .archive import PascalArchive
-from .folder import FAULTS, DenseFolder
+from .columns import choose_columns
+from .folder import FAULTS, DenseFolder, split_star
 
 
 with needs_extra("train"):
-    from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, Image, List, NamedSplit, Value, load_dataset
+    from datasets import Dataset, DatasetDict, Features, Image, NamedSplit, Value, load_dataset
     from datasets.exceptions import DatasetGenerationError
     from pyarrow.lib import ArrowException
 
@@ -77,8 +79,8 @@ def load_dense_dataset(
 ) -> Dataset:
     """Loads a dense dataset with the columns `image_id`, `image` and those of `tasks`.
 
-    Folders of files are read once and cached, see `load_pascal_context`. In a dataset without ids, the row numbers
-    become the ids.
+    Folders of files are read once and cached, see `load_pascal_context`; a warning names a task for which no image
+    has a label. In a dataset without ids, the row numbers become the ids.
 
     Args:
         source: One of:
@@ -99,8 +101,8 @@ def load_dense_dataset(
     Raises:
         FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub.
         ConnectionError: `source` is no folder, and the Hub cannot be reached.
-        ValueError: A task is unknown; a file is damaged; or the dataset lacks a column or split, or a column holds
-            neither images nor arrays.
+        ValueError: A task is unknown; the layout does not suit the source; a file is damaged; or the dataset lacks a
+            column or split, or a column holds neither images nor arrays.
     """
     layout = layout or {}
     known = ("image_id", "image", "train", "val", split, *TASKS)
@@ -110,7 +112,16 @@ def load_dense_dataset(
     if folder is not None:
         return _load_folder(folder, tasks, split, num_proc, cache_dir)
     dataset = _open_dataset(source, split, layout, cache_dir, **kwargs)
-    return _choose_columns(dataset, [task.name for task in get_tasks(tasks)], layout, source)
+    return choose_columns(dataset, [task.name for task in get_tasks(tasks)], layout, source)
+
+
+def check_splits(source: Source, splits: Sequence[str]) -> None:
+    """Raises ValueError if several splits are to be read from a single `Dataset`, which is all of them at once."""
+    if isinstance(source, Dataset) and len(splits) > 1:
+        raise ValueError(
+            f"The source is one Dataset, so the splits {list(splits)} would all have the same rows. Give a "
+            f"DatasetDict with these splits, or one split, such as splits=[{splits[0]!r}]."
+        )
 
 
 def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseFolder | None:
@@ -118,49 +129,27 @@ def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseF
 
     Raises:
         FileNotFoundError: The source is a folder of another kind.
+        ValueError: The layout does not suit the folder.
     """
     if isinstance(source, Dataset | DatasetDict) or not Path(os.path.expanduser(source)).is_dir():
         return None
     folder = Path(os.path.expanduser(source))
     if not layout and (folder / "ImageSets" / "Context").is_dir():
         return PascalArchive(folder)
-    if (folder / layout.get("image", "images").partition("*")[0]).is_dir():
+    if (folder / split_star(layout.get("image", "images"))[0]).is_dir():
         return DenseFolder(folder, layout)
     if _parquet_files(folder, layout.get(split, split)):
         return None
+    if (folder / "ImageSets" / "Context").is_dir():
+        raise ValueError(
+            f"{folder}: found a PASCAL_MT archive, which takes no layout, got {dict(layout)}. Leave the layout out; "
+            "or name the folder of the images as `image` in it, which reads a folder of image and label files."
+        )
     raise FileNotFoundError(
         f"{folder}: found neither ImageSets/Context (a PASCAL_MT archive) nor {split}.parquet or {split}-*.parquet "
         f"for the split {split!r}, nor a folder of images, {layout.get('image', 'images')}. Give one of these folders "
         "or the id of a dataset on the Hub, or give other names in the layout."
     )
-
-
-def _choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, str], source: object) -> Dataset:
-    """Selects the columns `image_id`, `image` and the tasks, and gives them these names."""
-    theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
-    if "image_id" not in layout and "image_id" not in dataset.features:
-        dataset = dataset.add_column("image_id", list(range(len(dataset))))
-    found = dataset.features
-    kinds: dict[str, Callable[[Any], bool]] = {"image_id": _is_id, "image": lambda feature: isinstance(feature, Image)}
-    wrong = [ours for ours, column in theirs.items() if not kinds.get(ours, _is_map)(found.get(column))]
-    if wrong:
-        raise ValueError(
-            f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}. Leave out tasks "
-            "it lacks, name other columns in the layout, or cast columns: image_id to a string or integer, images to "
-            "datasets.Image, labels to datasets.Image or Array2D."
-        )
-    dataset = dataset.select_columns(list(theirs.values()))
-    return dataset.rename_columns({column: ours for ours, column in theirs.items() if column != ours})
-
-
-def _is_id(feature: Any) -> bool:
-    return str(getattr(feature, "dtype", "")).startswith(("string", "large_string", "int", "uint"))
-
-
-def _is_map(feature: Any) -> bool:
-    """Tells whether a column holds images, or arrays of two axes or more."""
-    is_nested = isinstance(feature, List) and isinstance(feature.feature, List)
-    return isinstance(feature, Image | Array2D | Array3D) or is_nested
 
 
 def _open_dataset(
@@ -191,6 +180,8 @@ def _load_folder(
     tasks = folder.choose_tasks(tasks)
     image_ids = folder.read_ids(split)
     fingerprint = _fingerprint(folder, image_ids, tasks, split)
+    for lack in folder.find_unlabeled(image_ids, tasks, split):
+        warnings.warn(lack, stacklevel=3)
     with tempfile.TemporaryDirectory() as fault_dir:
         try:
             return Dataset.from_generator(

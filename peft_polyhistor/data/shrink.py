@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL.Image import Resampling
 
+from ..checks import check_image
 from ..extras import needs_extra
 from ..tasks import PASCAL_TASKS
-from .loading import Source, load_dense_dataset
+from .loading import Source, check_splits, load_dense_dataset
 
 
 with needs_extra("train"):
@@ -31,7 +32,7 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
         num_proc: Number of worker processes.
 
     Raises:
-        ValueError: `longest` is below 1, or a column holds arrays.
+        ValueError: `longest` is below 1, a column holds arrays, or an image has more than 8 bits per channel.
     """
     if longest < 1:
         raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
@@ -67,7 +68,9 @@ def write_shrunk(
 
     Raises:
         FileExistsError: A file exists already; nothing is written.
+        ValueError: There are several splits, and `source` is a single `Dataset`.
     """
+    check_splits(source, splits)
     files = [Path(os.path.expanduser(folder)) / f"{split}.parquet" for split in splits]
     for file in files:
         if file.exists():
@@ -92,6 +95,7 @@ def write_shrunk(
 
 def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     image = Image().decode_example(row["image"])
+    check_image(f"The image of {row['image_id']}", image)
     scale = min(1.0, longest / max(image.size))
     width, height = image.size
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_number, check_truth, check_whole
+from ..checks import check_image, check_number, check_truth, check_whole
 from ..models.image_processor import DenseImageProcessor
 from ..tasks import TASKS, Task, get_tasks
+from ..tasks.table import CarriesTasks
 from .geometry import Draw, Geometry
 
 
@@ -32,7 +33,7 @@ _MAX_ZOOM = 0.25
 _NO_EPOCH = -1
 
 
-class JointTransform:
+class JointTransform(CarriesTasks):
     """Converts images and labels to training tensors; for `dataset.with_transform`.
 
     Takes a batch with the columns `image_id`, `image` and tasks (rows of `TASKS`). Labels are images or arrays, or
@@ -113,7 +114,7 @@ class JointTransform:
         result: dict[str, list[Any]] = {"image_id": list(batch["image_id"]), "pixel_values": []}
         result |= {row.name: [] for row in rows}
         for index, (image_id, image) in enumerate(zip(batch["image_id"], batch["image"], strict=True)):
-            _check_image(image_id, image)
+            check_image(f"The image of {image_id}", image)
             draw = self._draw(image_id) if self.train else None
             geometry = Geometry((image.height, image.width), self.image_size, draw)
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -161,21 +162,11 @@ def collate(samples: Sequence[Mapping[str, Any]], tasks: Sequence[str] | None = 
     return {"pixel_values": pixel_values, "labels": labels}
 
 
-def _check_image(image_id: Any, image: Any) -> None:
-    mode = getattr(image, "mode", None)
-    if mode is None or mode[0] in "IF":  # a conversion to RGB would clip 16 and 32 bits to white
-        found = f"mode {mode}" if mode else repr(image)
-        raise ValueError(
-            f"The image of {image_id} must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got {found}. "
-            "Convert it, or leave out the row."
-        )
-
-
 def _to_target(image_id: Any, row: Task, label: Any, size: tuple[int, int], geometry: Geometry) -> Tensor:
     if label is None:
         return row.unlabeled(geometry.image_size)
-    stored = row.to_image(label)
     try:
+        stored = row.to_image(label)
         row.check_stored(stored, size)
         return row.to_target(stored, geometry)
     except ValueError as error:

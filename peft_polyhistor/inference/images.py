@@ -10,13 +10,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..checks import check_image
+from ..models.image_processor import from_array
 from ..version import __version__
 
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
-# Pillow modes with 8 bits per channel or less, which convert to RGB without clipping.
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 LARGEST_DOWNLOAD = 2**28  # bytes
 TIMEOUT = 30  # seconds to wait for an answer of the server
 
@@ -31,7 +31,7 @@ def open_image(source: ImageSource) -> Image.Image:
         TypeError: The source has another type.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return from_array(source).convert("RGB")
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the image")
     if not isinstance(source, str | Path):
@@ -64,18 +64,6 @@ def _download(url: str) -> bytes:
     return content
 
 
-def _from_array(values: np.ndarray) -> Image.Image:
-    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)) or not values.size:
-        raise ValueError(
-            f"An image array must be uint8 (height, width) or (height, width, 3), got {values.dtype} of shape "
-            f"{values.shape}. Scale and round its values to 0 ... 255, channels last."
-        )
-    return Image.fromarray(values).convert("RGB")
-
-
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode not in MODES:
-        raise ValueError(
-            f"{name} has mode {image.mode}, which is not 8 bits per channel. Scale it to 0 ... 255 first."
-        )
+    check_image(name, image)
     return ImageOps.exif_transpose(image).convert("RGB")

@@ -13,6 +13,7 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
+from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
 from ..models.image_processor import FILE, DenseImageProcessor, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
@@ -173,10 +174,8 @@ class MultiTaskPredictor:
     @torch.no_grad()
     def _predict(self, images: list[Image.Image]) -> list[Prediction]:
         pixel_values = self.processor(images)["pixel_values"].to(self.model.device, self.model.dtype)
-        training = self.model.training
-        self.model.eval()
-        logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits
-        self.model.train(training)
+        with evaluating(self.model):
+            logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits
         return [
             Prediction(image, {task: _read_map(task, logits[task][row : row + 1], image.size) for task in self.tasks})
             for row, image in enumerate(images)

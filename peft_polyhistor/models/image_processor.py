@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from ..checks import check_number, check_sides
+from ..checks import check_image, check_number, check_sides
 from .multitask_config import MultiTaskDenseConfig
 
 
@@ -30,6 +30,16 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     check_sides("image_size", image_size)
     height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     return height, width
+
+
+def from_array(values: np.ndarray) -> Image.Image:
+    """Converts an array to an image; ValueError unless it is uint8 `(height, width)` or `(height, width, 3)`."""
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or values.shape[2:] not in ((), (3,)) or not values.size:
+        raise ValueError(
+            f"An image array must be uint8 (height, width) or (height, width, 3), got {values.dtype} of shape "
+            f"{values.shape}. Scale and round its values to 0 ... 255, channels last."
+        )
+    return Image.fromarray(values)
 
 
 class DenseImageProcessor(BaseImageProcessor):
@@ -73,14 +83,19 @@ class DenseImageProcessor(BaseImageProcessor):
         """Prepares images as `pixel_values` `(batch, 3, height, width)`.
 
         Args:
-            images: A Pillow image, a uint8 array `(height, width, 3)`, or a list of them.
+            images: A Pillow image, a uint8 array or tensor `(height, width)` or `(height, width, 3)`, or a list of
+                them.
             return_tensors: "pt" or "np", as in transformers.
+
+        Raises:
+            ValueError: An image has more than 8 bits per channel, or another shape.
         """
         images = list(images) if isinstance(images, list | tuple) else [images]
         height, width = self.image_size
         pixel_values = []
         for image in images:
-            image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+            image = image if isinstance(image, Image.Image) else from_array(np.asarray(image))
+            check_image("The image", image)
             pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
             if pixels.shape[1:] != (height, width):
                 pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
@@ -97,10 +112,14 @@ class DenseImageProcessor(BaseImageProcessor):
 
     @classmethod
     def save_for(cls, model: Any, folder: str | Path) -> None:
-        """Saves the processor of a dense model in `folder`, if its config has an `image_size`."""
+        """Saves the processor of a dense model in `folder`, if its config has an `image_size`.
+
+        An earlier processor in the folder keeps its mean and standard deviation.
+        """
         config = getattr(model, "config", None)
         if isinstance(config, MultiTaskDenseConfig) and config.image_size is not None:
-            cls(config.image_size).save_pretrained(str(folder))
+            earlier = cls.from_pretrained(str(folder)) if (Path(folder) / FILE).is_file() else cls()
+            cls(config.image_size, earlier.image_mean, earlier.image_std).save_pretrained(str(folder))
 
 
 AutoImageProcessor.register(MultiTaskDenseConfig, slow_image_processor_class=DenseImageProcessor, exist_ok=True)

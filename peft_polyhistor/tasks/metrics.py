@@ -183,7 +183,7 @@ class MeanAngularError(RunningMetric):
             return torch.stack(columns, dim=1)
         degrees = angles.rad2deg().to(valid.device)
         columns += [((degrees < limit) & valid).flatten(1).sum(dim=1) for limit in self.limits]
-        bins = (degrees * (ANGLE_BINS / 180)).long().clamp(max=ANGLE_BINS - 1)
+        bins = (degrees * (ANGLE_BINS / 180)).long().clamp(0, ANGLE_BINS - 1)  # NaN becomes any integer
         # Invalid pixels fill an extra bin, which is then dropped.
         histogram = count_bins(torch.where(valid, bins, ANGLE_BINS), ANGLE_BINS + 1)[:, :-1]
         return torch.cat([torch.stack(columns, dim=1), histogram], dim=1)

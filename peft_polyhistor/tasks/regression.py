@@ -104,8 +104,9 @@ class Regression(Task):
 
     def read(self, label: Image.Image) -> np.ndarray:
         """Decodes a label to float32 `(height, width)`, NaN where unlabelled."""
-        values = np.asarray(label).astype(np.float32) * np.float32(self.scale)
-        low, high = self.valid or (-math.inf, math.inf)
+        # In float32, 30000 * 0.001 is above 30. The ends are rounded as the values are, so they are valid themselves.
+        values = (np.asarray(label).astype(np.float64) * self.scale).astype(np.float32)
+        low, high = map(np.float32, self.valid or (-math.inf, math.inf))
         return np.where(np.isfinite(values) & (values >= low) & (values <= high), values, np.float32(math.nan))
 
     def note(self, label: Image.Image, found: np.ndarray) -> str:

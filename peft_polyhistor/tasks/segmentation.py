@@ -68,6 +68,13 @@ class Segmentation(Task):
                     f"Task '{self.name}' has {count} class names and {len(given)} {what}. Give one for each class, "
                     "or none."
                 )
+        first: dict[Colour, str] = {}
+        for color, name in zip(self.colors, names, strict=False):  # there may be no colours
+            if first.setdefault(color, name) != name:
+                raise ValueError(
+                    f"The classes '{first[color]}' and '{name}' of task '{self.name}' have the same colour, {color}, "
+                    "so RGB labels cannot tell them apart. Give each class its own colour."
+                )
         channels = [channel for color in self.colors for channel in color]
         wrong = [byte for byte in (*channels, *self.values, *self.ignore) if byte not in range(256)]
         stored = self.values or tuple(range(count))

@@ -62,6 +62,22 @@ def register_task(task: Task) -> None:
     TASKS.setdefault(task.name, task)
 
 
+class CarriesTasks:
+    """Base of objects that are sent to other processes: where one is unpickled, it registers the tasks of its sender.
+
+    Without it, a process that was spawned and not forked would know only the tasks of PASCAL-Context.
+    """
+
+    def __getstate__(self) -> tuple[dict[str, Any], list[Task]]:
+        return self.__dict__, [task for task in TASKS.values() if task not in PASCAL]
+
+    def __setstate__(self, state: tuple[dict[str, Any], list[Task]]) -> None:
+        attributes, tasks = state
+        self.__dict__.update(attributes)
+        for task in tasks:
+            register_task(task)
+
+
 def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> list[Task]:
     """Looks up tasks by name, in the given order.
 

@@ -3,6 +3,7 @@
 """Base class of all tasks: their settings, and the methods that a kind of tasks implements."""
 
 from collections.abc import Collection, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,13 +144,25 @@ class Task:
         return MODES
 
     def to_image(self, label: Any) -> Any:
-        """Converts a stored label from an array or nested lists to an image; any other label stays unchanged."""
+        """Converts a stored label from an array or nested lists to an image; any other label stays unchanged.
+
+        Raises:
+            ValueError: An array has a wrong shape or dtype, or values that its task does not allow. As in
+                `check_stored`, callers complete the message.
+        """
         array = np.array(label) if isinstance(label, list) else label
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        if not isinstance(array, np.ndarray):
             return label
+        shape = array.shape
         if array.ndim == 3 and 1 in (array.shape[-1], array.shape[0] if array.shape[-1] != 3 else 0):
             array = array[..., 0] if array.shape[-1] == 1 else array[0]  # an axis of one channel
-        return self._from_array(array) if array.ndim in (2, 3) else label
+        if array.ndim in (2, 3) and array.dtype.kind in "biuf":
+            with suppress(TypeError):  # Pillow has no mode for it
+                return self._from_array(array)
+        raise ValueError(
+            f"found an array of {array.dtype} with shape {shape}, allowed are numbers with shape (height, width), or "
+            "uint8 with shape (height, width, 3) for labels in RGB; reshape or convert it"
+        )
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         """Converts an array to an 8-bit image if all values are integers in range, else to 16 bits or float32."""

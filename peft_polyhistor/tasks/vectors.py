@@ -85,11 +85,22 @@ class Vectors(Task):
         check_normal_labels(self.name, logits_shape, target)
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
-        """Converts components from -1 to 1, channels first or last, to RGB; values that are not finite become 0."""
+        """Converts components from -1 to 1, channels first or last, to RGB; values that are not finite become 0.
+
+        Raises:
+            ValueError: A component belongs to no vector of about unit length.
+        """
         if values.dtype.kind != "f":
             return super()._from_array(values)
         values = values.transpose(1, 2, 0) if values.shape[0] == 3 and values.shape[-1] != 3 else values
-        colors = (np.nan_to_num(values, nan=0, posinf=0, neginf=0).clip(-1, 1) + 1) * 127.5
+        values = np.nan_to_num(values, nan=0, posinf=0, neginf=0)
+        lowest, highest = values.min(initial=0), values.max(initial=0)
+        if max(-lowest, highest) > 1 + NORMAL_TOLERANCE:
+            raise ValueError(
+                f"found components from {lowest:g} to {highest:g}, allowed are -1 to 1, and 0 or NaN where there is "
+                "no direction; convert components that are stored as 0 to 255 with value / 127.5 - 1"
+            )
+        colors = (values.clip(-1, 1) + 1) * 127.5
         return Image.fromarray(colors.round().astype(np.uint8))
 
     def read(self, label: Image.Image) -> tuple[Tensor, Tensor]:

@@ -131,3 +131,22 @@ def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
     TASKS.pop("depth")
     config.write_text(f"{row}, scale: 0.001}}]")
     assert main(["data", "check", str(tmp_path), "--config", str(config)]) == 0
+
+
+def test_an_archive_with_a_layout_is_told_from_a_folder_without_images(archive):
+    with pytest.raises(ValueError, match=r"found a PASCAL_MT archive, which takes no layout, got .*'lanes'"):
+        check_archive(archive, layout={"train": "lanes"})
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "must hold one `name: value` a line, got None"),
+    ("- semseg", "must hold one `name: value` a line, got ['semseg']"),
+    ("tasks: 5", "Unknown tasks [5]"),
+    ("tasks: saliency", None),
+    ("tasks: ['edges: {kind: binary}', saliency]\nlayout: {image: JPEGImages}", "edges: no such folder"),
+])  # fmt: skip
+def test_the_command_reads_a_config_as_training_does(archive, tmp_path, capsys, text, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    assert main(["data", "check", str(archive), "--config", str(config)]) == (message is not None)
+    assert (message or "") in capsys.readouterr().err

@@ -3,6 +3,7 @@
 """Data of one's own: folders of files, datasets with other names of columns, labels that some images lack."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tiny_models import make_dense
 
 from peft_polyhistor import TASKS, declare_tasks, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset, loading
+from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset, loading, shrink
 from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.training import add_gradients
 
@@ -275,3 +276,57 @@ def test_a_folder_that_is_missing_is_named_before_the_hub(kind, tmp_path, monkey
     monkeypatch.setattr(loading, "load_dataset", load)
     with pytest.raises(kind, match=r"some/data is no folder, so some/data was looked for on the Hub\. No such"):
         load_dense_dataset("some/data", ["semseg"], "train")
+
+
+def test_tasks_may_share_a_column(hub_like):
+    register_task(segmentation("lanes2", classes=["road", "lane", "curb"]))
+    dataset = load_dense_dataset(hub_like, ["lanes", "lanes2"], "val", layout=NAMES | {"lanes2": "mask"})
+    assert dataset.column_names == ["image_id", "image", "lanes", "lanes2"]
+    sample = dataset.with_transform(JointTransform((HEIGHT, WIDTH), train=False))[0]
+    for task in ("lanes", "lanes2"):
+        np.testing.assert_array_equal(sample[task], make_label("lanes", 0))
+
+
+def test_a_task_without_a_single_label_in_a_split_is_named(folder, hub_like, tmp_path):
+    layout = LAYOUT | {"lanes": "masks/*_mask.png"}
+    lack = r"masks/0: no such file with an ending of _mask\.png, and no label of lanes for any other .* 'train'"
+    [fault] = check_archive(folder, TWO, ["train"], layout=layout).faults
+    assert re.search(lack, fault)
+    with pytest.warns(UserWarning, match=lack):
+        load_dense_dataset(folder, TWO, layout=layout, cache_dir=str(tmp_path / "cache"))
+    rows = DatasetDict(train=hub_like["validation"].select([1]), val=hub_like["validation"])
+    [fault] = check_archive(rows, TWO, layout={name: NAMES[name] for name in ("image", *TWO)}).faults
+    assert fault.startswith("No image of the split 'train' has a label of lanes. Correct the layout")
+
+
+@pytest.mark.parametrize("name", ["masks/m_*.png", "m*", "masks/*/*.png"])
+def test_a_star_stands_for_the_id_alone(folder, name):
+    for column in ("image", "lanes"):
+        with pytest.raises(ValueError, match=f"The layout has {re.escape(repr(name))}, where file names must be one"):
+            load_dense_dataset(folder, TWO, layout=LAYOUT | {column: name})
+
+
+def test_arrays_of_a_wrong_shape_are_faults_among_others(folder):
+    np.save(folder / "depth/0.npy", np.ones((HEIGHT, WIDTH, 3), np.float32))
+    (folder / "masks/2.png").write_text("404")
+    faults = check_archive(folder, TWO, ["train"], layout=LAYOUT).faults
+    assert [fault.split(": ")[0].split("/")[-1] for fault in faults] == ["0.npy", "2.png"]
+    assert "0.npy: found an array of float32 with shape (33, 40, 3), allowed are" in faults[0]
+    batch = {"image_id": ["a"], "image": [PILImage.new("RGB", (WIDTH, HEIGHT))], "depth": [np.ones((2, 3, 5))]}
+    with pytest.raises(ValueError, match=r"depth of a: found an array of float64 with shape \(2, 3, 5\)"):
+        JointTransform(8, train=False)(batch)
+
+
+def test_images_of_16_bits_are_refused_before_they_are_clipped(folder, hub_like, tmp_path):
+    deep = PILImage.fromarray(np.full((HEIGHT, WIDTH), 4000, np.uint16))
+    deep.save(folder / "photos/0.png")
+    message = "must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got mode I;16. Convert it"
+    [fault] = check_archive(folder, ["lanes"], ["train"], layout=LAYOUT).faults
+    assert f"photos/0.png: the image {message}" in fault
+    with pytest.raises(ValueError, match=r"photos/0\.png: the image must be"):
+        load_dense_dataset(folder, ["lanes"], layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
+    rows = hub_like["validation"].map(lambda row: {"photo": deep} if row["n"] else {"n": 0})
+    [fault] = check_archive(rows, ["lanes"], ["val"], layout=NAMES).faults
+    assert fault.startswith(f"image of 1 (val): it {message}") and not fault.endswith("..")
+    with pytest.raises(ValueError, match="The image of 1 must be a PIL image of 8 bits"):
+        shrink(load_dense_dataset(rows, ["lanes"], "val", layout=NAMES), 20)

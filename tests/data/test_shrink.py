@@ -8,6 +8,7 @@ from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import (
     JointTransform,
+    check_archive,
     load_dense_dataset,
     load_pascal_context,
     shrink,
@@ -90,3 +91,12 @@ def test_where_the_disk_is_full_no_file_is_left(archive, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         write_shrunk(archive, tmp_path / "small", 10, ["semseg"])
     assert not list((tmp_path / "small").iterdir())
+
+
+def test_a_single_dataset_is_not_read_as_several_splits(dataset, tmp_path):
+    message = r"one Dataset, so the splits \['train', 'val'\] would all have the same rows.*splits=\['train'\]"
+    with pytest.raises(ValueError, match=message):
+        write_shrunk(dataset, tmp_path / "small", 10)
+    with pytest.raises(ValueError, match=message):
+        check_archive(dataset)
+    assert not (tmp_path / "small").exists()

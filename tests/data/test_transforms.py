@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from unit_colors import random_unit_colors
 
-from peft_polyhistor.data import JointTransform, collate, load_pascal_context
+from peft_polyhistor import TASKS, register_task, segmentation
+from peft_polyhistor.data import DenseFolder, JointTransform, collate, load_pascal_context
 from peft_polyhistor.data.geometry import Draw
 from peft_polyhistor.models.image_processor import IMAGENET_MEAN, IMAGENET_STD, normalize_image_size
 from peft_polyhistor.tasks.vectors import flip_normals, rotate_normals
@@ -317,6 +318,17 @@ def test_transform_can_be_pickled_and_copied():
     twin = copy.deepcopy(joint)
     joint.set_epoch(3)
     assert twin._draw("a") == joint._draw("a")
+
+
+def test_a_process_that_unpickles_knows_the_tasks_of_its_sender(archive):
+    """A process that is spawned starts with the tasks of PASCAL-Context alone."""
+    lanes = segmentation("lanes", classes=["road", "lane"])
+    register_task(lanes)
+    for sent in (JointTransform(8, train=False), DenseFolder(archive, {"image": "JPEGImages"})):
+        received = pickle.dumps(sent)
+        del TASKS["lanes"]
+        assert type(pickle.loads(received)) is type(sent)
+        assert TASKS["lanes"] == lanes
 
 
 def test_collate_stacks_by_task(dataset):

@@ -350,6 +350,14 @@ def test_normals_without_a_valid_pixel_give_nan():
     assert math.isnan(scores["mErr"])
 
 
+def test_normals_that_are_not_finite_give_nan_for_the_median_and_the_shares_too():
+    _, logits, references = normal_case()
+    logits[0, 0, 0, 0] = math.nan
+    with pytest.warns(RuntimeWarning, match="predicted values are NaN or infinite"):
+        scores = MeanAngularError([11.25]).compute(predictions=logits, references=references)
+    assert scores.keys() == {"mErr", "median", "within_11.25"} and all(map(math.isnan, scores.values()))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_predictions_that_are_not_finite_give_nan_and_a_warning(case, value):

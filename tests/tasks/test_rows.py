@@ -147,3 +147,34 @@ def test_a_row_of_another_kind_needs_its_methods_alone():
         kind = "half"
 
     assert Half("half").channels == 1 and Half("half").class_names == ()
+
+
+def test_the_ends_of_valid_are_valid():
+    row = regression("depth", unit="m", scale=0.001, valid=(0.009, 30))
+    target = target_of(row, np.array([[8, 9, 30000, 30001]], np.uint16))
+    assert target.isnan().tolist() == [[[True, False, False, True]]] and target[0, 0, 2] == 30
+    values = np.array([[0.3, np.nextafter(np.float32(0.3), np.float32(1))]], np.float32)
+    assert target_of(regression("depth", valid=(0, 0.3)), values).isnan().tolist() == [[[False, True]]]
+
+
+def test_vectors_that_are_stored_as_colours_in_floating_point_are_refused():
+    row = vectors("surface")
+    colours = np.full((2, 3, 3), (128, 128, 255), np.float32)
+    with pytest.raises(ValueError, match=r"components from 0 to 255, allowed are -1 to 1.* value / 127\.5 - 1"):
+        row.to_image(colours)
+    image = row.to_image(np.where(colours > 200, np.float32(1.01), np.float32(math.nan)))  # longer by rounding
+    assert np.asarray(image)[0, 0].tolist() == [128, 128, 255]
+
+
+@pytest.mark.parametrize(("task", "label"), [
+    (LANES, np.full((4, 5, 3), 0.5, np.float32)),
+    (LANES, np.zeros((4, 5, 6), np.uint8)),
+    (LANES, np.zeros(4, np.uint8)),
+    (LANES, np.array([["a"]])),
+    (regression("depth"), np.zeros((4, 5, 3), np.float32)),
+    (vectors("surface"), np.zeros((4, 5), np.complex64)),
+])  # fmt: skip
+def test_arrays_that_are_no_map_are_named_by_their_shape(task, label):
+    with pytest.raises(ValueError, match="allowed are numbers with shape") as error:
+        task.to_image(label)
+    assert f"found an array of {label.dtype} with shape {label.shape}, " in str(error.value)

@@ -128,6 +128,7 @@ def test_a_registered_task_works_like_the_others(depth):
     ({"loss_weight": -1.0}, "must be positive, got -1"),
     ({"colors": ((0, 0, 0),)}, "21 class names and 1 colours"),
     ({"classes": ("a", "b"), "colors": ((0, 0, 0), (1, 2))}, "colours of three values"),
+    ({"classes": {"a": (1, 2, 3), "b": (0, 0, 0), "c": (1, 2, 3)}}, r"'a' and 'c' of .* same colour, \(1, 2, 3\)"),
     ({"classes": ("a", "b"), "values": (1, 255)}, "distinct stored values"),
     ({"classes": ("a", "a")}, "different names"),
     ({"classes": "abc"}, "different names, got 'abc'"),
