@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import collate
+from ..evaluation import evaluating
 from ..hub.record import PREVIEW
 from ..inference.grid import draw_grid
 from ..inference.paint import paint_row
@@ -81,6 +82,6 @@ def _predict(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Returns images `(batch, 3, height, width)`, labels by task and logits by task."""
     batch = collate([data[index] for index in indices])
-    model.eval()
-    logits = model(batch["pixel_values"].to(next(model.parameters()).device), full_resolution=False).logits
+    with evaluating(model):
+        logits = model(batch["pixel_values"].to(next(model.parameters()).device), full_resolution=False).logits
     return batch["pixel_values"], batch["labels"], logits
