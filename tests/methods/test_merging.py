@@ -247,6 +247,18 @@ def test_a_baked_adapter_predicts_in_one_with_its_block_and_follows_every_change
     assert list(baked.state_dict()) == keys
 
 
+@torch.no_grad()
+def test_baked_adapters_of_different_layers_predict_together(make_swin, pixels, perturb):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=["a"], bottlenecks=[4], layers_to_transform=[0]))
+    model.add_adapter("second", AdapterConfig(tasks=["a"], bottlenecks=[8, 8], layers_to_transform=[1, 2]))
+    model.base_model.set_adapter(["default", "second"])
+    with torch.enable_grad():  # where adapters run beside their blocks
+        expected = perturb(model).eval()(pixels)
+    layers = [module for module in model.modules() if isinstance(module, BakedLayer)]
+    check_equal(tuple(model(pixels).values()), tuple(t.detach() for t in expected.values()), **SINGLE)
+    assert [list(layer._copies.kept[1]) for layer in layers] == [["a"]] * 3
+
+
 @pytest.mark.parametrize("factor", [2, 3, 5, 7, 16])
 def test_a_ratio_gives_every_width_its_channels(factor):
     sizes = [(width, 4 * width + width // factor) for width in (96, 192, 384, 768)]

@@ -99,6 +99,15 @@ def test_bakes_into_plain_adapters(adapt, make_base, pixels, perturb, tmp_path):
     check_equal(model.bake(["human_parts"])(pixels), predict(model, pixels, "human_parts"), **ROUNDING)
 
 
+@for_two_methods
+def test_a_baked_adapter_names_the_same_base(adapt, make_swin):
+    named = {"base_model_name_or_path": "someone/swin", "revision": "v2"}
+    model = adapt(make_swin())
+    vars(model.peft_config["default"]).update(named)
+    baked = model.bake().peft_config["default"]
+    assert {name: getattr(baked, name) for name in named} == named
+
+
 @rows(lambda row: row.config_class.shares_pass)
 def test_what_tasks_share_is_not_baked(adapt, make_dense):
     with pytest.raises(ValueError, match="has no adapters per task that could be baked"):
