@@ -59,8 +59,7 @@ class TaskVerbs(BaseTuner):
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:
             decoders.add_task(name, from_)
-            config = self.peft_config[adapter_name]  # saves the descriptions of a user's own tasks
-            config.made_for = (config.made_for or {}) | {"decoders": decoders.config.decoder_settings()}
+            self._record_decoders(adapter_name, decoders)
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
         """Removes a task from a trained adapter, and its decoder from a dense model. Other tasks do not change.
@@ -80,6 +79,8 @@ class TaskVerbs(BaseTuner):
         if decoders is not None and name in decoders.config.tasks:
             decoders.remove_task(name)
         self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
+        if decoders is not None:
+            self._record_decoders(adapter_name, decoders)
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
@@ -163,6 +164,11 @@ class TaskVerbs(BaseTuner):
                 "of one adapter cannot change alone. Delete the others first, or change a copy of the model."
             )
         return self.model
+
+    def _record_decoders(self, adapter_name: str, model: MultiTaskDenseModel) -> None:
+        """Updates the record of the decoders, which has the descriptions of a user's own tasks."""
+        config = self.peft_config[adapter_name]
+        config.made_for = (config.made_for or {}) | {"decoders": model.config.decoder_settings()}
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
         changed = replace(self.peft_config[adapter_name], tasks=tasks)  # `replace` checks the names

@@ -59,6 +59,13 @@ def test_a_task_is_added_and_taken_away(row, adapt, make_base, pixels, perturb, 
         predict(model, pixels, "human_parts")
 
 
+@for_two_methods
+def test_a_task_that_is_taken_away_leaves_the_record_of_decoders(adapt, make_dense):
+    model = adapt(make_dense(loss_weights={"semseg": 2.0, "normals": 3.0}))
+    model.remove_task("normals")
+    assert model.peft_config["default"].made_for["decoders"]["loss_weights"] == {"semseg": 2.0}
+
+
 @rows(lambda row: not row.tasks_agree)
 @torch.no_grad()
 def test_a_new_task_may_start_as_the_mean(adapt, make_dense, pixels, perturb):
