@@ -175,7 +175,9 @@ class Router(nn.Module, BaseTunerLayer):
         if self.route is None:
             raise RuntimeError(
                 "An adapted layer was called outside of a forward pass of the adapted model, so its task is unknown. "
-                "Call the whole model, with `task=` or `tasks=`."
+                "Call the whole model, with `task=` or `tasks=`. If this is a backward pass, the layer is recomputed "
+                "by a checkpointing that does not know the task, such as timm's `set_grad_checkpointing`: switch it "
+                "off. Adapters work with `gradient_checkpointing_enable` of transformers' own encoders."
             )
         return self.route
 
