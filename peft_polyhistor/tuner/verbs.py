@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
@@ -133,27 +134,50 @@ class TaskVerbs(BaseTuner):
 
         Raises:
             ValueError: The adapters cannot be merged (beside attention, in series, with a weight of the norm near
-                zero, or with widths that the encoder's config cannot express), or they do not have the task. Nothing
-                is changed.
+                zero, or with widths that the encoder's config cannot express), or they do not have the task. Or an
+                adapter is unknown or was merged or unloaded before, or several have decoders. Nothing is changed.
 
         Note:
             The ratios of transformers' PVT and PVT v2 are integers: channels of zeros fill up their blocks.
         """
         names = adapter_names or self.active_adapters
-        known = [config for config in map(self.peft_config.get, names) if config]
+        configs = self._configs_to_merge(names)
         if tasks is not None:
-            asked = resolve_tasks(list(known[0].tasks), task, tasks)
+            asked = resolve_tasks(list(configs[0].tasks), task, tasks)
             return {name: deepcopy(self).merge_and_unload(False, safe_merge, adapter_names, name) for name in asked}
-        for config in known:
+        for config in configs:
             _require_known(task, config.tasks)
         if self.router:
             are_all = task is None and self.router.shares_pass
-            weights = self.router.weights_of(names, task=task, tasks=known[0].tasks if are_all else None)
-            merge(self.model, weights, known[0], task, safe_merge)
+            weights = self.router.weights_of(names, task=task, tasks=self.router.tasks_of(names) if are_all else None)
+            merge(self.model, weights, configs[0], task, safe_merge)
+        if adapter_names:  # `unload` keeps the decoders and other `modules_to_save` of the active adapter
+            self.set_adapter(names, inference_mode=configs[0].inference_mode)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
             model.keep_tasks([task])  # the encoder now serves this task only
         return model
+
+    def _configs_to_merge(self, names: Sequence[str]) -> list[MultiTaskConfig]:
+        """Returns the configs of adapters that are in the model and can be merged together."""
+        if not names or any(name not in self.peft_config for name in names):
+            raise ValueError(
+                f"The adapters to merge must be among {list(self.peft_config)}, got {names}. Name some of them in "
+                "`adapter_names`, or call `unload()` for the model without adapters."
+            )
+        configs = [self.peft_config[name] for name in names]
+        if self.router is None and any(config.target_modules != DUMMY_TARGET_MODULES for config in configs):
+            raise ValueError(
+                f"The adapters {names} are no longer in the model: it was merged or unloaded before. Load the model "
+                "and its adapters again. To merge several tasks, pass `tasks=[...]`, which merges each into a copy."
+            )
+        saved = [name for config in configs for name in set(config.modules_to_save or [])]
+        if len(set(saved)) < len(saved):
+            raise ValueError(
+                f"The adapters {names} each have their own {sorted(set(saved))}, of which a merged model can have one "
+                "set. Merge one of these adapters."
+            )
+        return configs
 
     def _dense_model(self) -> MultiTaskDenseModel | None:
         if not isinstance(self.model, MultiTaskDenseModel):
