@@ -13,9 +13,10 @@ LARGEST = 2**16
 # Pillow modes with 8 bits per channel or less, which convert to RGB without clipping.
 IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
-# Keys of `made_for`, and of its entry `decoders`.
+# Keys of `made_for`, and of its entry `decoders`, where the oldest adapters have only those that are needed.
 RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
-DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size", "tasks"}
+NEEDED_DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights"}
+DECODERS = NEEDED_DECODERS | {"image_size", "tasks"}
 
 
 def check_image(name: str, image: Any) -> None:
@@ -63,10 +64,11 @@ def check_record(made_for: Any) -> None:
         return
     is_record = isinstance(made_for, dict) and made_for.keys() >= RECORD
     decoders = made_for["decoders"] if is_record else None
-    if not is_record or not isinstance(decoders, dict | None) or not isinstance(made_for["encoder"], str | None):
+    is_complete = decoders is None or (isinstance(decoders, dict) and decoders.keys() >= NEEDED_DECODERS)
+    if not is_record or not is_complete or not isinstance(made_for["encoder"], str | None):
         raise ValueError(
-            f"`made_for` must be the record that an adapter saved, with the keys {sorted(RECORD)}, and "
-            f"{sorted(DECODERS)} in `decoders`; got {made_for!r}. Leave it out for a new adapter."
+            f"`made_for` must be the record that an adapter saved, with the keys {sorted(RECORD)}, and at least "
+            f"{sorted(NEEDED_DECODERS)} in `decoders`; got {made_for!r}. Leave it out for a new adapter."
         )
     unknown = [*(made_for.keys() - RECORD), *((decoders or {}).keys() - DECODERS)]
     if unknown:

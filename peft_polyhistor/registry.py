@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers the methods of this package with PEFT. No other module changes PEFT's enum, tables or loading."""
 
+from dataclasses import fields
 from functools import wraps
 from typing import Any
 
@@ -74,6 +75,23 @@ def _add_member(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
+# Fields that do not change what a trained adapter computes in evaluation mode, and lists whose order changes it.
+NEUTRAL = {item.name for item in fields(PeftConfig)}
+NEUTRAL |= {"modules_to_save", "init_weights", "tasks_per_pass", "made_for", "dropout"}
+ORDERED = {"tasks", "bottlenecks"}
+
+
+def _settings(config: PeftConfig) -> dict[str, Any]:
+    """Returns the method of an adapter and the settings that change what it computes, in one form for each value."""
+    settings: dict[str, Any] = {"peft_type": PeftType(config.peft_type).value}
+    for name in (item.name for item in fields(config) if item.name not in NEUTRAL):
+        value = getattr(config, name)
+        if isinstance(value, list | tuple | set):
+            value = list(value) if name in ORDERED else sorted(value, key=str)
+        settings[name] = value
+    return settings
+
+
 _load_adapter = PeftModel.load_adapter
 
 
@@ -81,15 +99,19 @@ _load_adapter = PeftModel.load_adapter
 def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
     # PEFT reads no config if the adapter exists already, and copies the weights row by row. A row belongs to a task,
     # so the weights of other tasks, or of the same tasks in another order, would go to the wrong tasks without an
-    # error.
+    # error. Weights also fit an adapter that computes something else with them, such as one of another placement.
     config = self.peft_config.get(adapter_name)
     if isinstance(config, MultiTaskConfig):
         hub_options, _ = self._split_kwargs(kwargs)
-        saved = getattr(PeftConfig.from_pretrained(str(model_id), **hub_options), "tasks", None)
-        if saved != config.tasks:
+        saved = _settings(PeftConfig.from_pretrained(str(model_id), **hub_options))
+        differing = {name: value for name, value in _settings(config).items() if saved.get(name) != value}
+        if differing:
+            theirs, ours = (
+                ", ".join(f"{name}={settings.get(name)!r}" for name in differing) for settings in (saved, differing)
+            )
             raise ValueError(
-                f"The adapter in '{model_id}' is for the tasks {saved}, and '{adapter_name}' is for {config.tasks}, "
-                "in this order. Load it under another name, or leave `config` out, so that the saved tasks are used."
+                f"The adapter in '{model_id}' was saved with {theirs}, and '{adapter_name}' has {ours}. Load it under "
+                "another name, or leave `config` out, so that the saved settings are used."
             )
     return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
 

@@ -63,10 +63,14 @@ class BakedLayer(ResidualLayer):
 
     def _widened(self, route: Route) -> list[nn.Module]:
         """Returns a feed-forward module for each task of the pass; empty if the adapter runs beside the module."""
-        names, weights = self.router.active_adapters, route.weights.get(self.site.name, [])
+        weights = route.weights.get(self.site.name, [])
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(weights) != 1:
             return []
-        record, generators = self.router.records[names[0]], cast(nn.ModuleList, self.router.generators[names[0]])
+        if getattr(self, "_is_replica", False):  # of `nn.DataParallel`, whose modules have no registered parameters
+            return []
+        records = self.router.records
+        [name] = [name for name in self.router.active_adapters if self.site in records[name].sites]
+        record, generators = records[name], cast(nn.ModuleList, self.router.generators[name])
         if not cast(Any, record.config).bottlenecks:  # not baked
             return []
         modules = (generators[record.sites.index(self.site)], self.base_layer, *self._norm)

@@ -225,8 +225,9 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
         return Site(name, layer, width_of(module, name), index)
 
 
-# The fields of all bottleneck methods.
+# The fields of all bottleneck methods, and those of PEFT that name the base model.
 COMMON_SETTINGS = {field.name for field in fields(BottleneckConfig)} - {field.name for field in fields(PeftConfig)}
+COMMON_SETTINGS |= {"base_model_name_or_path", "revision"}
 
 
 def width_of(module: nn.Module, name: str) -> int:

@@ -1,10 +1,18 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Visual prompt tuning (VPT, arXiv:2203.12119) of windowed attention, a baseline of Polyhistor (arXiv:2210.03265).
+"""Prompts in windowed attention, after visual prompt tuning (VPT, arXiv:2203.12119).
 
-Prompts are additional tokens of each window. The tokens of the window attend to them without a position bias, and the
-outputs of the prompts are dropped after attention. So only the key and the value of a prompt matter, and they are
-computed once per task instead of once per window.
+VPT is a baseline of Polyhistor (arXiv:2210.03265). Prompts are additional tokens of each window. The tokens of the
+window attend to them without a position bias, and the outputs of the prompts are dropped after attention. So only the
+key and the value of a prompt matter, and they are computed once per task instead of once per window.
+
+Note:
+    This is not VPT as its authors run it on Swin (`src/models/vit_prompt/swin_transformer.py` of
+    github.com/KMnP/vpt). There, the norm before attention also normalises the prompts; here, the projections to keys
+    and values read the prompts as they are. There, the prompts of VPT-shallow remain tokens, which attention,
+    feed-forward blocks and patch merging update and all further blocks attend to; here, they exist in the first block
+    only. There, the width of the first stage sets the range of the initial prompts of all layers; here, the width of
+    the layer itself does. Results need not be those of the paper.
 """
 
 import math
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from timm.models.swin_transformer import WindowAttention
     from transformers.models.swin.modeling_swin import SwinAttention
 
-PATCH = 3 * 4 * 4  # inputs of a patch, in the range of the initial prompts (official code of arXiv:2203.12119)
+PATCH = 3 * 4 * 4  # inputs of a patch, in the range of the initial prompts; the official code has another width
 
 
 @dataclass
@@ -52,7 +60,9 @@ class VptConfig(MultiTaskConfig):
 
 @dataclass
 class VptShallowConfig(VptConfig):
-    """Config of VPT-shallow: prompts in the first layer (arXiv:2203.12119, Sec. 3.2).
+    """Config of VPT-shallow: prompts in the attention of the first block, after arXiv:2203.12119, Sec. 3.2.
+
+    Unlike the original, no further block sees them, and they skip the norm before attention.
 
     Parameters, per task, with p prompts in a layer of width d: p d.
     """
@@ -62,7 +72,9 @@ class VptShallowConfig(VptConfig):
 
 @dataclass
 class VptDeepConfig(VptConfig):
-    """Config of VPT-deep: prompts in all layers (arXiv:2203.12119, Sec. 3.2).
+    """Config of VPT-deep: prompts in the attention of all blocks, after arXiv:2203.12119, Sec. 3.2.
+
+    Unlike in the original, they skip the norm before attention.
 
     Parameters, per task and layer of width d, with p prompts: p d.
     """

@@ -164,6 +164,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         for decoders in self._all_decoders():
             del decoders.heads[name]
         self.config.tasks = [task for task in self.config.tasks if task != name]
+        self.config.loss_weights = {task: w for task, w in self.config.loss_weights.items() if task != name}
 
     def keep_tasks(self, tasks: Sequence[str]) -> None:
         """Removes the decoders of all other tasks."""

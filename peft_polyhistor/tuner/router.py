@@ -127,7 +127,7 @@ class Router(nn.Module, BaseTunerLayer):
             with Following(Route(self, (), {}, True, {}, {})):
                 return forward(*args, **kwargs)
         asked = {name: kwargs.pop(name, None) for name in ("task", "tasks")}
-        tasks = resolve_tasks(self._tasks_of(self.active_adapters), **asked)
+        tasks = resolve_tasks(self.tasks_of(self.active_adapters), **asked)
         bind_checkpoints(encoder, follow_again)
         outputs: list[Any] = []
         for route in self._routes(tasks, first_tensor((args, kwargs))):
@@ -175,19 +175,21 @@ class Router(nn.Module, BaseTunerLayer):
         if self.route is None:
             raise RuntimeError(
                 "An adapted layer was called outside of a forward pass of the adapted model, so its task is unknown. "
-                "Call the whole model, with `task=` or `tasks=`."
+                "Call the whole model, with `task=` or `tasks=`. If this is a backward pass, the layer is recomputed "
+                "by a checkpointing that does not know the task, such as timm's `set_grad_checkpointing`: switch it "
+                "off. Adapters work with `gradient_checkpointing_enable` of transformers' own encoders."
             )
         return self.route
 
     def weights_of(self, adapter_names: list[str], **asked: Any) -> SiteWeights:
         """Returns weights and dropout of adapters by site, for `task=` or `tasks=`; raises the errors of a call."""
-        return self._generate(resolve_tasks(self._tasks_of(adapter_names), **asked), adapter_names)
+        return self._generate(resolve_tasks(self.tasks_of(adapter_names), **asked), adapter_names)
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
         """Generates the weights once for all calls in this block; see `TaskVerbs.generate_once`."""
         names = self.active_adapters
-        tasks = self._tasks_of(names) if names and not self.shares_pass else []
+        tasks = self.tasks_of(names) if names and not self.shares_pass else []
         if not tasks:
             yield
             return
@@ -199,7 +201,7 @@ class Router(nn.Module, BaseTunerLayer):
         finally:
             PRESENT.kept = before
 
-    def _tasks_of(self, adapter_names: list[str]) -> list[str]:
+    def tasks_of(self, adapter_names: list[str]) -> list[str]:
         """Returns the tasks that all these adapters have, in the order of the first adapter."""
         first, *others = (self.records[name].config.tasks for name in adapter_names if name in self.records)
         return [name for name in first if all(name in tasks for tasks in others)]

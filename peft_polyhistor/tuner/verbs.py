@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
@@ -59,8 +60,7 @@ class TaskVerbs(BaseTuner):
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:
             decoders.add_task(name, from_)
-            config = self.peft_config[adapter_name]  # saves the descriptions of a user's own tasks
-            config.made_for = (config.made_for or {}) | {"decoders": decoders.config.decoder_settings()}
+            self._record_decoders(adapter_name, decoders)
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
         """Removes a task from a trained adapter, and its decoder from a dense model. Other tasks do not change.
@@ -80,6 +80,8 @@ class TaskVerbs(BaseTuner):
         if decoders is not None and name in decoders.config.tasks:
             decoders.remove_task(name)
         self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
+        if decoders is not None:
+            self._record_decoders(adapter_name, decoders)
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
@@ -132,27 +134,50 @@ class TaskVerbs(BaseTuner):
 
         Raises:
             ValueError: The adapters cannot be merged (beside attention, in series, with a weight of the norm near
-                zero, or with widths that the encoder's config cannot express), or they do not have the task. Nothing
-                is changed.
+                zero, or with widths that the encoder's config cannot express), or they do not have the task. Or an
+                adapter is unknown or was merged or unloaded before, or several have decoders. Nothing is changed.
 
         Note:
             The ratios of transformers' PVT and PVT v2 are integers: channels of zeros fill up their blocks.
         """
         names = adapter_names or self.active_adapters
-        known = [config for config in map(self.peft_config.get, names) if config]
+        configs = self._configs_to_merge(names)
         if tasks is not None:
-            asked = resolve_tasks(list(known[0].tasks), task, tasks)
+            asked = resolve_tasks(list(configs[0].tasks), task, tasks)
             return {name: deepcopy(self).merge_and_unload(False, safe_merge, adapter_names, name) for name in asked}
-        for config in known:
+        for config in configs:
             _require_known(task, config.tasks)
         if self.router:
             are_all = task is None and self.router.shares_pass
-            weights = self.router.weights_of(names, task=task, tasks=known[0].tasks if are_all else None)
-            merge(self.model, weights, known[0], task, safe_merge)
+            weights = self.router.weights_of(names, task=task, tasks=self.router.tasks_of(names) if are_all else None)
+            merge(self.model, weights, configs[0], task, safe_merge)
+        if adapter_names:  # `unload` keeps the decoders and other `modules_to_save` of the active adapter
+            self.set_adapter(names, inference_mode=configs[0].inference_mode)
         model = self.unload()
         if isinstance(model, MultiTaskDenseModel) and task is not None:
             model.keep_tasks([task])  # the encoder now serves this task only
         return model
+
+    def _configs_to_merge(self, names: Sequence[str]) -> list[MultiTaskConfig]:
+        """Returns the configs of adapters that are in the model and can be merged together."""
+        if not names or any(name not in self.peft_config for name in names):
+            raise ValueError(
+                f"The adapters to merge must be among {list(self.peft_config)}, got {names}. Name some of them in "
+                "`adapter_names`, or call `unload()` for the model without adapters."
+            )
+        configs = [self.peft_config[name] for name in names]
+        if self.router is None and any(config.target_modules != DUMMY_TARGET_MODULES for config in configs):
+            raise ValueError(
+                f"The adapters {names} are no longer in the model: it was merged or unloaded before. Load the model "
+                "and its adapters again. To merge several tasks, pass `tasks=[...]`, which merges each into a copy."
+            )
+        saved = [name for config in configs for name in set(config.modules_to_save or [])]
+        if len(set(saved)) < len(saved):
+            raise ValueError(
+                f"The adapters {names} each have their own {sorted(set(saved))}, of which a merged model can have one "
+                "set. Merge one of these adapters."
+            )
+        return configs
 
     def _dense_model(self) -> MultiTaskDenseModel | None:
         if not isinstance(self.model, MultiTaskDenseModel):
@@ -163,6 +188,11 @@ class TaskVerbs(BaseTuner):
                 "of one adapter cannot change alone. Delete the others first, or change a copy of the model."
             )
         return self.model
+
+    def _record_decoders(self, adapter_name: str, model: MultiTaskDenseModel) -> None:
+        """Updates the record of the decoders, which has the descriptions of a user's own tasks."""
+        config = self.peft_config[adapter_name]
+        config.made_for = (config.made_for or {}) | {"decoders": model.config.decoder_settings()}
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
         changed = replace(self.peft_config[adapter_name], tasks=tasks)  # `replace` checks the names

@@ -121,6 +121,38 @@ def test_adapters_that_are_active_together_merge_together(make_swin, pixels, per
 
 
 @torch.no_grad()
+def test_an_adapter_merges_with_its_own_decoders(make_dense, pixels, perturb):
+    model = get_peft_model(make_dense(), AdapterConfig(tasks=TASKS)).eval()
+    model.add_adapter("second", AdapterConfig(tasks=TASKS))
+    model.set_adapter("second")
+    expected = perturb(model)(pixels, tasks=["normals"])
+    model.set_adapter("default")
+    before = model(pixels)
+    with pytest.raises(ValueError, match=r"\['default', 'second'\] each have their own \['decoders'\].*Merge one"):
+        model.merge_and_unload(adapter_names=["default", "second"], task="normals")
+    merged = model.merge_and_unload(adapter_names=["second"], tasks=["normals"])["normals"]
+    check_equal(merged(pixels), expected, **SINGLE)
+    check_equal(model(pixels), before)
+    check_equal(model.merge_and_unload(adapter_names=["second"], task="normals")(pixels), expected, **SINGLE)
+
+
+def test_an_unknown_adapter_is_not_merged(make_swin):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=["a"]))
+    for call in ({"task": "a"}, {"tasks": ["a"]}):
+        with pytest.raises(ValueError, match=r"must be among \['default'\], got \['zz'\]. Name some of them"):
+            model.merge_and_unload(adapter_names=["zz"], **call)
+
+
+@torch.no_grad()
+def test_shared_adapters_of_other_tasks_merge_together(make_swin, pixels, perturb):
+    model = get_peft_model(make_swin(), SharedAdapterConfig(tasks=["a", "b"])).eval()
+    model.add_adapter("second", SharedAdapterConfig(tasks=["b", "c"]))
+    model.base_model.set_adapter(["default", "second"])
+    expected = perturb(model)(pixels, task="b")
+    check_equal(model.merge_and_unload()(pixels), expected, **SINGLE)
+
+
+@torch.no_grad()
 def test_one_pass_for_all_tasks_merges_with_all_decoders(make_dense, pixels, perturb):
     model = perturb(get_peft_model(make_dense(), SharedAdapterConfig(tasks=TASKS)).eval())
     expected = model(pixels)
@@ -245,6 +277,18 @@ def test_a_baked_adapter_predicts_in_one_with_its_block_and_follows_every_change
     check()
     assert [copied is None for copied in layers[1]._copies.kept[1].values()].count(True) == 1
     assert list(baked.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_baked_adapters_of_different_layers_predict_together(make_swin, pixels, perturb):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=["a"], bottlenecks=[4], layers_to_transform=[0]))
+    model.add_adapter("second", AdapterConfig(tasks=["a"], bottlenecks=[8, 8], layers_to_transform=[1, 2]))
+    model.base_model.set_adapter(["default", "second"])
+    with torch.enable_grad():  # where adapters run beside their blocks
+        expected = perturb(model).eval()(pixels)
+    layers = [module for module in model.modules() if isinstance(module, BakedLayer)]
+    check_equal(tuple(model(pixels).values()), tuple(t.detach() for t in expected.values()), **SINGLE)
+    assert [list(layer._copies.kept[1]) for layer in layers] == [["a"]] * 3
 
 
 @pytest.mark.parametrize("factor", [2, 3, 5, 7, 16])

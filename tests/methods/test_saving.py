@@ -129,13 +129,25 @@ def test_rows_do_not_go_to_other_tasks(adapt, make_swin, make_config, tmp_path):
     adapt(make_swin()).save_pretrained(tmp_path)
     for tasks in (TASKS[::-1], ["x", "y", "z"]):
         model = adapt(make_swin(), tasks=tasks)
-        with pytest.raises(ValueError, match=r"for the tasks \['semseg', .*'default' is for .*under another name"):
+        with pytest.raises(ValueError, match=r"with tasks=\['semseg', .*'default' has tasks=.*under another name"):
             model.load_adapter(tmp_path, "default")
-        with pytest.raises(ValueError, match=r"for the tasks \['semseg', .*leave `config` out"):
+        with pytest.raises(ValueError, match=r"with tasks=\['semseg', .*leave `config` out"):
             PeftModel.from_pretrained(make_swin(), tmp_path, config=make_config(tasks=tasks))
         model.load_adapter(tmp_path, "other")
         assert model.peft_config["other"].tasks == TASKS
     adapt(make_swin()).load_adapter(tmp_path, "default")
+
+
+@for_two_methods
+def test_weights_do_not_go_to_an_adapter_that_computes_something_else(adapt, make_swin, make_config, tmp_path):
+    adapt(make_swin(), sublayers=["attention", "feed_forward"], dropout=0.1).save_pretrained(tmp_path)
+    same = {"sublayers": ("feed_forward", "attention"), "init_weights": False, "tasks_per_pass": 1}
+    adapt(make_swin(), **same).load_adapter(tmp_path, "default")
+    message = r"saved with placement='parallel', and 'default' has placement='serial'\. Load it under another name"
+    with pytest.raises(ValueError, match=message):
+        adapt(make_swin(), **same, placement="serial").load_adapter(tmp_path, "default")
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(make_swin(), tmp_path, config=make_config(**same, placement="serial"))
 
 
 def test_an_adapter_of_other_settings_does_not_load(adapt, make_swin, tmp_path):

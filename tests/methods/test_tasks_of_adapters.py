@@ -59,6 +59,13 @@ def test_a_task_is_added_and_taken_away(row, adapt, make_base, pixels, perturb, 
         predict(model, pixels, "human_parts")
 
 
+@for_two_methods
+def test_a_task_that_is_taken_away_leaves_the_record_of_decoders(adapt, make_dense):
+    model = adapt(make_dense(loss_weights={"semseg": 2.0, "normals": 3.0}))
+    model.remove_task("normals")
+    assert model.peft_config["default"].made_for["decoders"]["loss_weights"] == {"semseg": 2.0}
+
+
 @rows(lambda row: not row.tasks_agree)
 @torch.no_grad()
 def test_a_new_task_may_start_as_the_mean(adapt, make_dense, pixels, perturb):
@@ -97,6 +104,15 @@ def test_bakes_into_plain_adapters(adapt, make_base, pixels, perturb, tmp_path):
     loaded = PeftModel.from_pretrained(base.double(), tmp_path).eval()
     check_equal(predict(loaded, pixels, "normals"), predict(baked, pixels, "normals"))
     check_equal(model.bake(["human_parts"])(pixels), predict(model, pixels, "human_parts"), **ROUNDING)
+
+
+@for_two_methods
+def test_a_baked_adapter_names_the_same_base(adapt, make_swin):
+    named = {"base_model_name_or_path": "someone/swin", "revision": "v2"}
+    model = adapt(make_swin())
+    vars(model.peft_config["default"]).update(named)
+    baked = model.bake().peft_config["default"]
+    assert {name: getattr(baked, name) for name in named} == named
 
 
 @rows(lambda row: row.config_class.shares_pass)

@@ -21,13 +21,10 @@ from methods_table import (
     rows,
     trainable,
 )
-from peft import inject_adapter_in_model
+from peft import get_peft_model, inject_adapter_in_model
 from tiny_models import perturb, recompute_layers
 
-from peft_polyhistor import (
-    PolyhistorConfig,
-    PolyhistorLiteConfig,
-)
+from peft_polyhistor import DecodersConfig, PolyhistorConfig, PolyhistorLiteConfig
 
 
 @torch.no_grad()
@@ -149,6 +146,20 @@ def test_merges_for_one_task(adapt, make_config, make_base, pixels, perturb):
     expected = predict(model, pixels.double(), "human_parts")
     merged = model.merge_and_unload(task="human_parts", safe_merge=True)
     check_equal(predict_frozen(merged, pixels.double(), "human_parts"), expected, **ROUNDING)
+
+
+@rows(lambda row: row.merges)
+def test_an_adapter_is_merged_once(adapt, make_base):
+    model = adapt(make_base())
+    model.merge_and_unload(task="semseg")
+    for again in ({"task": "normals"}, {"tasks": ["normals"]}):
+        with pytest.raises(ValueError, match=r"\['default'\] are no longer in the model.*pass `tasks=\[...\]`"):
+            model.merge_and_unload(**again)
+
+
+def test_decoders_without_adapters_are_merged_again(make_dense):
+    model = get_peft_model(make_dense(), DecodersConfig(tasks=TASKS))
+    assert model.merge_and_unload() is model.merge_and_unload()
 
 
 @rows(lambda row: row.merges)

@@ -356,6 +356,14 @@ def test_unknown_tasks_are_an_error(make_swin, make_dense, pixels, tasks):
         make_dense(ALL_TASKS)(pixels, tasks=tasks)
 
 
+def test_a_task_that_is_removed_takes_its_loss_weight_along(make_dense):
+    model = make_dense(ALL_TASKS, loss_weights={"semseg": 0.5, "normals": 2.0, "saliency": 3.0})
+    model.remove_task("saliency")
+    assert model.config.loss_weights == {"semseg": 0.5, "normals": 2.0}
+    model.keep_tasks(["normals"])
+    assert model.config.loss_weights == {"normals": 2.0}
+
+
 def test_a_loss_weight_of_an_unknown_task_is_an_error(make_dense):
     with pytest.raises(ValueError, match=r"Unknown tasks \['depth'\]"):
         make_dense(ALL_TASKS, loss_weights={"depth": 1})

@@ -155,6 +155,13 @@ def test_a_replica_runs_its_own_encoder(make_swin, pixels):
     assert differ(replica(pixels), before)
 
 
+@torch.no_grad()
+def test_a_replica_of_a_baked_model_keeps_its_adapters(make_swin, pixels):
+    baked = perturb(get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).eval()).bake()
+    replica, expected = replicate(baked), baked(pixels, tasks=TASKS)
+    check_equal(replica(pixels, tasks=TASKS), expected, rtol=1e-5, atol=1e-5)
+
+
 # Outputs and arguments of models that nobody knows
 
 

@@ -4,6 +4,7 @@
 
 import copy
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from tiny_models import recompute_layers
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 from transformers import SwinModel, TorchAoConfig
 
-from peft_polyhistor import DecodersConfig, MultiTaskDenseModel, StageEncoder
+from peft_polyhistor import DecodersConfig, MultiTaskDenseModel, PolyhistorLiteConfig, StageEncoder
 
 
 @torch.no_grad()
@@ -91,6 +93,15 @@ def test_reentrant_checkpointing_is_refused(adapt, make_base, pixels):
     for _ in range(2):
         with pytest.raises(ValueError, match=r"Reentrant checkpointing passes no gradient.*'use_reentrant': False"):
             predict(model, pixels, "semseg")
+
+
+def test_a_checkpointing_that_knows_no_tasks_is_named(make_swin, pixels):
+    model = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).train()
+    block = model.base_model.model.encoder.layers[2].blocks[0]
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # as timm's `set_grad_checkpointing`
+    loss = loss_of(model(pixels, task="semseg"))
+    with pytest.raises(RuntimeError, match=r"backward pass.*timm's `set_grad_checkpointing`: switch it off"):
+        loss.backward()
 
 
 def test_checkpointing_before_adapting_warns_of_nothing(adapt, make_dense, pixels, caplog, monkeypatch):
