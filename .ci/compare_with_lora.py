@@ -48,9 +48,17 @@ def differences() -> list[str]:
     ]
 
 
+def is_control_sound() -> bool:
+    """Whether LoRA passes more tests than it fails; otherwise it excuses the methods for a fault of the set-up."""
+    outcomes = Counter(
+        r.outcome for (_, method), tests in results.items() if method == CONTROL for r in tests.values()
+    )
+    return not outcomes or outcomes["passed"] > outcomes["failed"]
+
+
 def pytest_sessionfinish(session, exitstatus):
     failed = sum(result.outcome == "failed" for tests in results.values() for result in tests.values())
-    if differences():
+    if differences() or not is_control_sound():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     elif exitstatus == pytest.ExitCode.TESTS_FAILED and failed == session.testsfailed:  # all of them with LoRA
         session.exitstatus = pytest.ExitCode.OK

@@ -3,6 +3,7 @@
 """Builds and loads encoders, and gives hierarchical vision transformers the common form of a `StageEncoder`."""
 
 import os
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ BACKBONES = {
     Swinv2Model: (Swinv2Backbone, ["embeddings", "encoder"]),
     PvtV2Model: (PvtV2Backbone, ["encoder"]),
 }
+# Weights that a file may lack: of masked images, and norms that a backbone adds to its maps.
+FRESH = re.compile(r"mask_token$|hidden_states_norms\.")
 # Model types that load as the class they were saved from.
 SAVED_TYPES = ["swin", "swinv2", "pvt", "pvt_v2", "timm_wrapper"]
 
@@ -122,11 +125,14 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     Args:
         name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
             or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`).
-        **kwargs: Arguments of `from_pretrained`, e.g. `revision`.
+        **kwargs: Arguments of `from_pretrained`, e.g. `revision`; for a backbone of more than four stages
+            `out_features`.
 
     Raises:
         OSError: There is no such folder or Hub repository.
-        TypeError, ValueError: See `view_encoder`.
+        TypeError: See `view_encoder`.
+        ValueError: See `view_encoder`; or the file lacks weights of the encoder, or it is unknown which four of its
+            stages to take.
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
@@ -136,15 +142,35 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     source = str(embedded.get(name, name))
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)  # `False` prevents a prompt
     model_class = _class_of(config, name)
-    if issubclass(model_class, BackboneMixin):
-        # By name, because some families count a stem as a stage.
-        kwargs["out_features"] = [f"stage{i}" for i in range(1, 5)]
-    encoder = view_encoder(model_class.from_pretrained(source, **kwargs))
+    if issubclass(model_class, BackboneMixin) and len(config.out_features) != 4:
+        kwargs["out_features"] = _four_stages(config, name)
+    loaded: Any = model_class.from_pretrained(source, **kwargs | {"output_loading_info": True})
+    model, info = loaded
+    tensors = model.state_dict(keep_vars=True)
+    encoder = view_encoder(model)
+    kept = {id(tensor) for tensor in encoder.state_dict(keep_vars=True).values()}
+    missing = [key for key in sorted(info["missing_keys"]) if id(tensors[key]) in kept and not FRESH.search(key)]
+    if missing:
+        raise ValueError(
+            f"'{name}' lacks {len(missing)} weights of its encoder, such as {missing[:2]}, which would be random. "
+            "Save or download it again, whole."
+        )
     # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
     encoder.config.name_or_path = "" if name in embedded else name
     if name in embedded:
         encoder.config.embedded_name = name  # `peft_polyhistor.load` finds it by this name
     return encoder
+
+
+def _four_stages(config: Any, name: str) -> list[str]:
+    """Returns the names of the stages of a backbone; ValueError unless there are four besides a stem."""
+    stages = [stage for stage in config.stage_names if stage != "stem"]
+    if len(stages) != 4:
+        raise ValueError(
+            f"'{name}' has {len(stages)} stages, and a dense model takes the maps of four. Name them, such as "
+            f"out_features={stages[len(stages) // 4 - 1 :: max(1, len(stages) // 4)][:4]}."
+        )
+    return stages
 
 
 def _class_of(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:

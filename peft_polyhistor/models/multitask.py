@@ -19,6 +19,7 @@ from ..tasks.table import TASKS, check_labels, get_tasks
 from .decoder import Decoders
 from .encoder import build_encoder, view_encoder
 from .multitask_config import MultiTaskDenseConfig
+from .onload import home_of
 from .stages import StageEncoder
 
 
@@ -69,6 +70,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         self.encoder = encoder
         width, dropout = config.decoder_width, config.decoder_dropout
         self.decoders = Decoders(channels, encoder.widths, width, dropout, encoder.needs_norm, config.shared_norms)
+        self.decoders.to(*home_of(encoder))
         self.post_init()  # type: ignore[no-untyped-call]  # transformers'
 
     @classmethod

@@ -52,10 +52,16 @@ class BackboneStages(StageEncoder):
         self.widths = list(backbone.channels)  # type: ignore[arg-type]  # from its BackboneMixin
         probe = deepcopy(backbone).eval()  # a copy, because a forward pass can change a model
         with torch.no_grad():
-            size = 64
+            size = 224  # a multiple of patches of 14 and 16 pixels, and the only size of some backbones
             parameter = next(probe.parameters())
             image = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
-            maps = probe(image).feature_maps
+            try:
+                maps = probe(image).feature_maps
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{type(backbone).__name__} fails on an image of {size} x {size} pixels ({error}). Load it for "
+                    "this size, or wrap the model in your own subclass of StageEncoder."
+                ) from error
         if [stage_map.shape[1] for stage_map in maps] != self.widths:
             raise ValueError(
                 f"{type(backbone).__name__} yields maps {[tuple(stage_map.shape) for stage_map in maps]} for an image "

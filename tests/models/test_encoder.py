@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
+    Dinov2Backbone,
+    Dinov2Config,
     PvtV2Backbone,
     PvtV2Config,
     ResNetBackbone,
@@ -23,6 +26,7 @@ from transformers import (
     ViTModel,
 )
 
+from peft_polyhistor import MultiTaskDenseModel
 from peft_polyhistor.models.encoder import (
     BackboneStages,
     StageEncoder,
@@ -235,3 +239,32 @@ def test_a_folder_that_holds_no_encoder_is_an_error(tmp_path):
     ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
     with pytest.raises(TypeError, match="holds a vit model, which is no backbone"):
         load_encoder(str(tmp_path / "vit"))
+
+
+def test_a_file_without_weights_of_its_encoder_is_refused(make_swin, tmp_path):
+    make_swin(SwinForImageClassification).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+
+    def save_without(part):
+        kept = {name: weight for name, weight in weights.items() if part not in name}
+        save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+
+    save_without("classifier")
+    load_encoder(tmp_path)  # it is no part of the encoder
+    save_without(".layers.3.")
+    with pytest.raises(ValueError, match=r"lacks \d+ weights of its encoder, such as \['.*layers\.3\."):
+        load_encoder(tmp_path)
+
+
+def test_four_stages_of_a_longer_backbone_are_those_asked_for(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 8, "num_attention_heads": 1, "image_size": 28, "patch_size": 14}
+    Dinov2Backbone(Dinov2Config(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has 8 stages.*out_features=\['stage2', 'stage4', 'stage6', 'stage8'\]"):
+        load_encoder(tmp_path)
+    encoder = load_encoder(tmp_path, out_features=["stage2", "stage4", "stage6", "stage8"])
+    assert encoder.config.out_features == ["stage2", "stage4", "stage6", "stage8"] and encoder.strides == [14] * 4
+
+
+def test_decoders_have_the_dtype_of_their_encoder(make_swin):
+    model = MultiTaskDenseModel.from_encoder(make_swin().bfloat16(), ["semseg"], decoder_width=8).eval()
+    assert model(torch.randn(1, 3, 64, 64).bfloat16()).logits["semseg"].isfinite().all()
