@@ -14,16 +14,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ..config import MultiTaskConfig
+from ..models.image_processor import FILE as PROCESSOR
 from ..models.image_processor import DenseImageProcessor
 from .cards import base_of, config_of, make_card
 from .merged_cards import make_merged_card, origin_of
-from .record import TrainingRecord
-from .weights import WEIGHTS
+from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
+from .weights import CONFIG, WEIGHTS
+
+
+# Files that `load` prefers to those of a merged model, or that describe the weights beside them.
+OWN_FILES = {CONFIG, WEIGHTS, PROCESSOR, PREVIEW, RESULTS, TRAINING}
 
 
 def publish(
@@ -44,8 +49,10 @@ def publish(
 ) -> CommitInfo:
     """Uploads the active adapter with its decoders, or a merged model, and its model card in one commit.
 
-    A missing repository is created. An existing card is replaced, because its scores belong to other weights. After a
-    failed upload the repository is unchanged, and the same call uploads only the missing files.
+    A missing repository is created. In an existing one, the card is replaced, because its scores belong to other
+    weights. For the same reason an adapter, an image processor and the record of a training are deleted there if the
+    upload has no such files; all other files stay. After a failed upload the repository is unchanged, and the same
+    call uploads only the missing files.
 
     Args:
         model: A model with an adapter of a method of this package, or a result of `merge_and_unload`.
@@ -125,11 +132,14 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
     return repo_id
 
 
-def _upload(api: HfApi, repo_id: str, files: dict[str, Path], **commit: Any) -> CommitInfo:
-    # One commit, unlike `upload_folder`, so that no revision holds an incomplete checkpoint.
-    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
+def _upload(api: HfApi, repo_id: str, files: dict[str, Path], revision: str | None, **commit: Any) -> CommitInfo:
+    """Uploads files, and deletes those of `OWN_FILES` that belong to an earlier checkpoint."""
+    # One commit, unlike `upload_folder`, so that no revision holds an incomplete or a mixed checkpoint.
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
+    present = OWN_FILES.intersection(api.list_repo_files(repo_id, revision=revision))
+    deleted = [CommitOperationDelete(path_in_repo=name) for name in sorted(present - files.keys())]
     try:
-        return api.create_commit(repo_id, operations, **commit)
+        return api.create_commit(repo_id, [*added, *deleted], revision=revision, **commit)
     except RuntimeError as error:  # huggingface_hub raises it if the upload of a large file fails
         raise ConnectionError(
             f"The upload to '{repo_id}' broke off ({error}). The repository is unchanged. Run the same again: "

@@ -12,10 +12,9 @@ import yaml
 
 from ..evaluation import find_best
 from ..tasks import declare_tasks
-from .record import PREVIEW, TrainingRecord
+from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
 
 
-TRAINING = "training.yaml"
 COMMAND = "accelerate launch recipes/train_pascal.py"
 
 
@@ -146,8 +145,8 @@ def write_files(run: Path, results: Mapping[str, Any], folder: Path) -> dict[str
         These files and `predictions.png` of the run, by name.
     """
     settings = shared_settings(results["settings"])
-    files = {TRAINING: folder / TRAINING, "results.json": folder / "results.json"}
+    files = {name: folder / name for name in (TRAINING, RESULTS)}
     files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
-    files["results.json"].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
+    files[RESULTS].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
     return files | ({PREVIEW: run / PREVIEW} if (run / PREVIEW).is_file() else {})

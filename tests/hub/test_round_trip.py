@@ -92,6 +92,20 @@ def test_merged_models_go_and_come(hub, model):
         load("ann/swin")
 
 
+def test_no_file_of_an_earlier_checkpoint_stays_beside_other_weights(hub, model):
+    model.push_to_hub(REPO)
+    earlier = {"results.json", "training.yaml", "predictions.png", "notes.md", "data/results.json"}
+    hub.repos[REPO].add("main", {**files_of(hub), **dict.fromkeys(earlier, b"of the user, or of earlier weights")})
+    commits = len(hub.repos[REPO].commits)
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, REPO)
+    assert not files_of(hub).keys() & {"adapter_config.json", "adapter_model.safetensors", "training.yaml"}
+    assert not files_of(hub).keys() & {"results.json", "predictions.png"}
+    assert files_of(hub).keys() >= {"config.json", "model.safetensors", "notes.md", "data/results.json"}
+    assert len(hub.repos[REPO].commits) == commits + 1
+    check_equal(predict(load(REPO)), predict(merged), **PLACED_BY_FILE)
+
+
 def test_takes_the_arguments_of_transformers(hub, model):
     model.push_to_hub(REPO, commit_message="First", max_shard_size="1GB", tags=None, private=None, token=None)
     assert files_of(hub).keys() == FILES
