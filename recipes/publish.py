@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 
 from train_pascal import NEUTRAL
 
-from peft_polyhistor import load
+from peft_polyhistor import DenseImageProcessor, load
 from peft_polyhistor.hub.run_record import record_of, write_files
+from peft_polyhistor.models.image_processor import FILE as PROCESSOR
 from peft_polyhistor.training.files import read_json
 from peft_polyhistor.training.run_folder import RESULTS
 
@@ -54,11 +55,13 @@ def main(argv: Sequence[str]) -> str:
     others = [read_results(run) for run in arguments.other_seeds]
     training = record_of(results, checkpoint.name, others, neutral=NEUTRAL)
     model = load(checkpoint)  # a checkpoint that does not load is not published
+    has_processor = (checkpoint / PROCESSOR).is_file()
     with TemporaryDirectory() as folder:
         commit = model.push_to_hub(
             arguments.repo,
             base_model=arguments.base_model,
             training=replace(training, files=write_files(checkpoint.parent, results, Path(folder))),
+            processor=DenseImageProcessor.from_pretrained(str(checkpoint)) if has_processor else None,
             license=arguments.license,
             private=arguments.private or None,
             revision=arguments.revision,

@@ -38,6 +38,7 @@ def publish(
     base_model: str | None = None,
     adapter: str | None = None,
     training: TrainingRecord | None = None,
+    processor: DenseImageProcessor | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
     private: bool | None = None,
@@ -60,6 +61,8 @@ def publish(
         base_model: Hub id of the encoder, if it was loaded from a folder. The adapter records it.
         adapter: Hub id of the adapter of a merged model, for its card.
         training: Record of the training of an adapter, for the card, with files to upload.
+        processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one with
+            the `image_size` of the model and the mean and standard deviation of ImageNet.
         license: License of the weights, in the spelling of the Hub.
         tags: Further tags of the card.
         private: Whether a created repository is private; `None` for the default of its owner.
@@ -69,12 +72,15 @@ def publish(
         commit_message, commit_description: Message and description of the commit.
 
     Raises:
-        TypeError: The adapter is not of a method of this package, or the model is not a result of `merge_and_unload`.
+        TypeError: The adapter is not of a method of this package, the model is not a result of `merge_and_unload`, or
+            `processor` is of another class.
         ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or
             `training` is given for a merged model.
         ConnectionError: The upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
+    if not isinstance(processor, DenseImageProcessor | None):
+        raise TypeError(f"`processor` must be a DenseImageProcessor, got a {type(processor).__name__}.")
     is_adapter = isinstance(model, PeftModel)
     card_for: Callable[..., ModelCard]
     with TemporaryDirectory() as temporary:
@@ -95,6 +101,10 @@ def publish(
             folder = Path(temporary)
             card_for = partial(make_merged_card, model, origin_of(model, base_model, adapter), license, tags)
             model.save_pretrained(folder)
+        if processor is None:
+            DenseImageProcessor.save_for(model, folder)
+        else:
+            processor.save_pretrained(str(folder))
         api = HfApi(token=token)
         repo_id = _open_repository(api, repo_id, private, revision)
         card_for(repo_id=repo_id).save(folder / "README.md")  # replaces PEFT's own card
@@ -114,9 +124,7 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
     """Saves one adapter in or below `folder`, and returns the folder of its files."""
     # `save_embedding_layers` would look up a vocabulary on the Hub.
     model.save_pretrained(str(folder), selected_adapters=[adapter_name], save_embedding_layers=False)
-    saved = folder if adapter_name == "default" else folder / adapter_name
-    DenseImageProcessor.save_for(model, saved)
-    return saved
+    return folder if adapter_name == "default" else folder / adapter_name
 
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:

@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import make_swin, perturb
-from transformers import SwinModel
+from transformers import SwinModel, ViTImageProcessor
 
-from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
 from peft_polyhistor.hub import publish as upload
 from peft_polyhistor.inference import MultiTaskPredictor
 from peft_polyhistor.training import parse_settings
@@ -76,7 +76,7 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
 def test_merged_models_go_and_come(hub, model):
     merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
     upload(merged, "ann/merged", adapter=REPO)
-    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors"}
+    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     loaded = load("ann/merged")
     check_equal(predict(loaded), predict(merged), **PLACED_BY_FILE)
     assert type(loaded) is MultiTaskDenseModel and f"[{REPO}]" in ModelCard.load("ann/merged").text
@@ -264,6 +264,18 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     [again] = parse_settings([str(tmp_path / "training.yaml")], "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
     assert (again.methods, again.tasks, again.encoder, again.seed) == (["polyhistor_lite"], TASKS, BASE, 0)
     check_equal(predict(load(REPO)), predict(model))
+
+
+def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
+    processor = DenseImageProcessor(96, image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
+    processor.save_pretrained(run / "best")
+    publish.main([str(run / "best"), "--repo", REPO])
+    predictor = MultiTaskPredictor.from_pretrained(REPO)
+    assert predictor.processor.to_dict() == processor.to_dict()
+    upload(model.merge_and_unload(tasks=["semseg"])["semseg"], "ann/merged", processor=predictor.processor)
+    assert MultiTaskPredictor.from_pretrained("ann/merged").processor.to_dict() == processor.to_dict()
+    with pytest.raises(TypeError, match="must be a DenseImageProcessor, got a ViTImageProcessor"):
+        upload(predictor.model, REPO, processor=ViTImageProcessor())
 
 
 def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path, monkeypatch, capfd, caplog):
