@@ -22,7 +22,7 @@ from ..config import MultiTaskConfig
 from ..models.image_processor import FILE as PROCESSOR
 from ..models.image_processor import DenseImageProcessor
 from .cards import base_of, config_of, make_card
-from .merged_cards import make_merged_card, origin_of
+from .merged_cards import Origin, make_merged_card, origin_of
 from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
 from .weights import CONFIG, WEIGHTS
 
@@ -39,7 +39,7 @@ def publish(
     adapter: str | None = None,
     training: TrainingRecord | None = None,
     processor: DenseImageProcessor | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     tags: Sequence[str] = (),
     private: bool | None = None,
     token: str | bool | None = None,
@@ -63,7 +63,8 @@ def publish(
         training: Record of the training of an adapter, for the card, with files to upload.
         processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one with
             the `image_size` of the model and the mean and standard deviation of ImageNet.
-        license: License of the weights, in the spelling of the Hub.
+        license: License of the weights, in the spelling of the Hub; `None` for Apache-2.0. A merged model has no
+            default, because it contains the weights of its encoder.
         tags: Further tags of the card.
         private: Whether a created repository is private; `None` for the default of its owner.
         token: Token with write access; `None` uses that of `hf auth login`.
@@ -74,8 +75,8 @@ def publish(
     Raises:
         TypeError: The adapter is not of a method of this package, the model is not a result of `merge_and_unload`, or
             `processor` is of another class.
-        ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or
-            `training` is given for a merged model.
+        ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or for a
+            merged model `training` is given or `license` is not.
         ConnectionError: The upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
@@ -92,14 +93,12 @@ def publish(
             folder = save_adapter(model, name, Path(temporary))
             base_of(config)  # raises its errors before anything changes on the Hub
             size = (folder / WEIGHTS).stat().st_size
-            card_for = partial(make_card, model, name, file_size=size, training=training, license=license, tags=tags)
+            card_for = partial(make_card, model, name, file_size=size, training=training)
         else:
-            if training is not None:
-                raise ValueError(
-                    "`training` is for adapters. Publish the adapter with it, and name that as `adapter` here."
-                )
+            origin = origin_of(model, base_model, adapter)
+            _check_merged(origin, training, license)
             folder = Path(temporary)
-            card_for = partial(make_merged_card, model, origin_of(model, base_model, adapter), license, tags)
+            card_for = partial(make_merged_card, model, origin)
             model.save_pretrained(folder)
         if processor is None:
             DenseImageProcessor.save_for(model, folder)
@@ -107,7 +106,8 @@ def publish(
             processor.save_pretrained(str(folder))
         api = HfApi(token=token)
         repo_id = _open_repository(api, repo_id, private, revision)
-        card_for(repo_id=repo_id).save(folder / "README.md")  # replaces PEFT's own card
+        card = card_for(repo_id=repo_id, license=license or "apache-2.0", tags=tags)
+        card.save(folder / "README.md")  # replaces PEFT's own card
         files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
         return _upload(
             api,
@@ -117,6 +117,17 @@ def publish(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+        )
+
+
+def _check_merged(origin: Origin, training: TrainingRecord | None, license: str | None) -> None:
+    """Raises ValueError for arguments that a merged model does not have, and for one that it lacks."""
+    if training is not None:
+        raise ValueError("`training` is for adapters. Publish the adapter with it, and name that as `adapter` here.")
+    if license is None:
+        raise ValueError(
+            f"A merged model contains the weights of its encoder '{origin.base.name}', so the licence of these weights "
+            "holds for it too. Look it up, and give it in the spelling of the Hub, e.g. license='apache-2.0'."
         )
 
 

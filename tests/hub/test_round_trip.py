@@ -75,14 +75,18 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
 
 def test_merged_models_go_and_come(hub, model):
     merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
-    upload(merged, "ann/merged", adapter=REPO)
+    with pytest.raises(ValueError, match=rf"weights of its encoder '{BASE}', so the licence .*give it"):
+        upload(merged, "ann/merged")
+    assert "ann/merged" not in hub.repos
+    upload(merged, "ann/merged", adapter=REPO, license="mit")
+    assert ModelCard.load("ann/merged").data.license == "mit"
     assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     loaded = load("ann/merged")
     check_equal(predict(loaded), predict(merged), **PLACED_BY_FILE)
     assert type(loaded) is MultiTaskDenseModel and f"[{REPO}]" in ModelCard.load("ann/merged").text
     bare = get_peft_model(SwinModel.from_pretrained(BASE), PolyhistorLiteConfig(tasks=["semseg"])).eval()
     swin = perturb(bare).merge_and_unload()
-    upload(swin, "ann/swin")
+    upload(swin, "ann/swin", license="mit")
     card = ModelCard.load("ann/swin")
     assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
     pixels = torch.randn(2, 3, 96, 96)
@@ -98,7 +102,7 @@ def test_no_file_of_an_earlier_checkpoint_stays_beside_other_weights(hub, model)
     hub.repos[REPO].add("main", {**files_of(hub), **dict.fromkeys(earlier, b"of the user, or of earlier weights")})
     commits = len(hub.repos[REPO].commits)
     merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
-    upload(merged, REPO)
+    upload(merged, REPO, license="mit")
     assert not files_of(hub).keys() & {"adapter_config.json", "adapter_model.safetensors", "training.yaml"}
     assert not files_of(hub).keys() & {"results.json", "predictions.png"}
     assert files_of(hub).keys() >= {"config.json", "model.safetensors", "notes.md", "data/results.json"}
@@ -272,7 +276,7 @@ def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
     publish.main([str(run / "best"), "--repo", REPO])
     predictor = MultiTaskPredictor.from_pretrained(REPO)
     assert predictor.processor.to_dict() == processor.to_dict()
-    upload(model.merge_and_unload(tasks=["semseg"])["semseg"], "ann/merged", processor=predictor.processor)
+    upload(model.merge_and_unload(tasks=["semseg"])["semseg"], "ann/merged", processor=predictor.processor, license="mit")
     assert MultiTaskPredictor.from_pretrained("ann/merged").processor.to_dict() == processor.to_dict()
     with pytest.raises(TypeError, match="must be a DenseImageProcessor, got a ViTImageProcessor"):
         upload(predictor.model, REPO, processor=ViTImageProcessor())
