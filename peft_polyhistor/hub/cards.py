@@ -105,6 +105,7 @@ def make_card(
     training: TrainingRecord | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
+    revision: str | None = None,
 ) -> ModelCard:
     """Makes the card of an adapter; the arguments are those of `publish`, and `file_size` is in bytes.
 
@@ -123,7 +124,7 @@ def make_card(
         peft_type=config.method,
         tasks=config.tasks,
         decoders=decoders,
-        repo_id=repo_id,
+        checkpoint=arguments_of(repo_id, revision),
         encoder=base.name,
         base=base.text,
         base_license=base.license,
@@ -137,6 +138,11 @@ def make_card(
         limits=_limits(config, base, training),
         references=_references(config),
     )
+
+
+def arguments_of(name: str, revision: str | None) -> str:
+    """Returns the arguments by which the code of a card loads a repository."""
+    return json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
 
 
 def _metadata(

@@ -61,15 +61,15 @@ def publish(
         base_model: Hub id of the encoder, if it was loaded from a folder. The adapter records it.
         adapter: Hub id of the adapter of a merged model, for its card.
         training: Record of the training of an adapter, for the card, with files to upload.
-        processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one with
-            the `image_size` of the model and the mean and standard deviation of ImageNet.
+        processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one
+            with the `image_size` of the model and the mean and standard deviation of ImageNet.
         license: License of the weights, in the spelling of the Hub; `None` for Apache-2.0. A merged model has no
             default, because it contains the weights of its encoder.
         tags: Further tags of the card.
         private: Whether a created repository is private; `None` for the default of its owner.
         token: Token with write access; `None` uses that of `hf auth login`.
-        revision: The branch, which is created if missing; `None` for `main`.
-        create_pr: Open a pull request instead of changing the branch.
+        revision: The branch, which is created if missing, and which the card loads; `None` for `main`.
+        create_pr: Open a pull request to the branch, which must exist, instead of changing it.
         commit_message, commit_description: Message and description of the commit.
 
     Raises:
@@ -105,8 +105,10 @@ def publish(
         else:
             processor.save_pretrained(str(folder))
         api = HfApi(token=token)
-        repo_id = _open_repository(api, repo_id, private, revision)
-        card = card_for(repo_id=repo_id, license=license or "apache-2.0", tags=tags)
+        is_branch = revision not in (None, "main") and not create_pr and not revision.startswith("refs/pr/")
+        branch = revision if is_branch else None
+        repo_id = _open_repository(api, repo_id, private, branch)
+        card = card_for(repo_id=repo_id, revision=branch, license=license or "apache-2.0", tags=tags)
         card.save(folder / "README.md")  # replaces PEFT's own card
         files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
         return _upload(
@@ -126,8 +128,8 @@ def _check_merged(origin: Origin, training: TrainingRecord | None, license: str 
         raise ValueError("`training` is for adapters. Publish the adapter with it, and name that as `adapter` here.")
     if license is None:
         raise ValueError(
-            f"A merged model contains the weights of its encoder '{origin.base.name}', so the licence of these weights "
-            "holds for it too. Look it up, and give it in the spelling of the Hub, e.g. license='apache-2.0'."
+            f"A merged model contains the weights of its encoder '{origin.base.name}', so their licence holds for it "
+            "too. Look it up, and give it in the spelling of the Hub, e.g. license='apache-2.0'."
         )
 
 
@@ -138,7 +140,7 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
     return folder if adapter_name == "default" else folder / adapter_name
 
 
-def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> str:
+def _open_repository(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> str:
     """Creates repository and branch if they are missing, and returns the full name of the repository."""
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
@@ -146,8 +148,8 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, revision: s
             f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "
             "choose another name. Nothing was uploaded."
         )
-    if revision is not None and not revision.startswith("refs/pr/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    if branch is not None:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
     return repo_id
 
 

@@ -25,7 +25,8 @@ from peft_polyhistor.training import parse_settings
 
 TASKS = ["semseg", "saliency", "normals"]
 BASE, REPO = "ann/tiny-swin", "ann/lite"
-FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"}
+PROCESSOR = "preprocessor_config.json"
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", PROCESSOR}
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +76,12 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
 
 def test_merged_models_go_and_come(hub, model):
     merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
-    with pytest.raises(ValueError, match=rf"weights of its encoder '{BASE}', so the licence .*give it"):
+    with pytest.raises(ValueError, match=rf"weights of its encoder '{BASE}', so their licence .*give it"):
         upload(merged, "ann/merged")
     assert "ann/merged" not in hub.repos
     upload(merged, "ann/merged", adapter=REPO, license="mit")
     assert ModelCard.load("ann/merged").data.license == "mit"
-    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors", PROCESSOR}
     loaded = load("ann/merged")
     check_equal(predict(loaded), predict(merged), **PLACED_BY_FILE)
     assert type(loaded) is MultiTaskDenseModel and f"[{REPO}]" in ModelCard.load("ann/merged").text
@@ -128,7 +129,7 @@ def test_loads_onto_the_bare_encoder(model):
         PeftModel.from_pretrained(make_swin(depths=[1, 1, 3, 1]), REPO)
 
 
-def test_revisions_stay_what_they_were(model):
+def test_revisions_stay_what_they_were(hub, model):
     first = model.push_to_hub(REPO)
     before = predict(model)
     perturb(model.train()).eval()
@@ -136,6 +137,11 @@ def test_revisions_stay_what_they_were(model):
         parameter.requires_grad_(True)
     perturb(model)
     model.push_to_hub(REPO, revision="trial")
+    card = ModelCard(files_of(hub, revision="trial")["README.md"].decode()).text
+    assert card.count(f'("{REPO}", revision="trial")') == 2 and f'(encoder, "{REPO}", revision="trial")' in card
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, "ann/merged", revision="trial", license="mit")
+    assert b'from_pretrained("ann/merged", revision="trial")' in files_of(hub, "ann/merged", "trial")["README.md"]
     check_equal(predict(load(REPO)), before)
     check_equal(predict(load(REPO, revision=first.oid)), before)
     with pytest.raises(FileNotFoundError, match=rf"'{REPO}' has no revision 'v9'\. It has \['main', 'trial'\]"):
@@ -152,6 +158,12 @@ def test_a_pull_request_leaves_the_branch_as_it_is(hub, model, monkeypatch):
     commit = model.push_to_hub(REPO, create_pr=True)
     assert commit.pr_revision == "refs/pr/1" and files_of(hub) == before
     check_equal(predict(load(REPO, revision="refs/pr/1")), predict(model))
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    model.push_to_hub(REPO, create_pr=True, revision="main")
+    with pytest.raises(HfHubHTTPError, match="404"):
+        model.push_to_hub(REPO, create_pr=True, revision="trial")
+    assert hub.repos[REPO].refs.keys() == {"main", "refs/pr/1", "refs/pr/2"}
+    assert b"revision" not in files_of(hub, revision="refs/pr/2")["README.md"].partition(b"## Scores")[0]
 
 
 def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
@@ -276,7 +288,8 @@ def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
     publish.main([str(run / "best"), "--repo", REPO])
     predictor = MultiTaskPredictor.from_pretrained(REPO)
     assert predictor.processor.to_dict() == processor.to_dict()
-    upload(model.merge_and_unload(tasks=["semseg"])["semseg"], "ann/merged", processor=predictor.processor, license="mit")
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, "ann/merged", processor=predictor.processor, license="mit")
     assert MultiTaskPredictor.from_pretrained("ann/merged").processor.to_dict() == processor.to_dict()
     with pytest.raises(TypeError, match="must be a DenseImageProcessor, got a ViTImageProcessor"):
         upload(predictor.model, REPO, processor=ViTImageProcessor())
