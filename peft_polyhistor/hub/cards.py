@@ -125,7 +125,7 @@ def make_card(
         tasks=config.tasks,
         decoders=decoders,
         checkpoint=arguments_of(repo_id, revision),
-        encoder=base.name,
+        encoder=arguments_of(base.name, None if base.is_embedded else config.revision),
         base=base.text,
         base_license=base.license,
         image_size=training.image_size if training else 224,

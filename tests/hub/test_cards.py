@@ -37,7 +37,7 @@ RECORD = TrainingRecord(
 
 def make_model(base, **kwargs):
     base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
-    return get_peft_model(base, PolyhistorConfig(tasks=NAMES, reduction_factor=2, **kwargs))
+    return get_peft_model(base, PolyhistorConfig(tasks=NAMES, reduction_factor=2), **kwargs)
 
 
 def card_of(model, **kwargs):
@@ -100,6 +100,12 @@ def test_a_bare_encoder_has_no_decoders():
     text = card_of(make_model(make_swin())).text
     assert "peft_polyhistor.load(" not in text and "| decoders |" not in text
     assert 'peft_polyhistor.load_encoder("ann/tiny-swin")' in text
+
+
+def test_the_code_loads_the_revision_of_the_encoder():
+    text = card_of(make_model(make_swin(), revision="v2")).text
+    assert 'peft_polyhistor.load_encoder("ann/tiny-swin", revision="v2")' in text
+    assert 'PeftModel.from_pretrained(encoder, "ann/lite")' in text, "which is the revision of the encoder alone"
 
 
 @pytest.mark.parametrize("decoders", [True, False])
