@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
 from ..config import MultiTaskConfig
@@ -22,6 +20,7 @@ from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
 from ..tasks import TASKS
 from .record import PREVIEW, TrainingRecord
+from .sources import is_hub_id
 
 
 TEMPLATE = ASSETS / "model_card.md"
@@ -81,10 +80,8 @@ def find_base(name: str | None, embedded: str | None) -> Base:
         raise ValueError(f"It is not known which encoder the adapter was trained on, so nobody could use it. {advice}")
     if Path(os.path.expanduser(name)).exists():
         raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}") from error
+    if not is_hub_id(name):
+        raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}")
     return Base(name, is_embedded=False)
 
 

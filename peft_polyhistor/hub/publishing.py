@@ -58,7 +58,7 @@ def publish(
     Args:
         model: A model with an adapter of a method of this package, or a result of `merge_and_unload`.
         repo_id: `"user/name"`.
-        base_model: Hub id of the encoder, if it was loaded from a folder. The adapter records it.
+        base_model: Hub id of the encoder, if it was loaded from a folder. The config of the model records it.
         adapter: Hub id of the adapter of a merged model, for its card.
         training: Record of the training of an adapter, for the card, with files to upload.
         processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one
@@ -97,6 +97,8 @@ def publish(
         else:
             origin = origin_of(model, base_model, adapter)
             _check_merged(origin, training, license)
+            if not origin.base.is_embedded:
+                model.config.merged_from = {**model.config.merged_from, "base_model": origin.base.name}
             folder = Path(temporary)
             card_for = partial(make_merged_card, model, origin)
             model.save_pretrained(folder)

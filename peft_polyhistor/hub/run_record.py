@@ -5,7 +5,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ import yaml
 from ..evaluation import find_best
 from ..tasks import declare_tasks
 from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
+from .sources import is_hub_id, public_name
 
 
 COMMAND = "accelerate launch recipes/train_pascal.py"
@@ -44,13 +45,13 @@ PASCAL = Source(
 
 def source_of(data: str) -> Source:
     """Returns the facts on the `data` of a run."""
-    path = Path(data).expanduser()
+    name = PureWindowsPath(data).name  # also of a POSIX path
     if data == "scenes":
         return SCENES
-    if not data or path.name == "PASCAL_MT":
+    if not data or name == "PASCAL_MT":
         return PASCAL
-    if path.exists() or data.count("/") != 1:
-        return Source(path.name, path.name.lower(), "not recorded: the data is a folder of the author")
+    if "/" not in data or not is_hub_id(data):
+        return Source(name, name.lower(), "not recorded: the data is a folder of the author")
     return Source(data, data, f"see https://huggingface.co/datasets/{data}", is_on_hub=True)
 
 
@@ -58,8 +59,7 @@ def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run for publication, without paths of the machine."""
     shared = {name: value for name, value in settings.items() if name not in ("output_dir", "resume", "processes")}
     for name in ("data", "encoder"):
-        if Path(shared[name]).expanduser().exists():
-            shared[name] = Path(shared[name]).name
+        shared[name] = public_name(shared[name])
     return shared
 
 
@@ -124,7 +124,7 @@ def command_of(settings: Mapping[str, Any], config: Path | None) -> str:
     if config is None:
         return f"{launch} {TRAINING}"
     command = f"{launch} recipes/configs/{config.name}"
-    command += "" if settings["data"] == "scenes" else f" --data {Path(settings['data']).name}"
+    command += "" if settings["data"] == "scenes" else f" --data {public_name(settings['data'])}"
     return command + (f" --seed {settings['seed']}" if settings["seed"] else "")
 
 

@@ -237,6 +237,11 @@ def test_the_encoder_is_one_that_others_have(hub, tmp_path):
     assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
     with pytest.raises(ValueError, match="has no decoders: it was made for a bare encoder"):
         load(REPO)
+    merged = model.merge_and_unload(task="semseg")
+    merged.config.merged_from["base_model"] = str(tmp_path)
+    upload(merged, "ann/merged", base_model=BASE, license="mit")
+    assert str(tmp_path).encode() not in b"".join(files_of(hub, "ann/merged").values())
+    assert json.loads(files_of(hub, "ann/merged")["config.json"])["merged_from"]["base_model"] == BASE
     fresh = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS))
     fresh.base_model.model.name_or_path = ""
     with pytest.raises(ValueError, match="not known which encoder"):
