@@ -19,6 +19,8 @@ from ..config import MultiTaskConfig
 from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
 from ..tasks import TASKS
+from ..tasks.binary import Binary
+from ..tasks.segmentation import Segmentation
 from .record import PREVIEW, TrainingRecord
 from .sources import is_hub_id
 
@@ -150,11 +152,12 @@ def _metadata(
     license: str,
     further_tags: Sequence[str],
 ) -> ModelCardData:
+    has_decoders = bool((config.made_for or {}).get("decoders"))
     tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words_for(config.tasks)]
     on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
     return ModelCardData(
         library_name="peft",
-        pipeline_tag="image-segmentation",
+        pipeline_tag=pipeline_of(config.tasks) if has_decoders else "image-feature-extraction",
         license=license,
         tags=tags + [tag for tag in further_tags if tag not in tags],
         datasets=[training.dataset_type] if training and training.dataset_is_on_hub else None,
@@ -170,12 +173,20 @@ def words_for(tasks: Sequence[str]) -> list[str]:
     return [word for pair in words for word in pair if word]
 
 
+def pipeline_of(tasks: Sequence[str]) -> str | None:
+    """Returns the Hub's pipeline of a dense model; `None` if none fits, e.g. for surface normals alone."""
+    rows = [TASKS[task] for task in tasks if task in TASKS]
+    if any(isinstance(row, Segmentation | Binary) for row in rows):
+        return "image-segmentation"
+    return "depth-estimation" if any(row.tag == "depth-estimation" for row in rows) else None
+
+
 def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
     """Lists all finite scores; the Hub accepts no others."""
     return [
         EvalResult(
-            task_type="image-segmentation",
-            task_name="dense prediction",
+            task_type=TASKS[task].tag or task,
+            task_name=task,
             dataset_type=training.dataset_type,
             dataset_name=training.dataset_name,
             dataset_split=training.split,

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models.encoder import ASSETS
 from ..models.multitask import MultiTaskDenseModel
-from .cards import Base, arguments_of, find_base, words_for
+from .cards import Base, arguments_of, find_base, pipeline_of, words_for
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def make_merged_card(
     on_hub: dict[str, Any] = {"base_model": origin.base.name, "base_model_relation": "finetune"}
     data = ModelCardData(
         library_name="peft-polyhistor" if is_dense else "transformers",
-        pipeline_tag="image-segmentation" if is_dense else "image-feature-extraction",
+        pipeline_tag=pipeline_of(tasks) if is_dense else "image-feature-extraction",
         license=license,
         tags=own_tags + [tag for tag in tags if tag not in own_tags],
         model_name=repo_id.rpartition("/")[2],

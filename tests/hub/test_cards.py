@@ -13,13 +13,15 @@ from methods_table import TASKS as NAMES
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_dense, make_swin
 
-from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, publish
+from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, binary, publish, register_task, regression
 from peft_polyhistor.evaluation import count_trainable
-from peft_polyhistor.hub.cards import TEMPLATE, count_saved, make_card, score_rows
+from peft_polyhistor.hub.cards import TEMPLATE, Base, count_saved, make_card, score_rows
+from peft_polyhistor.hub.merged_cards import Origin, make_merged_card
 from peft_polyhistor.hub.record import PREVIEW
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
+ORIGIN = Origin("POLYHISTOR", None, Base("ann/tiny-swin", is_embedded=False), None)
 RECORD = TrainingRecord(
     dataset_name="Small pictures",
     dataset_type="ann/pictures",
@@ -55,6 +57,24 @@ def test_metadata_makes_it_findable():
     assert {"POLYHISTOR", "semseg", "semantic-segmentation", "surface-normal-estimation", "swin"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_value) == ("ann/pictures", "val", 31.42)
+    assert (result.task_type, result.task_name) == ("semantic-segmentation", "semseg")
+
+
+def test_the_pipeline_is_that_of_the_tasks(table_of_tasks):
+    assert card_of(make_model(make_swin())).data.pipeline_tag == "image-feature-extraction"
+    register_task(regression("disparity", tag="depth-estimation"))
+    register_task(binary("lanes"))
+    pipelines = {
+        ("normals",): None,
+        ("normals", "disparity"): "depth-estimation",
+        ("disparity", "semseg"): "image-segmentation",
+        ("lanes",): "image-segmentation",
+    }
+    for tasks, pipeline in pipelines.items():
+        adapted = get_peft_model(make_dense(list(tasks)), PolyhistorConfig(tasks=list(tasks), reduction_factor=2))
+        adapted.peft_config["default"].base_model_name_or_path = "ann/tiny-swin"
+        assert card_of(adapted).data.pipeline_tag == pipeline
+        assert make_merged_card(make_dense(list(tasks)), ORIGIN, "mit", [], "ann/m").data.pipeline_tag == pipeline
 
 
 def test_without_a_record_no_number_is_shown():

@@ -276,9 +276,12 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     assert files.keys() == FILES | {"predictions.png", "results.json", "training.yaml"} and hub.repos[REPO].private
     assert str(tmp_path).encode() not in b"".join(files.values())
     [model_index] = ModelCard.load(REPO).data.to_dict()["model-index"]
-    [result] = model_index["results"]
-    assert result["dataset"] | {"split": "val"} == result["dataset"]
-    metrics = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert [result["task"] for result in model_index["results"]] == [
+        {"type": "semantic-segmentation", "name": "semseg"},
+        {"type": "saliency-detection", "name": "saliency"},
+    ]
+    assert all(result["dataset"]["split"] == "val" for result in model_index["results"])
+    metrics = {metric["name"]: metric["value"] for result in model_index["results"] for metric in result["metrics"]}
     assert metrics == {"semseg mIoU": 31.42, "saliency mIoU": 50.0, "saliency maxF": 60.0}  # of the best step; no NaN
     assert "Optimiser steps: 2" in ModelCard.load(REPO).text
     (tmp_path / "training.yaml").write_bytes(files["training.yaml"])
