@@ -18,6 +18,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from ..config import MultiTaskConfig
 from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
+from ..models.image_processor import normalize_image_size
 from ..tasks import TASKS
 from ..tasks.binary import Binary
 from ..tasks.segmentation import Segmentation
@@ -115,6 +116,7 @@ def make_card(
     config = config_of(model, adapter_name)
     base = base_of(config)
     decoders = (config.made_for or {}).get("decoders")
+    size = (decoders or {}).get("image_size") or (training.image_size if training else None)
     return ModelCard.from_template(
         _metadata(config, base, repo_id, training, license, tags),
         template_path=str(TEMPLATE),
@@ -127,7 +129,8 @@ def make_card(
         encoder=arguments_of(base.name, None if base.is_embedded else config.revision),
         base=base.text,
         base_license=base.license,
-        image_size=training.image_size if training else 224,
+        image_size=size,
+        example_size=normalize_image_size(size or 224),
         parameters=count_saved(model, adapter_name),
         file_size=file_size,
         training=training,

@@ -128,6 +128,16 @@ def test_the_code_loads_the_revision_of_the_encoder():
     assert 'PeftModel.from_pretrained(encoder, "ann/lite")' in text, "which is the revision of the encoder alone"
 
 
+def test_an_image_size_that_was_not_recorded_is_called_an_example():
+    note = "# The image size of the training is not recorded; 224 is an example.\npredictor ="
+    unknown, given = (card_of(make_model(make_dense()), training=record).text for record in (None, RECORD))
+    assert note in unknown and 'from_pretrained("ann/lite", image_size=224)' in unknown
+    assert "not recorded; 224" not in given and 'from_pretrained("ann/lite", image_size=96)' in given
+    saved = card_of(make_model(make_dense(image_size=[64, 96]))).text
+    assert "not recorded; 224" not in saved and 'from_pretrained("ann/lite")' in saved
+    assert "torch.randn(1, 3, 64, 96)" in saved and "torch.randn(1, 3, 96, 96)" in given
+
+
 @pytest.mark.parametrize("decoders", [True, False])
 def test_code_of_the_card_is_python(decoders):
     text = card_of(make_model(make_dense() if decoders else make_swin())).text
