@@ -5,8 +5,10 @@
     hf auth login
     python recipes/publish.py runs/scenes/polyhistor_lite/best --repo user/name
 
-The recipe uploads adapters and decoders (safetensors), adapter_config.json, the model card, predictions.png,
-results.json and the settings (training.yaml) in one commit. After a failed upload, the same command resumes it.
+The recipe uploads adapters and decoders (safetensors), adapter_config.json, preprocessor_config.json, the model card,
+the settings (training.yaml), results.json and predictions.png in one commit. predictions.png shows images of the split
+val, and results.json names the ids of images with the best and worst scores; --no_preview leaves out both. After a
+failed upload, the same command resumes it.
 """
 
 import argparse
@@ -34,6 +36,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch, created if missing (default: main)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
+    preview = "upload neither predictions.png, which shows images of the split val, nor ids of images"
+    parser.add_argument("--no_preview", action="store_true", help=preview)
     parser.add_argument("--base_model", help="Hub id of the encoder, if it was loaded from a folder")
     parser.add_argument("--license", default="apache-2.0", help="license of the weights (default: %(default)s)")
     seeds = "folders of runs with other seeds; the card shows mean and range of the scores"
@@ -57,10 +61,11 @@ def main(argv: Sequence[str]) -> str:
     model = load(checkpoint)  # a checkpoint that does not load is not published
     has_processor = (checkpoint / PROCESSOR).is_file()
     with TemporaryDirectory() as folder:
+        files = write_files(checkpoint.parent, results, Path(folder), with_images=not arguments.no_preview)
         commit = model.push_to_hub(
             arguments.repo,
             base_model=arguments.base_model,
-            training=replace(training, files=write_files(checkpoint.parent, results, Path(folder))),
+            training=replace(training, files=files),
             processor=DenseImageProcessor.from_pretrained(str(checkpoint)) if has_processor else None,
             license=arguments.license,
             private=arguments.private or None,

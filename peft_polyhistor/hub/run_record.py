@@ -138,15 +138,23 @@ def _check_same_but_seed(settings: Mapping[str, Any], other: Mapping[str, Any], 
         )
 
 
-def write_files(run: Path, results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def write_files(run: Path, results: Mapping[str, Any], folder: Path, with_images: bool = True) -> dict[str, Path]:
     """Writes results and settings to `folder`, without paths of the machine.
 
+    Args:
+        run: Folder of the run.
+        results: Results of the run.
+        folder: Folder of the new files.
+        with_images: Whether images of the data may be published, and their ids with the best and worst scores.
+
     Returns:
-        These files and `predictions.png` of the run, by name.
+        These files by name, `with_images` also `predictions.png` of the run.
     """
     settings = shared_settings(results["settings"])
     files = {name: folder / name for name in (TRAINING, RESULTS)}
     files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
+    if not with_images:
+        shared.pop("pictures", None)  # of `find_details`
     files[RESULTS].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
-    return files | ({PREVIEW: run / PREVIEW} if (run / PREVIEW).is_file() else {})
+    return files | ({PREVIEW: run / PREVIEW} if with_images and (run / PREVIEW).is_file() else {})

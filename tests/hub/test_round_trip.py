@@ -290,6 +290,19 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     check_equal(predict(load(REPO)), predict(model))
 
 
+def test_a_run_is_published_without_images_of_its_data(hub, run):
+    results = json.loads((run / "results.json").read_text())
+    results["pictures"] = {"semseg": {"best": [{"image_id": "ann_at_home", "index": 0, "score": 1.0}], "worst": []}}
+    (run / "results.json").write_text(json.dumps(results))
+    publish.main([str(run / "best"), "--repo", REPO])
+    assert b"ann_at_home" in files_of(hub)["results.json"] and "predictions.png" in files_of(hub)
+    publish.main([str(run / "best"), "--repo", REPO, "--no_preview"])
+    assert files_of(hub).keys() == FILES | {"results.json", "training.yaml"}
+    assert b"ann_at_home" not in b"".join(files_of(hub).values())
+    assert b"predictions.png" not in files_of(hub)["README.md"]
+    assert json.loads(files_of(hub)["results.json"])["history"][0]["scores"] == results["history"][0]["scores"]
+
+
 def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
     processor = DenseImageProcessor(96, image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
     processor.save_pretrained(run / "best")
