@@ -116,6 +116,22 @@ def test_a_run_that_is_not_finished_is_not_published(tmp_path):
         publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 
+def test_other_seeds_are_folders_of_runs(make_results, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(make_results()))
+    (tmp_path / "best").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*best.results\.json\. Give --other_seeds folders of finished runs"
+    ):
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite", "--other_seeds", str(tmp_path / "best")])
+
+
+@pytest.mark.parametrize("method", ["full", "peft_lora"])
+def test_a_method_without_an_adapter_of_this_package_is_refused(make_results, tmp_path, method):
+    (tmp_path / "results.json").write_text(json.dumps(make_results(methods=[method])))
+    with pytest.raises(ValueError, match=rf"trained '{method}', and this recipe publishes the methods .*polyhistor"):
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
+
+
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "results.json").write_text('{"history": [')

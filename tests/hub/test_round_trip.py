@@ -290,6 +290,14 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     check_equal(predict(load(REPO)), predict(model))
 
 
+def test_a_run_is_published_after_the_folder_of_its_encoder_is_gone(hub, run, tmp_path):
+    config = json.loads((run / "best/adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
+    (run / "best/adapter_config.json").write_text(json.dumps(gone))
+    publish.main([str(run / "best"), "--repo", REPO, "--base_model", BASE])
+    assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
+
+
 def test_a_run_is_published_without_images_of_its_data(hub, run):
     results = json.loads((run / "results.json").read_text())
     results["pictures"] = {"semseg": {"best": [{"image_id": "ann_at_home", "index": 0, "score": 1.0}], "worst": []}}
