@@ -80,8 +80,6 @@ def publish(
         ConnectionError: The upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
-    if not isinstance(processor, DenseImageProcessor | None):
-        raise TypeError(f"`processor` must be a DenseImageProcessor, got a {type(processor).__name__}.")
     is_adapter = isinstance(model, PeftModel)
     card_for: Callable[..., ModelCard]
     with TemporaryDirectory() as temporary:
@@ -102,10 +100,7 @@ def publish(
             folder = Path(temporary)
             card_for = partial(make_merged_card, model, origin)
             model.save_pretrained(folder)
-        if processor is None:
-            DenseImageProcessor.save_for(model, folder)
-        else:
-            processor.save_pretrained(str(folder))
+        _save_processor(model, processor, folder)
         api = HfApi(token=token)
         is_branch = revision not in (None, "main") and not create_pr and not revision.startswith("refs/pr/")
         branch = revision if is_branch else None
@@ -133,6 +128,15 @@ def _check_merged(origin: Origin, training: TrainingRecord | None, license: str 
             f"A merged model contains the weights of its encoder '{origin.base.name}', so their licence holds for it "
             "too. Look it up, and give it in the spelling of the Hub, e.g. license='apache-2.0'."
         )
+
+
+def _save_processor(model: PeftModel | PreTrainedModel, processor: DenseImageProcessor | None, folder: Path) -> None:
+    if processor is None:
+        DenseImageProcessor.save_for(model, folder)
+    elif isinstance(processor, DenseImageProcessor):
+        processor.save_pretrained(str(folder))
+    else:
+        raise TypeError(f"`processor` must be a DenseImageProcessor, got a {type(processor).__name__}.")
 
 
 def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
