@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
 from ..config import MultiTaskConfig
 from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
+from ..models.image_processor import normalize_image_size
 from ..tasks import TASKS
+from ..tasks.binary import Binary
+from ..tasks.segmentation import Segmentation
 from .record import PREVIEW, TrainingRecord
+from .sources import is_hub_id
 
 
 TEMPLATE = ASSETS / "model_card.md"
@@ -81,10 +83,8 @@ def find_base(name: str | None, embedded: str | None) -> Base:
         raise ValueError(f"It is not known which encoder the adapter was trained on, so nobody could use it. {advice}")
     if Path(os.path.expanduser(name)).exists():
         raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}") from error
+    if not is_hub_id(name):
+        raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}")
     return Base(name, is_embedded=False)
 
 
@@ -105,6 +105,7 @@ def make_card(
     training: TrainingRecord | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
+    revision: str | None = None,
 ) -> ModelCard:
     """Makes the card of an adapter; the arguments are those of `publish`, and `file_size` is in bytes.
 
@@ -115,6 +116,7 @@ def make_card(
     config = config_of(model, adapter_name)
     base = base_of(config)
     decoders = (config.made_for or {}).get("decoders")
+    size = (decoders or {}).get("image_size") or (training.image_size if training else None)
     return ModelCard.from_template(
         _metadata(config, base, repo_id, training, license, tags),
         template_path=str(TEMPLATE),
@@ -123,11 +125,12 @@ def make_card(
         peft_type=config.method,
         tasks=config.tasks,
         decoders=decoders,
-        repo_id=repo_id,
-        encoder=base.name,
+        checkpoint=arguments_of(repo_id, revision),
+        encoder=arguments_of(base.name, None if base.is_embedded else config.revision),
         base=base.text,
         base_license=base.license,
-        image_size=training.image_size if training else 224,
+        image_size=size,
+        example_size=normalize_image_size(size or 224),
         parameters=count_saved(model, adapter_name),
         file_size=file_size,
         training=training,
@@ -139,6 +142,11 @@ def make_card(
     )
 
 
+def arguments_of(name: str, revision: str | None) -> str:
+    """Returns the arguments by which the code of a card loads a repository."""
+    return json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")
+
+
 def _metadata(
     config: MultiTaskConfig,
     base: Base,
@@ -147,11 +155,12 @@ def _metadata(
     license: str,
     further_tags: Sequence[str],
 ) -> ModelCardData:
+    has_decoders = bool((config.made_for or {}).get("decoders"))
     tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words_for(config.tasks)]
     on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
     return ModelCardData(
         library_name="peft",
-        pipeline_tag="image-segmentation",
+        pipeline_tag=pipeline_of(config.tasks) if has_decoders else "image-feature-extraction",
         license=license,
         tags=tags + [tag for tag in further_tags if tag not in tags],
         datasets=[training.dataset_type] if training and training.dataset_is_on_hub else None,
@@ -167,12 +176,20 @@ def words_for(tasks: Sequence[str]) -> list[str]:
     return [word for pair in words for word in pair if word]
 
 
+def pipeline_of(tasks: Sequence[str]) -> str | None:
+    """Returns the Hub's pipeline of a dense model; `None` if none fits, e.g. for surface normals alone."""
+    rows = [TASKS[task] for task in tasks if task in TASKS]
+    if any(isinstance(row, Segmentation | Binary) for row in rows):
+        return "image-segmentation"
+    return "depth-estimation" if any(row.tag == "depth-estimation" for row in rows) else None
+
+
 def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
     """Lists all finite scores; the Hub accepts no others."""
     return [
         EvalResult(
-            task_type="image-segmentation",
-            task_name="dense prediction",
+            task_type=TASKS[task].tag or task,
+            task_name=task,
             dataset_type=training.dataset_type,
             dataset_name=training.dataset_name,
             dataset_split=training.split,

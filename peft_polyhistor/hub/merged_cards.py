@@ -11,7 +11,7 @@ from torch import nn
 
 from ..models.encoder import ASSETS
 from ..models.multitask import MultiTaskDenseModel
-from .cards import Base, find_base, words_for
+from .cards import Base, arguments_of, find_base, pipeline_of, words_for
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,22 @@ def origin_of(model: nn.Module, base_model: str | None = None, adapter: str | No
     return Origin(record["peft_type"], record.get("task"), base, adapter)
 
 
-def make_merged_card(model: nn.Module, origin: Origin, license: str, tags: Sequence[str], repo_id: str) -> ModelCard:
-    """Makes the card of a merged model; `license` and `tags` are those of `publish`."""
+def make_merged_card(
+    model: nn.Module,
+    origin: Origin,
+    license: str,
+    tags: Sequence[str],
+    repo_id: str,
+    revision: str | None = None,
+) -> ModelCard:
+    """Makes the card of a merged model; the arguments are those of `publish`, and of `origin_of`."""
     is_dense = isinstance(model, MultiTaskDenseModel)
     tasks = model.config.tasks if isinstance(model, MultiTaskDenseModel) else [origin.task] if origin.task else []
     own_tags = ["peft-polyhistor", origin.method, "merged", "dense-prediction", *words_for(tasks)]
     on_hub: dict[str, Any] = {"base_model": origin.base.name, "base_model_relation": "finetune"}
     data = ModelCardData(
         library_name="peft-polyhistor" if is_dense else "transformers",
-        pipeline_tag="image-segmentation" if is_dense else "image-feature-extraction",
+        pipeline_tag=pipeline_of(tasks) if is_dense else "image-feature-extraction",
         license=license,
         tags=own_tags + [tag for tag in tags if tag not in own_tags],
         model_name=repo_id.rpartition("/")[2],
@@ -63,6 +70,6 @@ def make_merged_card(model: nn.Module, origin: Origin, license: str, tags: Seque
         is_dense=is_dense,
         tasks=tasks,
         kind=type(model).__name__,
-        repo_id=repo_id,
+        checkpoint=arguments_of(repo_id, revision),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

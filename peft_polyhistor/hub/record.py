@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-PREVIEW = "predictions.png"
+PREVIEW, RESULTS, TRAINING = "predictions.png", "results.json", "training.yaml"  # files beside the weights
 Scores = Mapping[str, Mapping[str, float]]  # by task and metric
 
 

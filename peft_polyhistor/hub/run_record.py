@@ -5,17 +5,17 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
 
 from ..evaluation import find_best
 from ..tasks import declare_tasks
-from .record import PREVIEW, TrainingRecord
+from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
+from .sources import is_hub_id, public_name
 
 
-TRAINING = "training.yaml"
 COMMAND = "accelerate launch recipes/train_pascal.py"
 
 
@@ -45,13 +45,13 @@ PASCAL = Source(
 
 def source_of(data: str) -> Source:
     """Returns the facts on the `data` of a run."""
-    path = Path(data).expanduser()
+    name = PureWindowsPath(data).name  # also of a POSIX path
     if data == "scenes":
         return SCENES
-    if not data or path.name == "PASCAL_MT":
+    if not data or name == "PASCAL_MT":
         return PASCAL
-    if path.exists() or data.count("/") != 1:
-        return Source(path.name, path.name.lower(), "not recorded: the data is a folder of the author")
+    if "/" not in data or not is_hub_id(data):
+        return Source(name, name.lower(), "not recorded: the data is a folder of the author")
     return Source(data, data, f"see https://huggingface.co/datasets/{data}", is_on_hub=True)
 
 
@@ -59,8 +59,7 @@ def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run for publication, without paths of the machine."""
     shared = {name: value for name, value in settings.items() if name not in ("output_dir", "resume", "processes")}
     for name in ("data", "encoder"):
-        if Path(shared[name]).expanduser().exists():
-            shared[name] = Path(shared[name]).name
+        shared[name] = public_name(shared[name])
     return shared
 
 
@@ -125,7 +124,7 @@ def command_of(settings: Mapping[str, Any], config: Path | None) -> str:
     if config is None:
         return f"{launch} {TRAINING}"
     command = f"{launch} recipes/configs/{config.name}"
-    command += "" if settings["data"] == "scenes" else f" --data {Path(settings['data']).name}"
+    command += "" if settings["data"] == "scenes" else f" --data {public_name(settings['data'])}"
     return command + (f" --seed {settings['seed']}" if settings["seed"] else "")
 
 
@@ -139,15 +138,23 @@ def _check_same_but_seed(settings: Mapping[str, Any], other: Mapping[str, Any], 
         )
 
 
-def write_files(run: Path, results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+def write_files(run: Path, results: Mapping[str, Any], folder: Path, with_images: bool = True) -> dict[str, Path]:
     """Writes results and settings to `folder`, without paths of the machine.
 
+    Args:
+        run: Folder of the run.
+        results: Results of the run.
+        folder: Folder of the new files.
+        with_images: Whether images of the data may be published, and their ids with the best and worst scores.
+
     Returns:
-        These files and `predictions.png` of the run, by name.
+        These files by name, `with_images` also `predictions.png` of the run.
     """
     settings = shared_settings(results["settings"])
-    files = {TRAINING: folder / TRAINING, "results.json": folder / "results.json"}
+    files = {name: folder / name for name in (TRAINING, RESULTS)}
     files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
-    files["results.json"].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
-    return files | ({PREVIEW: run / PREVIEW} if (run / PREVIEW).is_file() else {})
+    if not with_images:
+        shared.pop("pictures", None)  # of `find_details`
+    files[RESULTS].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
+    return files | ({PREVIEW: run / PREVIEW} if with_images and (run / PREVIEW).is_file() else {})

@@ -13,13 +13,15 @@ from methods_table import TASKS as NAMES
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_dense, make_swin
 
-from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, publish
+from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, binary, publish, register_task, regression
 from peft_polyhistor.evaluation import count_trainable
-from peft_polyhistor.hub.cards import TEMPLATE, count_saved, make_card, score_rows
+from peft_polyhistor.hub.cards import TEMPLATE, Base, count_saved, make_card, score_rows
+from peft_polyhistor.hub.merged_cards import Origin, make_merged_card
 from peft_polyhistor.hub.record import PREVIEW
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
+ORIGIN = Origin("POLYHISTOR", None, Base("ann/tiny-swin", is_embedded=False), None)
 RECORD = TrainingRecord(
     dataset_name="Small pictures",
     dataset_type="ann/pictures",
@@ -37,7 +39,7 @@ RECORD = TrainingRecord(
 
 def make_model(base, **kwargs):
     base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
-    return get_peft_model(base, PolyhistorConfig(tasks=NAMES, reduction_factor=2, **kwargs))
+    return get_peft_model(base, PolyhistorConfig(tasks=NAMES, reduction_factor=2), **kwargs)
 
 
 def card_of(model, **kwargs):
@@ -55,6 +57,24 @@ def test_metadata_makes_it_findable():
     assert {"POLYHISTOR", "semseg", "semantic-segmentation", "surface-normal-estimation", "swin"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_value) == ("ann/pictures", "val", 31.42)
+    assert (result.task_type, result.task_name) == ("semantic-segmentation", "semseg")
+
+
+def test_the_pipeline_is_that_of_the_tasks(table_of_tasks):
+    assert card_of(make_model(make_swin())).data.pipeline_tag == "image-feature-extraction"
+    register_task(regression("disparity", tag="depth-estimation"))
+    register_task(binary("lanes"))
+    pipelines = {
+        ("normals",): None,
+        ("normals", "disparity"): "depth-estimation",
+        ("disparity", "semseg"): "image-segmentation",
+        ("lanes",): "image-segmentation",
+    }
+    for tasks, pipeline in pipelines.items():
+        adapted = get_peft_model(make_dense(list(tasks)), PolyhistorConfig(tasks=list(tasks), reduction_factor=2))
+        adapted.peft_config["default"].base_model_name_or_path = "ann/tiny-swin"
+        assert card_of(adapted).data.pipeline_tag == pipeline
+        assert make_merged_card(make_dense(list(tasks)), ORIGIN, "mit", [], "ann/m").data.pipeline_tag == pipeline
 
 
 def test_without_a_record_no_number_is_shown():
@@ -100,6 +120,22 @@ def test_a_bare_encoder_has_no_decoders():
     text = card_of(make_model(make_swin())).text
     assert "peft_polyhistor.load(" not in text and "| decoders |" not in text
     assert 'peft_polyhistor.load_encoder("ann/tiny-swin")' in text
+
+
+def test_the_code_loads_the_revision_of_the_encoder():
+    text = card_of(make_model(make_swin(), revision="v2")).text
+    assert 'peft_polyhistor.load_encoder("ann/tiny-swin", revision="v2")' in text
+    assert 'PeftModel.from_pretrained(encoder, "ann/lite")' in text, "which is the revision of the encoder alone"
+
+
+def test_an_image_size_that_was_not_recorded_is_called_an_example():
+    note = "# The image size of the training is not recorded; 224 is an example.\npredictor ="
+    unknown, given = (card_of(make_model(make_dense()), training=record).text for record in (None, RECORD))
+    assert note in unknown and 'from_pretrained("ann/lite", image_size=224)' in unknown
+    assert "not recorded; 224" not in given and 'from_pretrained("ann/lite", image_size=96)' in given
+    saved = card_of(make_model(make_dense(image_size=[64, 96]))).text
+    assert "not recorded; 224" not in saved and 'from_pretrained("ann/lite")' in saved
+    assert "torch.randn(1, 3, 64, 96)" in saved and "torch.randn(1, 3, 96, 96)" in given
 
 
 @pytest.mark.parametrize("decoders", [True, False])

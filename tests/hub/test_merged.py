@@ -133,6 +133,7 @@ def test_the_card_of_a_merged_dense_model_loads_it(merged_dense):
     assert check_metadata(str(card)) == []
     assert "`swin-mini`, which comes with peft-polyhistor" in card.text and card.data.base_model is None
     assert 'MultiTaskPredictor.from_pretrained("ann/merged")' in card.text
+    assert "Not measured." in card.text and "1e-5" not in card.text
 
 
 def test_what_has_no_card_is_not_published(merged, make_swin):

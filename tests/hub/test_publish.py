@@ -11,6 +11,7 @@ import recorded_cards
 from train_pascal import NEUTRAL, Settings
 
 from peft_polyhistor.hub import run_record as records
+from peft_polyhistor.hub.cards import find_base
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
@@ -69,10 +70,40 @@ def test_data_is_called_what_it_is_and_where_it_is_stays_here(make_results, tmp_
     assert json.loads(files["results.json"].read_text())["history"] == results["history"]
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/ann/photos", "photos"),
+        ("/photos", "photos"),
+        ("~/photos", "photos"),
+        ("./photos", "photos"),
+        ("../photos/", "photos"),
+        ("data/photos/v2", "v2"),
+        (r"C:\Users\ann\photos", "photos"),
+        ("C:/photos", "photos"),
+        (r"data\photos", "photos"),
+        ("photos", "photos"),
+    ],
+)
+def test_a_path_of_another_machine_is_neither_published_nor_taken_for_a_hub_id(make_results, tmp_path, path, name):
+    results = make_results(data=path, encoder=path)
+    shared = records.shared_settings(results["settings"])
+    assert (shared["data"], shared["encoder"]) == (name, name)
+    for file in records.write_files(tmp_path / "run", results, tmp_path).values():
+        assert path == name or path not in file.read_text().replace("\\\\", "\\")
+    source = records.source_of(path)
+    assert (source.name, source.is_on_hub) == (name, False)
+    if path != name:
+        with pytest.raises(ValueError, match=r"no Hub id\. Give its Hub id, e\.g\. base_model="):
+            find_base(path, None)
+
+
 def test_the_command_repeats_the_run(make_results):
     settings = make_results(data="scenes", seed=3)["settings"]
     assert records.command_of(settings, None) == "accelerate launch recipes/train_pascal.py training.yaml"
     assert records.command_of(settings, Path("b.yaml")).endswith("train_pascal.py recipes/configs/b.yaml --seed 3")
+    hub = records.command_of(settings | {"data": "ann/pictures", "seed": 0}, Path("a.yaml"))
+    assert hub.endswith("recipes/configs/a.yaml --data ann/pictures")
     two = records.command_of(settings | {"processes": 2, "data": "/data/PASCAL_MT", "seed": 0}, Path("a.yaml"))
     assert two == (
         "accelerate launch --num_processes 2 recipes/train_pascal.py recipes/configs/a.yaml --data PASCAL_MT"
@@ -82,6 +113,22 @@ def test_the_command_repeats_the_run(make_results):
 def test_a_run_that_is_not_finished_is_not_published(tmp_path):
     (tmp_path / "best").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no .*results\.json\. Give the folder `best` or `last` of"):
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
+
+
+def test_other_seeds_are_folders_of_runs(make_results, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(make_results()))
+    (tmp_path / "best").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*best.results\.json\. Give --other_seeds folders of finished runs"
+    ):
+        publish.main([str(tmp_path / "best"), "--repo", "ann/lite", "--other_seeds", str(tmp_path / "best")])
+
+
+@pytest.mark.parametrize("method", ["full", "peft_lora"])
+def test_a_method_without_an_adapter_of_this_package_is_refused(make_results, tmp_path, method):
+    (tmp_path / "results.json").write_text(json.dumps(make_results(methods=[method])))
+    with pytest.raises(ValueError, match=rf"trained '{method}', and this recipe publishes the methods .*polyhistor"):
         publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 

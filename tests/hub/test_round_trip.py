@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import make_swin, perturb
-from transformers import SwinModel
+from transformers import SwinModel, ViTImageProcessor
 
-from peft_polyhistor import MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
 from peft_polyhistor.hub import publish as upload
 from peft_polyhistor.inference import MultiTaskPredictor
 from peft_polyhistor.training import parse_settings
@@ -25,7 +25,8 @@ from peft_polyhistor.training import parse_settings
 
 TASKS = ["semseg", "saliency", "normals"]
 BASE, REPO = "ann/tiny-swin", "ann/lite"
-FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", "preprocessor_config.json"}
+PROCESSOR = "preprocessor_config.json"
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors", PROCESSOR}
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +76,18 @@ def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch
 
 def test_merged_models_go_and_come(hub, model):
     merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
-    upload(merged, "ann/merged", adapter=REPO)
-    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors"}
+    with pytest.raises(ValueError, match=rf"weights of its encoder '{BASE}', so their licence .*give it"):
+        upload(merged, "ann/merged")
+    assert "ann/merged" not in hub.repos
+    upload(merged, "ann/merged", adapter=REPO, license="mit")
+    assert ModelCard.load("ann/merged").data.license == "mit"
+    assert files_of(hub, "ann/merged").keys() == {"README.md", "config.json", "model.safetensors", PROCESSOR}
     loaded = load("ann/merged")
     check_equal(predict(loaded), predict(merged), **PLACED_BY_FILE)
     assert type(loaded) is MultiTaskDenseModel and f"[{REPO}]" in ModelCard.load("ann/merged").text
     bare = get_peft_model(SwinModel.from_pretrained(BASE), PolyhistorLiteConfig(tasks=["semseg"])).eval()
     swin = perturb(bare).merge_and_unload()
-    upload(swin, "ann/swin")
+    upload(swin, "ann/swin", license="mit")
     card = ModelCard.load("ann/swin")
     assert (card.data.base_model, card.data.base_model_relation) == (BASE, "finetune")
     pixels = torch.randn(2, 3, 96, 96)
@@ -90,6 +95,20 @@ def test_merged_models_go_and_come(hub, model):
         check_equal(SwinModel.from_pretrained("ann/swin")(pixels), swin(pixels), **PLACED_BY_FILE)
     with pytest.raises(FileNotFoundError, match="'ann/swin' has no adapter_config"):
         load("ann/swin")
+
+
+def test_no_file_of_an_earlier_checkpoint_stays_beside_other_weights(hub, model):
+    model.push_to_hub(REPO)
+    earlier = {"results.json", "training.yaml", "predictions.png", "notes.md", "data/results.json"}
+    hub.repos[REPO].add("main", {**files_of(hub), **dict.fromkeys(earlier, b"of the user, or of earlier weights")})
+    commits = len(hub.repos[REPO].commits)
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, REPO, license="mit")
+    assert not files_of(hub).keys() & {"adapter_config.json", "adapter_model.safetensors", "training.yaml"}
+    assert not files_of(hub).keys() & {"results.json", "predictions.png"}
+    assert files_of(hub).keys() >= {"config.json", "model.safetensors", "notes.md", "data/results.json"}
+    assert len(hub.repos[REPO].commits) == commits + 1
+    check_equal(predict(load(REPO)), predict(merged), **PLACED_BY_FILE)
 
 
 def test_takes_the_arguments_of_transformers(hub, model):
@@ -110,7 +129,7 @@ def test_loads_onto_the_bare_encoder(model):
         PeftModel.from_pretrained(make_swin(depths=[1, 1, 3, 1]), REPO)
 
 
-def test_revisions_stay_what_they_were(model):
+def test_revisions_stay_what_they_were(hub, model):
     first = model.push_to_hub(REPO)
     before = predict(model)
     perturb(model.train()).eval()
@@ -118,6 +137,11 @@ def test_revisions_stay_what_they_were(model):
         parameter.requires_grad_(True)
     perturb(model)
     model.push_to_hub(REPO, revision="trial")
+    card = ModelCard(files_of(hub, revision="trial")["README.md"].decode()).text
+    assert card.count(f'("{REPO}", revision="trial")') == 2 and f'(encoder, "{REPO}", revision="trial")' in card
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, "ann/merged", revision="trial", license="mit")
+    assert b'from_pretrained("ann/merged", revision="trial")' in files_of(hub, "ann/merged", "trial")["README.md"]
     check_equal(predict(load(REPO)), before)
     check_equal(predict(load(REPO, revision=first.oid)), before)
     with pytest.raises(FileNotFoundError, match=rf"'{REPO}' has no revision 'v9'\. It has \['main', 'trial'\]"):
@@ -134,6 +158,12 @@ def test_a_pull_request_leaves_the_branch_as_it_is(hub, model, monkeypatch):
     commit = model.push_to_hub(REPO, create_pr=True)
     assert commit.pr_revision == "refs/pr/1" and files_of(hub) == before
     check_equal(predict(load(REPO, revision="refs/pr/1")), predict(model))
+    monkeypatch.setenv("HF_TOKEN", "hf_ann")
+    model.push_to_hub(REPO, create_pr=True, revision="main")
+    with pytest.raises(HfHubHTTPError, match="404"):
+        model.push_to_hub(REPO, create_pr=True, revision="trial")
+    assert hub.repos[REPO].refs.keys() == {"main", "refs/pr/1", "refs/pr/2"}
+    assert b"revision" not in files_of(hub, revision="refs/pr/2")["README.md"].partition(b"## Scores")[0]
 
 
 def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
@@ -207,6 +237,11 @@ def test_the_encoder_is_one_that_others_have(hub, tmp_path):
     assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
     with pytest.raises(ValueError, match="has no decoders: it was made for a bare encoder"):
         load(REPO)
+    merged = model.merge_and_unload(task="semseg")
+    merged.config.merged_from["base_model"] = str(tmp_path)
+    upload(merged, "ann/merged", base_model=BASE, license="mit")
+    assert str(tmp_path).encode() not in b"".join(files_of(hub, "ann/merged").values())
+    assert json.loads(files_of(hub, "ann/merged")["config.json"])["merged_from"]["base_model"] == BASE
     fresh = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS))
     fresh.base_model.model.name_or_path = ""
     with pytest.raises(ValueError, match="not known which encoder"):
@@ -241,15 +276,52 @@ def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypat
     assert files.keys() == FILES | {"predictions.png", "results.json", "training.yaml"} and hub.repos[REPO].private
     assert str(tmp_path).encode() not in b"".join(files.values())
     [model_index] = ModelCard.load(REPO).data.to_dict()["model-index"]
-    [result] = model_index["results"]
-    assert result["dataset"] | {"split": "val"} == result["dataset"]
-    metrics = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert [result["task"] for result in model_index["results"]] == [
+        {"type": "semantic-segmentation", "name": "semseg"},
+        {"type": "saliency-detection", "name": "saliency"},
+    ]
+    assert all(result["dataset"]["split"] == "val" for result in model_index["results"])
+    metrics = {metric["name"]: metric["value"] for result in model_index["results"] for metric in result["metrics"]}
     assert metrics == {"semseg mIoU": 31.42, "saliency mIoU": 50.0, "saliency maxF": 60.0}  # of the best step; no NaN
     assert "Optimiser steps: 2" in ModelCard.load(REPO).text
     (tmp_path / "training.yaml").write_bytes(files["training.yaml"])
     [again] = parse_settings([str(tmp_path / "training.yaml")], "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
     assert (again.methods, again.tasks, again.encoder, again.seed) == (["polyhistor_lite"], TASKS, BASE, 0)
     check_equal(predict(load(REPO)), predict(model))
+
+
+def test_a_run_is_published_after_the_folder_of_its_encoder_is_gone(hub, run, tmp_path):
+    config = json.loads((run / "best/adapter_config.json").read_text())
+    gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
+    (run / "best/adapter_config.json").write_text(json.dumps(gone))
+    publish.main([str(run / "best"), "--repo", REPO, "--base_model", BASE])
+    assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
+
+
+def test_a_run_is_published_without_images_of_its_data(hub, run):
+    results = json.loads((run / "results.json").read_text())
+    results["pictures"] = {"semseg": {"best": [{"image_id": "ann_at_home", "index": 0, "score": 1.0}], "worst": []}}
+    (run / "results.json").write_text(json.dumps(results))
+    publish.main([str(run / "best"), "--repo", REPO])
+    assert b"ann_at_home" in files_of(hub)["results.json"] and "predictions.png" in files_of(hub)
+    publish.main([str(run / "best"), "--repo", REPO, "--no_preview"])
+    assert files_of(hub).keys() == FILES | {"results.json", "training.yaml"}
+    assert b"ann_at_home" not in b"".join(files_of(hub).values())
+    assert b"predictions.png" not in files_of(hub)["README.md"]
+    assert json.loads(files_of(hub)["results.json"])["history"][0]["scores"] == results["history"][0]["scores"]
+
+
+def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
+    processor = DenseImageProcessor(96, image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
+    processor.save_pretrained(run / "best")
+    publish.main([str(run / "best"), "--repo", REPO])
+    predictor = MultiTaskPredictor.from_pretrained(REPO)
+    assert predictor.processor.to_dict() == processor.to_dict()
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    upload(merged, "ann/merged", processor=predictor.processor, license="mit")
+    assert MultiTaskPredictor.from_pretrained("ann/merged").processor.to_dict() == processor.to_dict()
+    with pytest.raises(TypeError, match="must be a DenseImageProcessor, got a ViTImageProcessor"):
+        upload(predictor.model, REPO, processor=ViTImageProcessor())
 
 
 def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path, monkeypatch, capfd, caplog):

@@ -156,6 +156,9 @@ class Hub:
         files = dict(known.commits[known.resolve(revision)])
         for item in body[1:]:
             value = item["value"]
+            if item["key"] == "deletedFile":
+                del files[value["path"]]
+                continue
             is_large = item["key"] == "lfsFile"
             files[value["path"]] = self.blobs[value["oid"]] if is_large else base64.b64decode(value["content"])
         number = 1 + sum(ref.startswith("refs/pr/") for ref in known.refs)
