@@ -131,17 +131,20 @@ class MultiTaskPredictor:
         cls,
         name: str | Path,
         tasks: Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
         **kwargs: Any,
     ) -> "MultiTaskPredictor":
-        """Creates a predictor from a checkpoint, with its saved image processor unless `image_size` is given.
+        """Creates a predictor from a checkpoint, with its saved image processor unless `image_size` is a processor.
 
-        `name` and `kwargs` are passed to `load`, which raises its own errors.
+        A size replaces that of the saved processor, whose mean and standard deviation stay. `name` and `kwargs` are
+        passed to `load`, which raises its own errors.
         """
         model, folder = load_with_folder(name, **kwargs)
-        if image_size is None and (folder / FILE).is_file():
-            return cls(model, tasks, DenseImageProcessor.from_pretrained(str(folder)))
-        return cls(model, tasks, image_size)
+        if isinstance(image_size, DenseImageProcessor) or not (folder / FILE).is_file():
+            return cls(model, tasks, image_size)
+        saved = DenseImageProcessor.from_pretrained(str(folder))
+        size = saved.image_size if image_size is None else image_size
+        return cls(model, tasks, DenseImageProcessor(size, saved.image_mean, saved.image_std))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str

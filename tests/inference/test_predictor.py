@@ -17,7 +17,14 @@ from peft import get_peft_model
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, VmtAdapterConfig, load_encoder
+from peft_polyhistor import (
+    TASKS,
+    DenseImageProcessor,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    VmtAdapterConfig,
+    load_encoder,
+)
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import JointTransform, collate, synthetic_scenes
 from peft_polyhistor.evaluation import evaluate_tasks
@@ -146,6 +153,17 @@ def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb,
     assert MultiTaskPredictor(model, image_size=(32, 96)).image_size == (32, 96)
     with pytest.raises(ValueError, match=r"has no `image_size`.*Give image_size="):
         MultiTaskPredictor(make_model(perturb, image_size=None))
+
+
+def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    DenseImageProcessor(SIZE, [0.5, 0.4, 0.3], [0.2, 0.2, 0.1]).save_pretrained(tmp_path)
+    for size, expected in ((None, [SIZE, SIZE]), (32, [32, 32]), ((32, 96), [32, 96])):
+        processor = MultiTaskPredictor.from_pretrained(tmp_path, image_size=size).processor
+        assert processor.image_size == expected
+        assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    other = DenseImageProcessor(96)
+    assert MultiTaskPredictor.from_pretrained(tmp_path, image_size=other).processor is other
 
 
 def test_what_cannot_predict_is_refused(model, picture):
