@@ -373,6 +373,33 @@ def test_the_page_folds_the_end_of_a_long_legend_and_leaves_the_background_trans
     assert "<i></i>background 99.4%" in shown and "below 0.1%" in shown and " 0.0%" not in shown
 
 
+def test_names_of_folders_are_valid_everywhere(picture, tmp_path):
+    prediction = Prediction(picture, {"saliency": np.zeros((45, 71), np.float32)})
+    sources = [
+        "https://a.b/" + "x" * 300,
+        "ü" * 200,
+        "CON.png",
+        "a/nul.tar.gz",
+        "com¹",
+        "lpt0.jpg",
+        "console.png",
+        "...",
+    ]
+    with PredictionPage(tmp_path, "Names") as page:
+        names = [page.add(source, prediction).name for source in sources]
+    assert names == [
+        "x" * 200, "ü" * 100, "picture-CON", "picture-nul.tar", "picture-com¹", "picture-lpt0", "console", "picture",
+    ]  # fmt: skip
+
+
+def test_the_map_of_a_task_named_picture_leaves_the_image(depth, picture, tmp_path):
+    TASKS["Picture"] = replace(depth, name="Picture")
+    with PredictionPage(tmp_path, "Picture") as page:
+        folder = page.add("image.png", Prediction(picture, {"Picture": np.ones((45, 71), np.float32)}))
+    assert {path.name.lower() for path in folder.iterdir()} == {"picture.png", "picture.jpg", "picture-2.jpg"}
+    assert 'src="image/picture-2.jpg"' in (tmp_path / "index.html").read_text()
+
+
 def test_a_page_without_predictions_is_not_written(tmp_path):
     with PredictionPage(tmp_path / "out", "None"):
         pass
