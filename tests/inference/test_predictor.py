@@ -155,6 +155,16 @@ def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb,
         MultiTaskPredictor(make_model(perturb, image_size=None))
 
 
+def test_the_size_is_that_of_the_active_adapter(model, perturb, tmp_path):
+    make_model(perturb, image_size=(96, 32)).save_pretrained(tmp_path)
+    model.load_adapter(tmp_path, "second")
+    for adapter, size in (("default", (SIZE, SIZE)), ("second", (96, 32)), ("default", (SIZE, SIZE))):
+        model.set_adapter(adapter)
+        assert MultiTaskPredictor(model).image_size == size
+        DenseImageProcessor.save_for(model, tmp_path)
+        assert DenseImageProcessor.from_pretrained(tmp_path).image_size == list(size)
+
+
 def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoint(model, tmp_path):
     model.save_pretrained(tmp_path)
     DenseImageProcessor(SIZE, [0.5, 0.4, 0.3], [0.2, 0.2, 0.1]).save_pretrained(tmp_path)
