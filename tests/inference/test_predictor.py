@@ -163,6 +163,8 @@ def test_the_size_is_that_of_the_active_adapter(model, perturb, tmp_path):
         assert MultiTaskPredictor(model).image_size == size
         DenseImageProcessor.save_for(model, tmp_path)
         assert DenseImageProcessor.from_pretrained(tmp_path).image_size == list(size)
+        for single in (model.bake(["normals"]), model.merge_and_unload(tasks=["normals"])["normals"]):
+            assert MultiTaskPredictor(single).image_size == size
 
 
 def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoint(model, tmp_path):
