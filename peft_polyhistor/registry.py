@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registers the methods of this package with PEFT. No other module changes PEFT's enum, tables or loading."""
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import peft
@@ -13,6 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
 from .config import MultiTaskConfig, document
+from .models.multitask import MultiTaskDenseModel
+from .tuner.provenance import keep_settings
 
 
 # The config of each method by its lower-case name, without the prefix that keeps it apart from PEFT's own methods.
@@ -92,28 +96,56 @@ def _settings(config: PeftConfig) -> dict[str, Any]:
     return settings
 
 
+def _check_settings(config: PeftConfig, file: PeftConfig, model_id: Any, adapter_name: str) -> None:
+    """Raises ValueError if the weights in a file mean something else in the adapter of `config`."""
+    saved = _settings(file)
+    differing = {name: value for name, value in _settings(config).items() if saved.get(name) != value}
+    if differing:
+        theirs, ours = (
+            ", ".join(f"{name}={settings.get(name)!r}" for name in differing) for settings in (saved, differing)
+        )
+        raise ValueError(
+            f"The adapter in '{model_id}' was saved with {theirs}, and '{adapter_name}' has {ours}. Load it under "
+            "another name, or leave `config` out, so that the saved settings are used."
+        )
+
+
+def _warn_of_decoders(unexpected: Iterable[str], model_id: Any) -> None:
+    """Warns of the decoders among the weights of a file for which the model has no place."""
+    heads = (key.partition(".decoders.heads.")[2].partition(".")[0] for key in unexpected)
+    tasks = sorted({task for task in heads if task})
+    if tasks:
+        warnings.warn(
+            f"The adapter in '{model_id}' has decoders for {tasks}, which the model lacks. They were not loaded, and "
+            "will be missing where the adapter is saved again. To keep them, use peft_polyhistor.load, or build the "
+            "dense model with these tasks.",
+            stacklevel=3,
+        )
+
+
 _load_adapter = PeftModel.load_adapter
 
 
 @wraps(_load_adapter)
 def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    hub_options, _ = self._split_kwargs(kwargs)
+    read = partial(PeftConfig.from_pretrained, str(model_id), **hub_options)
     # PEFT reads no config if the adapter exists already, and copies the weights row by row. A row belongs to a task,
     # so the weights of other tasks, or of the same tasks in another order, would go to the wrong tasks without an
     # error. Weights also fit an adapter that computes something else with them, such as one of another placement.
     config = self.peft_config.get(adapter_name)
     if isinstance(config, MultiTaskConfig):
-        hub_options, _ = self._split_kwargs(kwargs)
-        saved = _settings(PeftConfig.from_pretrained(str(model_id), **hub_options))
-        differing = {name: value for name, value in _settings(config).items() if saved.get(name) != value}
-        if differing:
-            theirs, ours = (
-                ", ".join(f"{name}={settings.get(name)!r}" for name in differing) for settings in (saved, differing)
-            )
-            raise ValueError(
-                f"The adapter in '{model_id}' was saved with {theirs}, and '{adapter_name}' has {ours}. Load it under "
-                "another name, or leave `config` out, so that the saved settings are used."
-            )
-    return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+        _check_settings(config, read(), model_id, adapter_name)
+    result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+    # PEFT drops weights that find no place, and the tuner has recorded the settings of the model's own decoders.
+    config, model = self.peft_config[adapter_name], self.get_base_model()
+    if isinstance(config, MultiTaskConfig) and isinstance(model, MultiTaskDenseModel):
+        _warn_of_decoders(result.unexpected_keys, model_id)
+        made_for = read().made_for
+        if made_for is not None:
+            decoders = keep_settings(model.config.decoder_settings(), made_for["decoders"])
+            config.made_for = (config.made_for or {}) | {"decoders": decoders}
+    return result
 
 
 PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]

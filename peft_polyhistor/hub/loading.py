@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
@@ -156,6 +161,11 @@ def _download(name: str, files: list[str], revision: str | None, token: str | bo
         refs = HfApi(token=token).list_repo_refs(name)
         known = [ref.name for ref in (*refs.branches, *refs.tags)]
         raise FileNotFoundError(f"'{name}' has no revision '{revision}'. It has {known} and its commits.") from error
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"'{name}' is a gated repository, whose files you may not read yet. Accept its conditions on its page, "
+            f"{HfApi().endpoint}/{name}, and give token=... or run `hf auth login`."
+        ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "

@@ -15,6 +15,8 @@ from .predictor import Prediction
 
 
 LONGEST_SHOWN = 960  # pixels of the longer side of an image on the page; the maps keep their size
+LONGEST_NAME = 200  # bytes of the name of a subfolder; file systems allow 255
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
 
 class PredictionPage:
@@ -24,7 +26,8 @@ class PredictionPage:
 
     For each task, TASK.png holds the map at the size of the image: class ids with the palette of the task,
     255 * probability, or 127.5 * (vector + 1), rounded; other values in grey, black and white being the values of
-    `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page.
+    `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page, and picture.jpg the image
+    (picture-2.jpg beside a task of that name).
 
     Args:
         folder: Output folder. It is created, and must be empty if it exists.
@@ -59,7 +62,9 @@ class PredictionPage:
         """Writes the maps of the image `source`, a path or URL, and returns their folder."""
         folder = self.folder / self._name_for(source)
         folder.mkdir()
-        _shrink(prediction.picture).save(folder / "picture.jpg")
+        # The name of a task is an identifier, without a hyphen; file systems may ignore the case.
+        picture = "picture-2.jpg" if "picture" in map(str.lower, prediction.maps) else "picture.jpg"
+        _shrink(prediction.picture).save(folder / picture)
         for task in prediction.maps:
             prediction.paint(task).save(folder / f"{task}.png")
             _shrink(prediction.overlay(task)).save(folder / f"{task}.jpg")
@@ -67,6 +72,7 @@ class PredictionPage:
             {
                 "source": source,
                 "folder": folder.name,
+                "picture": picture,
                 "size": prediction.picture.size,
                 "tasks": {task: list(TASKS[task].legend(prediction.label(task))) for task in prediction.maps},
             }
@@ -75,7 +81,10 @@ class PredictionPage:
 
     def _name_for(self, source: str) -> str:
         """Chooses a unique folder name for an image, valid on any file system."""
-        stem = re.sub(r"[^\w.-]+", "_", Path(source.partition("?")[0]).stem).strip("._") or "picture"
+        stem = re.sub(r"[^\w.-]+", "_", Path(source.partition("?")[0]).stem)
+        stem = stem.strip("._").encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("._") or "picture"
+        if RESERVED.fullmatch(stem):
+            stem = f"picture-{stem}"
         taken = {entry["folder"].lower() for entry in self._entries}
         names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2)))
         return next(name for name in names if name.lower() not in taken)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
-from ..models.image_processor import FILE, DenseImageProcessor, normalize_image_size
+from ..models.image_processor import FILE, DenseImageProcessor, image_size_of, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
 from ..tasks import TASKS
@@ -99,7 +99,7 @@ class MultiTaskPredictor:
         model: A `MultiTaskDenseModel`, adapted or not, e.g. from `load`. It stays on its device.
         tasks: Tasks to predict; `None` for all tasks of the model.
         image_size: Side or (height, width) in pixels to which images are resized; `None` for the size used in
-            training. Or an image processor.
+            training, that of the active adapter. Or an image processor.
 
     Raises:
         TypeError: `model` is no dense model.
@@ -118,7 +118,7 @@ class MultiTaskPredictor:
                 f"A predictor needs a MultiTaskDenseModel, adapted or not, got {type(model).__name__}. Load one with "
                 "peft_polyhistor.load, or add decoders with MultiTaskDenseModel.from_encoder."
             )
-        size = config.image_size if image_size is None else image_size
+        size = image_size_of(model) if image_size is None else image_size
         if size is None:
             raise ValueError("The config of the model has no `image_size`. Give image_size=, such as 512.")
         self.model = model
@@ -131,17 +131,20 @@ class MultiTaskPredictor:
         cls,
         name: str | Path,
         tasks: Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
         **kwargs: Any,
     ) -> "MultiTaskPredictor":
-        """Creates a predictor from a checkpoint, with its saved image processor unless `image_size` is given.
+        """Creates a predictor from a checkpoint, with its saved image processor unless `image_size` is a processor.
 
-        `name` and `kwargs` are passed to `load`, which raises its own errors.
+        A size replaces that of the saved processor, whose mean and standard deviation stay. `name` and `kwargs` are
+        passed to `load`, which raises its own errors.
         """
         model, folder = load_with_folder(name, **kwargs)
-        if image_size is None and (folder / FILE).is_file():
-            return cls(model, tasks, DenseImageProcessor.from_pretrained(str(folder)))
-        return cls(model, tasks, image_size)
+        if isinstance(image_size, DenseImageProcessor) or not (folder / FILE).is_file():
+            return cls(model, tasks, image_size)
+        saved = DenseImageProcessor.from_pretrained(str(folder))
+        size = saved.image_size if image_size is None else image_size
+        return cls(model, tasks, DenseImageProcessor(size, saved.image_mean, saved.image_std))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str

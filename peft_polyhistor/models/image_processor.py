@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor
@@ -30,6 +31,20 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     check_sides("image_size", image_size)
     height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     return height, width
+
+
+def image_size_of(model: Any) -> int | Sequence[int] | None:
+    """Returns the `image_size` that a dense model was trained with; `None` if it is not known, or for other models.
+
+    Adapters record their own, and that of the active adapter comes before that of the model.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, MultiTaskDenseConfig):
+        return None
+    names = model.active_adapters if isinstance(model, PeftModel) else []
+    records = [getattr(model.peft_config.get(name), "made_for", None) or {} for name in names]
+    sizes = [(record.get("decoders") or {}).get("image_size") for record in records]
+    return next((size for size in sizes if size is not None), config.image_size)
 
 
 def from_array(values: np.ndarray) -> Image.Image:
@@ -112,14 +127,14 @@ class DenseImageProcessor(BaseImageProcessor):
 
     @classmethod
     def save_for(cls, model: Any, folder: str | Path) -> None:
-        """Saves the processor of a dense model in `folder`, if its config has an `image_size`.
+        """Saves the processor of a dense model in `folder`, if the model has an `image_size`, as `image_size_of` says.
 
         An earlier processor in the folder keeps its mean and standard deviation.
         """
-        config = getattr(model, "config", None)
-        if isinstance(config, MultiTaskDenseConfig) and config.image_size is not None:
+        image_size = image_size_of(model)
+        if image_size is not None:
             earlier = cls.from_pretrained(str(folder)) if (Path(folder) / FILE).is_file() else cls()
-            cls(config.image_size, earlier.image_mean, earlier.image_std).save_pretrained(str(folder))
+            cls(image_size, earlier.image_mean, earlier.image_std).save_pretrained(str(folder))
 
 
 AutoImageProcessor.register(MultiTaskDenseConfig, slow_image_processor_class=DenseImageProcessor, exist_ok=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Records the encoder that an adapter was trained on, and refuses any other architecture at load time."""
+"""Records the model that an adapter was trained on, and refuses any other architecture at load time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +16,8 @@ from .site import Site
 
 # The keys that tell architectures apart. They do not tell apart two encoders of one architecture.
 ARCHITECTURE = ("model_type", "blocks", "widths")
+# The keys of `decoders` that tell how decoders were trained; the others are sizes.
+TRAINED = ("decoder_dropout", "loss_weights", "image_size", "tasks")
 
 
 def routed_module(model: nn.Module) -> nn.Module:
@@ -38,6 +40,19 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
         "widths": [site.width for site in sites],
         "decoders": model.config.decoder_settings() if isinstance(model, MultiTaskDenseModel) else None,
     }
+
+
+def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the record of the decoders of an adapter that was loaded onto another dense model.
+
+    Args:
+        own: The `decoder_settings` of the model, which decide the sizes.
+        saved: The record that the adapter was saved with. Its settings of the training stay where they are known.
+            `None` for an adapter without decoders, which stays so.
+    """
+    if saved is None:
+        return None
+    return own | {key: saved[key] for key in TRAINED if saved.get(key) is not None}
 
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:

@@ -150,7 +150,20 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         if self.router is not None:  # otherwise the model was unloaded before
             self.router.detach()
             delattr(self.model, SHARED)
-        return super()._unload_and_optionally_merge(merge=False, **kwargs)  # type: ignore[return-value]  # not None
+        model: Any = super()._unload_and_optionally_merge(merge=False, **kwargs)
+        if isinstance(model, MultiTaskDenseModel):
+            hand_over(model, [self.peft_config[name] for name in self.active_adapters])
+        return model
+
+
+def hand_over(model: MultiTaskDenseModel, configs: Sequence[MultiTaskConfig]) -> None:
+    """Records in a model how its decoders were trained, which it took over from the adapters of `configs`."""
+    for config in configs:
+        decoders = (config.made_for or {}).get("decoders")
+        if decoders is not None:
+            weights = decoders["loss_weights"]
+            model.config.loss_weights = {task: weights[task] for task in model.config.tasks if task in weights}
+            model.config.image_size = decoders["image_size"] or model.config.image_size
 
 
 def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.multitask import MultiTaskDenseModel
+from ..tasks import describe_tasks
 from .merging import merge
 from .router import Router, router_of
 from .weights import resolve_tasks
@@ -60,7 +61,7 @@ class TaskVerbs(BaseTuner):
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:
             decoders.add_task(name, from_)
-            self._record_decoders(adapter_name, decoders)
+            self._record_decoders(adapter_name, added=[name])
 
     def remove_task(self, name: str, adapter_name: str | None = None) -> None:
         """Removes a task from a trained adapter, and its decoder from a dense model. Other tasks do not change.
@@ -81,7 +82,7 @@ class TaskVerbs(BaseTuner):
             decoders.remove_task(name)
         self._set_tasks(adapter_name, [tasks[index] for index in rows], rows)
         if decoders is not None:
-            self._record_decoders(adapter_name, decoders)
+            self._record_decoders(adapter_name, removed=name)
 
     @contextmanager
     def generate_once(self) -> Iterator[None]:
@@ -189,10 +190,17 @@ class TaskVerbs(BaseTuner):
             )
         return self.model
 
-    def _record_decoders(self, adapter_name: str, model: MultiTaskDenseModel) -> None:
-        """Updates the record of the decoders, which has the descriptions of a user's own tasks."""
+    def _record_decoders(self, adapter_name: str, added: Sequence[str] = (), removed: str | None = None) -> None:
+        """Updates the tasks in the record of the decoders, if the adapter has decoders."""
         config = self.peft_config[adapter_name]
-        config.made_for = (config.made_for or {}) | {"decoders": model.config.decoder_settings()}
+        record = config.made_for or {}
+        decoders = dict(record.get("decoders") or {})
+        if decoders:
+            rows = [*decoders.pop("tasks", []), *describe_tasks(added)]
+            rows = [row for row in rows if isinstance(row, dict) and removed not in row]
+            weights = {task: weight for task, weight in decoders["loss_weights"].items() if task != removed}
+            decoders |= {"loss_weights": weights, **({"tasks": rows} if rows else {})}
+            config.made_for = record | {"decoders": decoders}
 
     def _set_tasks(self, adapter_name: str, tasks: list[str], rows: Sequence[int | None]) -> None:
         changed = replace(self.peft_config[adapter_name], tasks=tasks)  # `replace` checks the names

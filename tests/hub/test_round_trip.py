@@ -181,6 +181,18 @@ def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
         model.push_to_hub("ann/second")
 
 
+def test_a_gated_repository_tells_where_to_accept_its_conditions(hub, model, tmp_path, monkeypatch):
+    model.push_to_hub(REPO)
+    hub.repos[REPO].gated = True
+    check_equal(predict(load(REPO, cache_dir=tmp_path / "ann")), predict(model))
+    monkeypatch.delenv("HF_TOKEN")
+    for token in (None, "hf_bob"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"gated .*Accept its conditions .*{hub.url}/{REPO}, .*auth login"
+        ):
+            load(REPO, token=token, cache_dir=tmp_path / "others")
+
+
 def test_what_should_be_private_never_goes_public(hub, model):
     model.push_to_hub(REPO)
     before = files_of(hub)

@@ -17,7 +17,14 @@ from peft import get_peft_model
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from peft_polyhistor import TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, VmtAdapterConfig, load_encoder
+from peft_polyhistor import (
+    TASKS,
+    DenseImageProcessor,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    VmtAdapterConfig,
+    load_encoder,
+)
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import JointTransform, collate, synthetic_scenes
 from peft_polyhistor.evaluation import evaluate_tasks
@@ -146,6 +153,29 @@ def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb,
     assert MultiTaskPredictor(model, image_size=(32, 96)).image_size == (32, 96)
     with pytest.raises(ValueError, match=r"has no `image_size`.*Give image_size="):
         MultiTaskPredictor(make_model(perturb, image_size=None))
+
+
+def test_the_size_is_that_of_the_active_adapter(model, perturb, tmp_path):
+    make_model(perturb, image_size=(96, 32)).save_pretrained(tmp_path)
+    model.load_adapter(tmp_path, "second")
+    for adapter, size in (("default", (SIZE, SIZE)), ("second", (96, 32)), ("default", (SIZE, SIZE))):
+        model.set_adapter(adapter)
+        assert MultiTaskPredictor(model).image_size == size
+        DenseImageProcessor.save_for(model, tmp_path)
+        assert DenseImageProcessor.from_pretrained(tmp_path).image_size == list(size)
+        for single in (model.bake(["normals"]), model.merge_and_unload(tasks=["normals"])["normals"]):
+            assert MultiTaskPredictor(single).image_size == size
+
+
+def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoint(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    DenseImageProcessor(SIZE, [0.5, 0.4, 0.3], [0.2, 0.2, 0.1]).save_pretrained(tmp_path)
+    for size, expected in ((None, [SIZE, SIZE]), (32, [32, 32]), ((32, 96), [32, 96])):
+        processor = MultiTaskPredictor.from_pretrained(tmp_path, image_size=size).processor
+        assert processor.image_size == expected
+        assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    other = DenseImageProcessor(96)
+    assert MultiTaskPredictor.from_pretrained(tmp_path, image_size=other).processor is other
 
 
 def test_what_cannot_predict_is_refused(model, picture):
@@ -353,6 +383,33 @@ def test_the_page_folds_the_end_of_a_long_legend_and_leaves_the_background_trans
     shown, folded = (tmp_path / "index.html").read_text().split("<summary>13 more</summary>")
     assert shown.count("<li>") == 8 and folded.count("<li>") == 13
     assert "<i></i>background 99.4%" in shown and "below 0.1%" in shown and " 0.0%" not in shown
+
+
+def test_names_of_folders_are_valid_everywhere(picture, tmp_path):
+    prediction = Prediction(picture, {"saliency": np.zeros((45, 71), np.float32)})
+    sources = [
+        "https://a.b/" + "x" * 300,
+        "ü" * 200,
+        "CON.png",
+        "a/nul.tar.gz",
+        "com¹",
+        "lpt0.jpg",
+        "console.png",
+        "...",
+    ]
+    with PredictionPage(tmp_path, "Names") as page:
+        names = [page.add(source, prediction).name for source in sources]
+    assert names == [
+        "x" * 200, "ü" * 100, "picture-CON", "picture-nul.tar", "picture-com¹", "picture-lpt0", "console", "picture",
+    ]  # fmt: skip
+
+
+def test_the_map_of_a_task_named_picture_leaves_the_image(depth, picture, tmp_path):
+    TASKS["Picture"] = replace(depth, name="Picture")
+    with PredictionPage(tmp_path, "Picture") as page:
+        folder = page.add("image.png", Prediction(picture, {"Picture": np.ones((45, 71), np.float32)}))
+    assert {path.name.lower() for path in folder.iterdir()} == {"picture.png", "picture.jpg", "picture-2.jpg"}
+    assert 'src="image/picture-2.jpg"' in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_without_predictions_is_not_written(tmp_path):

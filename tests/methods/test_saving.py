@@ -26,6 +26,9 @@ from methods_table import (
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from peft_polyhistor import TASKS as TASKS_OF_MODELS
+from peft_polyhistor import load, regression, segmentation
+
 
 @torch.no_grad()
 def test_loads_under_another_name_bit_for_bit(adapt, make_base, pixels, perturb, tmp_path):
@@ -171,9 +174,57 @@ def test_a_dense_model_needs_an_adapter_for_each_decoder(adapt, make_dense, task
 def test_an_adapter_with_decoders_loads_onto_a_dense_model_of_fewer(adapt, make_dense, pixels, perturb, tmp_path):
     model = perturb(adapt(make_dense()))
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_dense(["normals", "semseg"]), tmp_path).eval()
+    with pytest.warns(UserWarning, match=r"has decoders for \['human_parts'\], which the model lacks.*not loaded"):
+        loaded = PeftModel.from_pretrained(make_dense(["normals", "semseg"]), tmp_path).eval()
     for task in ("normals", "semseg"):
         check_equal(predict(loaded, pixels, task), predict(model, pixels, task))
+
+
+@for_two_methods
+def test_what_an_adapter_recorded_stays_on_a_dense_model_of_other_settings(adapt, make_dense, tmp_path):
+    TASKS_OF_MODELS["lanes"] = segmentation("lanes", classes=["road", "lane"])
+    tasks, weights = ["semseg", "lanes"], {"lanes": 2.0}
+    model = adapt(make_dense(tasks, image_size=96, loss_weights=weights, decoder_dropout=0.3), tasks=tasks)
+    record = model.peft_config["default"].made_for
+    model.save_pretrained(tmp_path)
+    TASKS_OF_MODELS["lanes"] = segmentation("lanes", classes=["lane", "road"])
+    other = adapt(make_dense(["semseg"], image_size=64, loss_weights={"semseg": 3.0}), tasks=["semseg"])
+    with pytest.warns(UserWarning, match=r"has decoders for \['lanes'\], which the model lacks"):
+        other.load_adapter(tmp_path, "second")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*which the model lacks")
+        plain = PeftModel.from_pretrained(make_dense(tasks), tmp_path, adapter_name="second")
+    assert plain.peft_config["second"].made_for == other.peft_config["second"].made_for == record
+    assert other.peft_config["default"].made_for["decoders"]["image_size"] == 64
+    plain.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["made_for"] == record
+    TASKS_OF_MODELS["depth"] = regression("depth")
+    plain.add_task("depth")
+    plain.remove_task("lanes")
+    changed = record["decoders"] | {"loss_weights": {}, "tasks": [{"depth": TASKS_OF_MODELS["depth"].to_dict()}]}
+    assert plain.peft_config["second"].made_for["decoders"] == changed
+
+
+@for_two_methods
+def test_an_adapter_without_decoders_stays_one_on_a_dense_model(adapt, make_dense, make_swin, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_dense(image_size=64), tmp_path)
+    assert loaded.peft_config["default"].made_for["decoders"] is None
+    loaded.add_task("saliency")
+    loaded.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="has no decoders: it was made for a bare encoder"):
+        load(tmp_path / "again")
+
+
+@for_two_methods
+def test_an_old_record_without_an_image_size_takes_that_of_the_model(adapt, make_dense, tmp_path):
+    adapt(make_dense()).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    del settings["made_for"]["decoders"]["image_size"]
+    file.write_text(json.dumps(settings))
+    loaded = PeftModel.from_pretrained(make_dense(image_size=64), tmp_path)
+    assert loaded.peft_config["default"].made_for["decoders"]["image_size"] == 64
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ class Repo:
     """Files by path at each commit; `refs` are branches and, under `refs/pr/`, pull requests."""
 
     private: bool
+    gated: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"0" * 40: {}})
     refs: dict[str, str] = field(default_factory=lambda: {"main": "0" * 40})
 
@@ -191,6 +192,8 @@ class Hub:
     def file(self, token, body, query, repo, revision, path) -> tuple[bytes, dict]:
         known = self.readable(repo, token)
         commit = known.resolve(revision)
+        if known.gated and self.user(token) != repo.partition("/")[0]:
+            raise RefusalError(403 if self.user(token) else 401, "Access to the model is restricted", "GatedRepo")
         content = known.commits[commit].get(path)
         if content is None:
             raise RefusalError(404, "Entry not found", "EntryNotFound")
