@@ -197,7 +197,7 @@ def _shadows(things: list[Thing], x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def render_scene(seed: int, index: int, size: int | tuple[int, int] = 128) -> dict[str, np.ndarray]:
-    """Renders the scene `index` of the series `seed`; the same arguments always give the same arrays.
+    """Renders the scene `index` of the series `seed`. On one machine, the same arguments give the same arrays.
 
     Args:
         seed: Series of scenes, 0 or more.
