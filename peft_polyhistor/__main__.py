@@ -109,11 +109,9 @@ def add_data(commands: Commands) -> None:
 def read_data_options(options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """Reads the tasks and the layout of a data command, and registers tasks that the config defines."""
     # These need the extra `train`, which `predict` does not.
-    from .training.arguments import read_layout, read_tasks, read_yaml
+    from .training.arguments import read_layout, read_mapping, read_tasks
 
-    settings = read_yaml(options.config.read_text(encoding="utf-8")) if options.config else {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{options.config} must hold one `name: value` a line, got {settings!r}.")
+    settings = read_mapping(options.config) if options.config else {}
     described = settings.get("tasks", list(PASCAL_TASKS))
     tasks = read_tasks(described if isinstance(described, list) else [described])
     names = declare_tasks(read_tasks(options.tasks) if options.tasks else tasks)

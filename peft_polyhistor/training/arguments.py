@@ -36,6 +36,17 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"{text[:80]!r} is not valid YAML: {error}. Write e.g. name: value.") from error
 
 
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Reads a YAML file of settings; raises ValueError if it is invalid or holds no mapping."""
+    try:
+        values = read_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold one `name: value` a line, got {values!r}.")
+    return values
+
+
 def option(
     default: Any, text: str, at_least: float = -math.inf, below: float = math.inf, among: Sequence[str] = ()
 ) -> Any:
@@ -89,12 +100,7 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     file, argv = (Path(argv[0]), argv[1:]) if argv and not argv[0].startswith("-") else (default_file, argv)
     if not file.is_file() and file != default_file:
         raise FileNotFoundError(f"{file}: no such file. Give a YAML file of settings first, or only --name value.")
-    try:
-        values = read_yaml(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold one `name: value` a line, got {values!r}.")
+    values = read_mapping(file) if file.is_file() else {}
     kinds = {name: kind for cls in classes for name, kind in get_type_hints(cls).items()}
     if unknown := sorted(set(map(str, values)) - set(kinds)):
         raise ValueError(f"{file}: unknown settings {unknown}; known are {list(kinds)}.")
