@@ -1,0 +1,85 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the order of methods in a study with that in the paper's Table 1 (Polyhistor, arXiv:2210.03265).
+
+    python recipes/paper/ranks.py recipes/results/all_methods_photographs.json
+
+The file is the comparison.json that compare_methods.py writes. The script prints the mean of each figure over the
+seeds beside the paper's, and Spearman's rank correlation of each column. Rows of the paper are found by the name of
+the method, whatever its settings, because a bottleneck on another encoder needs another reduction factor.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+import pandas as pd
+
+from peft_polyhistor import PASCAL_TASKS
+from peft_polyhistor.evaluation import headline
+from peft_polyhistor.studies.paper import read_rows
+from peft_polyhistor.studies.tables import align
+from peft_polyhistor.training.methods import parse_methods
+
+
+TABLES = Path(__file__).with_name("tables.csv")
+CHANGE = "change"
+
+
+def read_columns(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns our figures and those of Table 1, a row per method that both have and a column per figure.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no comparison of the tasks of the paper, or has fewer than three methods of Table 1.
+    """
+    try:
+        methods = json.loads(file.read_text(encoding="utf-8"))["methods"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no comparison.json of compare_methods.py ({error!r}).") from error
+    table = {row.as_ours()[0]: row for row in read_rows(TABLES) if row.table == 1}
+    ours, papers = {}, {}
+    for label, study in methods.items():
+        first = study["runs"][0]
+        name = next(choice.name for choice in parse_methods(first["settings"]["methods"]) if choice.label == label)
+        if row := table.get(name):
+            if missing := set(PASCAL_TASKS) - first["scores"].keys():
+                raise ValueError(f"The study in {file} lacks {sorted(missing)}, which Table 1 has.")
+            scores = [headline(run["scores"]) for run in study["runs"]]
+            tasks = {task: mean(score[task] for score in scores) for task in PASCAL_TASKS}
+            ours[label] = tasks | {CHANGE: mean(study["changes"])}
+            papers[label] = {task: float(row.scores[task]) for task in PASCAL_TASKS} | {CHANGE: float(row.change)}
+    if len(ours) < 3:
+        raise ValueError(f"{file} has {len(ours)} methods of Table 1. An order needs at least 3.")
+    return pd.DataFrame.from_dict(ours, orient="index"), pd.DataFrame.from_dict(papers, orient="index")
+
+
+def main(file: Path) -> dict[str, float]:
+    """Prints both columns of each figure, and returns the rank correlations."""
+    ours, papers = read_columns(file)
+    header = ["method", *(cell for column in ours for cell in (column, "paper"))]
+    order = ours.sort_values(CHANGE, ascending=False).index
+    lines = [
+        [method, *(f"{frame.loc[method, column]:.2f}" for column in ours for frame in (ours, papers))]
+        for method in order
+    ]
+    correlations = {column: float(ours[column].rank().corr(papers[column].rank())) for column in ours}
+    lines.append(["rank correlation", *(cell for value in correlations.values() for cell in (f"{value:.2f}", ""))])
+    print(align([header, *lines]))
+    return correlations
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="comparison.json of compare_methods.py")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_arguments(sys.argv[1:]).file)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
