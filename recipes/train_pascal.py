@@ -23,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor import PASCAL_TASKS, MultiTaskDenseModel, declare_tasks, load_encoder
+from peft_polyhistor import PASCAL_TASKS, DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load_encoder
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
 from peft_polyhistor.studies.gallery import draw_pictures
@@ -129,10 +129,6 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
         data = load_splits(settings.data, names, accelerator, settings.holdout, settings.preparation_workers, layout)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
-        augment = JointTransform(settings.image_size, True, settings.seed, settings.augmentation)
-        resize = JointTransform(settings.image_size, train=False)
-        train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
-        val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
         # Model: the encoder, a decoder per task, and the adapters of the method.
         model = MultiTaskDenseModel.from_encoder(
@@ -147,6 +143,13 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         if settings.bias_images:
             model.fit_biases(sample_labels(data["train"], settings.bias_images))
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)
+
+        # Batches, normalised as the encoder expects them.
+        processor = DenseImageProcessor.from_model(model)
+        augment = JointTransform(processor, True, settings.seed, settings.augmentation)
+        resize = JointTransform(processor, train=False)
+        train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
+        val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
         # Optimiser and schedule.
         groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)

@@ -37,8 +37,8 @@ class JointTransform(CarriesTasks):
     """Converts images and labels to training tensors; for `dataset.with_transform`.
 
     Takes a batch with the columns `image_id`, `image` and tasks (rows of `TASKS`). Labels are images or arrays, or
-    `None` if they are missing. Returns lists of `image_id`, of `pixel_values` `(3, height, width)`, normalised with
-    the mean and standard deviation of ImageNet, and of the targets of each task.
+    `None` if they are missing. Returns lists of `image_id`, of normalised `pixel_values` `(3, height, width)`, and of
+    the targets of each task.
 
     The random geometry is drawn in one of two ways:
 
@@ -50,8 +50,9 @@ class JointTransform(CarriesTasks):
       memory, so it reaches running workers and copies of the dataset.
 
     Args:
-        image_size: Side or (height, width) of the result in pixels; the aspect ratio is not kept. Or an image
-            processor, for a mean and standard deviation other than ImageNet's.
+        image_size: Side or (height, width) of the result in pixels, for the mean and standard deviation of ImageNet;
+            the aspect ratio is not kept. Or an image processor, e.g. `DenseImageProcessor.from_model(model)`, for
+            those of the encoder.
         train: Whether to flip, rotate and scale at random; otherwise images are only resized.
         seed: Seed of the draws, 0 or more; used in both ways.
         strength: Strength of rotation and scale, from 0 to below 4: up to 20 * `strength` degrees, and factors up to

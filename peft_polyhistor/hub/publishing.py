@@ -61,8 +61,7 @@ def publish(
         base_model: Hub id of the encoder, if it was loaded from a folder. The config of the model records it.
         adapter: Hub id of the adapter of a merged model, for its card.
         training: Record of the training of an adapter, for the card, with files to upload.
-        processor: Image processor of a dense model, e.g. the `processor` of a `MultiTaskPredictor`; `None` for one
-            with the `image_size` of the model and the mean and standard deviation of ImageNet.
+        processor: Image processor of a dense model, if it is not that of `DenseImageProcessor.from_model`.
         license: License of the weights, in the spelling of the Hub; `None` for Apache-2.0. A merged model has no
             default, because it contains the weights of its encoder.
         tags: Further tags of the card.

@@ -5,10 +5,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .paint import paint_image, paint_pair
+from .paint import paint_pair
 
 
 LONGEST = 256  # pixels of the longer side of a map
@@ -17,34 +18,35 @@ LARGEST_FONT = 20  # pixels
 ROWS = "label", "prediction"
 
 
-def draw_grid(pixel_values: Tensor, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
+def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[str, Tensor]) -> Image.Image:
     """Draws the images below each other, each beside a row of labels and a row of predictions.
 
     Each task has a column. The maps are shrunk to at most 256 pixels, and an image is as high as both its rows.
 
     Args:
-        pixel_values: Normalised images `(batch, 3, height, width)`.
+        images: RGB images `(batch, height, width, 3)` uint8.
         labels: Targets by task.
         logits: Logits by task, at any size.
     """
-    factor = math.ceil(max(pixel_values.shape[-2:]) / LONGEST)
-    height, width = (math.ceil(side / factor) for side in pixel_values.shape[-2:])
+    full = images.shape[1:3]
+    factor = math.ceil(max(full) / LONGEST)
+    height, width = (math.ceil(side / factor) for side in full)
     titles, sides = _write(["image", *logits], width), _write(ROWS, height)
     top, left = titles[0].height, 2 * (width + GAP) + sides[0].height  # of the first map
     pitch = 2 * (height + GAP) + GAP  # from an image to the next one
-    size = left + len(logits) * (width + GAP) - GAP, top + len(pixel_values) * pitch - 2 * GAP
+    size = left + len(logits) * (width + GAP) - GAP, top + len(images) * pitch - 2 * GAP
     sheet = Image.new("RGB", size, "white")
     sheet.paste(titles[0], ((width + GAP) // 2, 0))  # above the middle of the images
     for column, title in enumerate(titles[1:]):
         sheet.paste(title, (left + column * (width + GAP), 0))
-    for i, pixels in enumerate(pixel_values):
-        picture = Image.fromarray(paint_image(pixels)).resize((2 * width + GAP, 2 * height + GAP))
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image).resize((2 * width + GAP, 2 * height + GAP))
         sheet.paste(picture, (0, top + i * pitch))
         tops = top + i * pitch, top + i * pitch + height + GAP  # of both rows
         for side, y in zip(sides, tops, strict=True):
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
         for column, task in enumerate(logits):
-            pair = paint_pair(task, labels[task][i], logits[task][i], pixels.shape[-2:])
+            pair = paint_pair(task, labels[task][i], logits[task][i], full)
             for painted, y in zip(pair, tops, strict=True):
                 sheet.paste(Image.fromarray(painted).reduce(factor), (left + column * (width + GAP), y))
     return sheet

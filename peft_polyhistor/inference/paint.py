@@ -8,17 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
-from ..tasks.task import Ends, to_bytes
+from ..tasks.task import Ends
 from .strips import split_rows
-
-
-def paint_image(pixel_values: Tensor) -> np.ndarray:
-    """Undoes the normalisation of an image `(3, height, width)`; returns `(height, width, 3)` uint8."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return to_bytes(pixel_values.cpu().float() * std + mean)
 
 
 def paint_label(task: str, label: Tensor, ends: Ends | None = None) -> np.ndarray:
@@ -71,14 +64,13 @@ def paint_pair(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) ->
     return paint_label(task, label, ends), paint_prediction(task, prediction, ends)
 
 
-def paint_row(pixel_values: Tensor, task: str, label: Tensor, logits: Tensor) -> np.ndarray:
+def paint_row(image: np.ndarray, task: str, label: Tensor, logits: Tensor) -> np.ndarray:
     """Paints image, label and prediction side by side, `(height, 3 * width, 3)` uint8.
 
     Args:
-        pixel_values: Normalised image `(3, height, width)`.
+        image: RGB image `(height, width, 3)` uint8.
         task: Name of the task.
         label: Target, without a batch axis.
         logits: Logits without a batch axis, at any size.
     """
-    pair = paint_pair(task, label, logits, pixel_values.shape[-2:])
-    return np.concatenate([paint_image(pixel_values), *pair], axis=1)
+    return np.concatenate([image, *paint_pair(task, label, logits, image.shape[:2])], axis=1)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
-from ..models.image_processor import FILE, DenseImageProcessor, image_size_of, normalize_image_size
+from ..models.image_processor import FILE, DenseImageProcessor, dense_config_of, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
-from ..models.multitask_config import MultiTaskDenseConfig
 from ..tasks import TASKS
 from ..tasks.segmentation import Segmentation
 from .images import ImageSource, open_image
@@ -112,18 +111,11 @@ class MultiTaskPredictor:
         tasks: Sequence[str] | None = None,
         image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
     ):
-        config = getattr(model, "config", None)
-        if not isinstance(config, MultiTaskDenseConfig):
-            raise TypeError(
-                f"A predictor needs a MultiTaskDenseModel, adapted or not, got {type(model).__name__}. Load one with "
-                "peft_polyhistor.load, or add decoders with MultiTaskDenseModel.from_encoder."
-            )
-        size = image_size_of(model) if image_size is None else image_size
-        if size is None:
-            raise ValueError("The config of the model has no `image_size`. Give image_size=, such as 512.")
+        self.tasks = dense_config_of(model).choose_tasks(tasks)
         self.model = model
-        self.tasks = config.choose_tasks(tasks)
-        self.processor = size if isinstance(size, DenseImageProcessor) else DenseImageProcessor(size)
+        if not isinstance(image_size, DenseImageProcessor):
+            image_size = DenseImageProcessor.from_model(model, image_size)
+        self.processor = image_size
         self.image_size = normalize_image_size(self.processor.image_size)
 
     @classmethod

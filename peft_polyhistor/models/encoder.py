@@ -4,6 +4,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from transformers import (
     Swinv2Model,
 )
 from transformers.backbone_utils import BackboneMixin
+from transformers.image_processing_utils import BaseImageProcessor
 
 from .pvt import PvtStages
 from .stages import BackboneStages, StageEncoder
@@ -122,6 +124,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     """Loads a pretrained encoder.
 
+    The mean and the standard deviation of its image processor, if it has one, become those of dense models on it.
+
     Args:
         name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
             or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`).
@@ -155,11 +159,25 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             f"'{name}' lacks {len(missing)} weights of its encoder, such as {missing[:2]}, which would be random. "
             "Save or download it again, whole."
         )
+    if config.model_type != "timm_wrapper" and (statistics := _image_statistics(source, kwargs)):
+        encoder.config.image_statistics = statistics
     # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
     encoder.config.name_or_path = "" if name in embedded else name
     if name in embedded:
         encoder.config.embedded_name = name  # `peft_polyhistor.load` finds it by this name
     return encoder
+
+
+def _image_statistics(source: str, kwargs: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Returns `image_mean` and `image_std` of the image processor of an encoder, as far as it has them."""
+    try:
+        processor, _ = BaseImageProcessor.get_image_processor_dict(source, **kwargs)
+    except OSError:  # there is none
+        return {}
+    if not processor.get("do_normalize", True):
+        return {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    found = {name: processor[name] for name in ("image_mean", "image_std") if processor.get(name) is not None}
+    return {name: [value] * 3 if isinstance(value, int | float) else value for name, value in found.items()}
 
 
 def _four_stages(config: Any, name: str) -> list[str]:

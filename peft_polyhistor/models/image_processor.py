@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from ..checks import check_image, check_number, check_sides
+from ..tasks.task import to_bytes
 from .multitask_config import MultiTaskDenseConfig
 
 
@@ -31,6 +32,17 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     check_sides("image_size", image_size)
     height, width = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     return height, width
+
+
+def dense_config_of(model: Any) -> MultiTaskDenseConfig:
+    """Returns the config of a dense model; raises TypeError for other models."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, MultiTaskDenseConfig):
+        raise TypeError(
+            f"This needs a MultiTaskDenseModel, adapted or not, got {type(model).__name__}. Load one with "
+            "peft_polyhistor.load, or add decoders with MultiTaskDenseModel.from_encoder."
+        )
+    return config
 
 
 def image_size_of(model: Any) -> int | Sequence[int] | None:
@@ -125,16 +137,37 @@ class DenseImageProcessor(BaseImageProcessor):
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.image_mean, self.image_std))
         return pixels.sub_(mean).div_(std)
 
+    def paint(self, pixel_values: Tensor) -> np.ndarray:
+        """Undoes the normalisation of an image `(3, height, width)`; returns `(height, width, 3)` uint8."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
+        return to_bytes(pixel_values.cpu().float() * std + mean)
+
+    @classmethod
+    def from_model(
+        cls, model: PreTrainedModel | PeftModel, image_size: int | Sequence[int] | None = None
+    ) -> "DenseImageProcessor":
+        """Creates the processor that a dense model was trained with, or is to be trained with.
+
+        Args:
+            model: A `MultiTaskDenseModel`, adapted or not. Mean and standard deviation are those that `load_encoder`
+                found in the files of its encoder, or of timm's record of the model, and otherwise those of ImageNet.
+            image_size: Side or (height, width) in pixels; `None` for that of the model.
+
+        Raises:
+            TypeError: `model` is no dense model.
+            ValueError: `image_size` is out of its range, or `None` for a model that has none.
+        """
+        encoder = dense_config_of(model).encoder
+        size = image_size_of(model) if image_size is None else image_size
+        if size is None:
+            raise ValueError("The config of the model has no `image_size`. Give image_size=, such as 512.")
+        return cls(size, **getattr(encoder, "image_statistics", {}))
+
     @classmethod
     def save_for(cls, model: Any, folder: str | Path) -> None:
-        """Saves the processor of a dense model in `folder`, if the model has an `image_size`, as `image_size_of` says.
-
-        An earlier processor in the folder keeps its mean and standard deviation.
-        """
-        image_size = image_size_of(model)
-        if image_size is not None:
-            earlier = cls.from_pretrained(str(folder)) if (Path(folder) / FILE).is_file() else cls()
-            cls(image_size, earlier.image_mean, earlier.image_std).save_pretrained(str(folder))
+        """Saves the processor of a dense model in `folder`, if `image_size_of` knows its size."""
+        if image_size_of(model) is not None:
+            cls.from_model(model).save_pretrained(str(folder))
 
 
 AutoImageProcessor.register(MultiTaskDenseConfig, slow_image_processor_class=DenseImageProcessor, exist_ok=True)

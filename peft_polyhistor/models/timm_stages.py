@@ -60,6 +60,10 @@ class TimmStages(StageEncoder):
         super().__init__()
         self.config = model.config
         self.model = model  # the wrapper restores buffers that checkpoints do not contain
+        # A file has a record of its own; that of the network is of its architecture.
+        record = getattr(model.config, "pretrained_cfg", None) or getattr(self.net, "pretrained_cfg", None) or {}
+        if {"mean", "std"} <= record.keys():
+            self.config.image_statistics = {"image_mean": list(record["mean"]), "image_std": list(record["std"])}
         stages = self._choose_stages()
         self.widths = [stage["num_chs"] for stage in stages]
         self.strides = [stage["reduction"] for stage in stages]
@@ -156,5 +160,11 @@ def _structure(net: nn.Module) -> dict[str, object]:
     """
     layers = {name: repr(module) for name, module in net.named_modules() if not any(module.children())}
     tensors = {name: tensor.shape for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
+    # Swin V2 scales its relative positions by the window of its pretraining, which changes no shape.
+    scales = {
+        f"{name}.pretrained_window_size": tuple(module.pretrained_window_size)
+        for name, module in net.named_modules()
+        if hasattr(module, "pretrained_window_size")
+    }
     left_out = re.compile(r"attn_mask$|^(head|fc|classifier|global_pool|flatten)\b")
-    return {name: value for name, value in {**layers, **tensors}.items() if not left_out.search(name)}
+    return {name: value for name, value in {**layers, **tensors, **scales}.items() if not left_out.search(name)}

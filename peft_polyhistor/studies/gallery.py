@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..data import collate
 from ..evaluation import evaluating
 from ..hub.record import PREVIEW
 from ..inference.grid import draw_grid
 from ..inference.paint import paint_row
+from ..models.image_processor import DenseImageProcessor
 
 
 GALLERY = "gallery"  # folder inside the folder of a run
@@ -32,7 +36,7 @@ def file_name(task: str, index: int) -> str:
     return f"{task}_{index}.webp"
 
 
-def draw_pictures(model: nn.Module, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
+def draw_pictures(model: PreTrainedModel | PeftModel, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
     """Writes `predictions.png` and the folder `gallery`, which replaces an older one when it is complete.
 
     Args:
@@ -59,7 +63,9 @@ def draw_pictures(model: nn.Module, data: Dataset, details: Mapping[str, Any], f
     os.replace(unfinished, gallery)
 
 
-def _draw_gallery(model: nn.Module, data: Dataset, pictures: Mapping[str, Any], folder: Path) -> None:
+def _draw_gallery(
+    model: PreTrainedModel | PeftModel, data: Dataset, pictures: Mapping[str, Any], folder: Path
+) -> None:
     """Writes one file per image and task: the image, its label and its prediction, side by side."""
     tasks: dict[int, list[str]] = {}
     for task, ends in pictures.items():
@@ -68,20 +74,22 @@ def _draw_gallery(model: nn.Module, data: Dataset, pictures: Mapping[str, Any], 
     chosen = sorted(tasks)
     for start in range(0, len(chosen), BATCH):
         indices = chosen[start : start + BATCH]
-        pixel_values, labels, logits = _predict(model, data, indices)
+        images, labels, logits = _predict(model, data, indices)
         for i, index in enumerate(indices):
             for task in tasks[index]:
-                pixels = paint_row(pixel_values[i], task, labels[task][i], logits[task][i])
-                strip = Image.fromarray(pixels).reduce(math.ceil(max(pixel_values.shape[-2:]) / SIDE))
+                pixels = paint_row(images[i], task, labels[task][i], logits[task][i])
+                strip = Image.fromarray(pixels).reduce(math.ceil(max(images.shape[1:3]) / SIDE))
                 strip.save(folder / file_name(task, index), quality=90)
 
 
 @torch.no_grad()
 def _predict(
-    model: nn.Module, data: Dataset, indices: Sequence[int]
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Returns images `(batch, 3, height, width)`, labels by task and logits by task."""
+    model: PreTrainedModel | PeftModel, data: Dataset, indices: Sequence[int]
+) -> tuple[np.ndarray, dict[str, Tensor], dict[str, Tensor]]:
+    """Returns images `(batch, height, width, 3)` uint8, labels by task and logits by task."""
     batch = collate([data[index] for index in indices])
     with evaluating(model):
         logits = model(batch["pixel_values"].to(next(model.parameters()).device), full_resolution=False).logits
-    return batch["pixel_values"], batch["labels"], logits
+    height, width = batch["pixel_values"].shape[-2:]
+    processor = DenseImageProcessor.from_model(model, (height, width))
+    return np.stack([processor.paint(image) for image in batch["pixel_values"]]), batch["labels"], logits

@@ -355,7 +355,7 @@ def test_a_map_of_one_value_is_painted_in_one_shade(depth, value):
 
 def test_label_and_prediction_of_one_picture_share_a_range(depth):
     label = torch.linspace(0, 10, 20).view(1, 4, 5)
-    row = paint_row(torch.zeros(3, 4, 5), "depth", label, label / 2)
+    row = paint_row(np.zeros((4, 5, 3), np.uint8), "depth", label, label / 2)
     assert row[..., 5:10, 0].max() == 255 and row[..., 10:, 0].max() == 128
 
 

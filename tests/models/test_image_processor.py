@@ -1,14 +1,24 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The image processor: what it refuses, and what it keeps when it is saved again."""
+"""The image processor: what it refuses, and the mean and standard deviation it has from an encoder."""
+
+import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
-from tiny_models import make_dense
+from safetensors.torch import save_file
+from tiny_models import make_dense, make_swin
 
-from peft_polyhistor import DenseImageProcessor
+from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, load_encoder
+from peft_polyhistor.inference import MultiTaskPredictor
+from peft_polyhistor.models.encoder import view_encoder
+from peft_polyhistor.models.image_processor import FILE, IMAGENET_MEAN, IMAGENET_STD
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
 
 
 @pytest.mark.parametrize(("image", "message"), [
@@ -30,9 +40,54 @@ def test_arrays_and_images_are_prepared_alike():
     assert torch.equal(prepared[0], prepared[1]) and torch.equal(prepared[0], prepared[2])
 
 
-def test_a_processor_in_the_folder_keeps_its_mean_and_standard_deviation(tmp_path):
-    DenseImageProcessor(32, [0.5, 0.4, 0.3], [0.2, 0.2, 0.1]).save_pretrained(tmp_path)
-    DenseImageProcessor.save_for(make_dense(["semseg"], image_size=64), tmp_path)
-    saved = DenseImageProcessor.from_pretrained(tmp_path)
-    assert (saved.image_mean, saved.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
-    assert saved.image_size == [64, 64]
+def test_painting_undoes_the_normalisation():
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    for processor in (DenseImageProcessor(8), DenseImageProcessor(8, [0.5, 0.4, 0.3], [0.2, 0.2, 0.1])):
+        assert np.array_equal(processor.paint(processor(values)["pixel_values"][0]), values)
+
+
+@pytest.mark.parametrize(("saved", "mean", "std"), [
+    (None, IMAGENET_MEAN, IMAGENET_STD),
+    ({"image_mean": MEAN, "image_std": STD}, MEAN, STD),
+    ({"image_mean": 0.5, "image_std": 0.25, "do_normalize": True}, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+    ({"image_mean": MEAN, "image_std": STD, "do_normalize": False}, (0, 0, 0), (1, 1, 1)),
+    ({"size": 224}, IMAGENET_MEAN, IMAGENET_STD),
+])  # fmt: skip
+def test_images_are_normalised_as_the_encoder_knows_them(tmp_path, saved, mean, std):
+    make_swin().save_pretrained(tmp_path / "encoder")
+    if saved:
+        (tmp_path / "encoder" / FILE).write_text(json.dumps(saved))
+    dense = make_dense(["semseg"], load_encoder(tmp_path / "encoder"), image_size=64)
+    dense.save_pretrained(tmp_path / "dense")
+    for model in (dense, MultiTaskDenseModel.from_pretrained(tmp_path / "dense")):
+        processor = DenseImageProcessor.from_model(model)
+        assert processor.image_size == [64, 64] and DenseImageProcessor.from_model(model, 32).image_size == [32, 32]
+        assert tuple(processor.image_mean) == mean and tuple(processor.image_std) == std
+        assert MultiTaskPredictor(model).processor.to_dict() == processor.to_dict()
+    DenseImageProcessor.save_for(dense, tmp_path)
+    assert DenseImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
+def test_models_of_timm_bring_their_mean_and_standard_deviation(tmp_path):
+    encoder = view_encoder(timm.create_model("pvt_v2_b0"))
+    assert encoder.config.image_statistics == {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}
+    config = {"architecture": "pvt_v2_b0", "num_classes": 1000, "pretrained_cfg": {"mean": MEAN, "std": STD}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(timm.create_model("pvt_v2_b0").state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    processor = DenseImageProcessor.from_model(make_dense(["semseg"], load_encoder(tmp_path), image_size=64))
+    assert (tuple(processor.image_mean), tuple(processor.image_std)) == (MEAN, STD)
+
+
+def test_statistics_that_are_not_three_numbers_are_refused(tmp_path):
+    make_swin().save_pretrained(tmp_path)
+    (tmp_path / FILE).write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5]}))
+    dense = make_dense(["semseg"], load_encoder(tmp_path), image_size=64)
+    with pytest.raises(ValueError, match=r"`image_mean` must be three numbers.*got \[0.5\]"):
+        DenseImageProcessor.from_model(dense)
+
+
+def test_a_processor_is_made_for_dense_models_of_a_known_size_alone():
+    with pytest.raises(TypeError, match="needs a MultiTaskDenseModel, adapted or not, got SwinModel"):
+        DenseImageProcessor.from_model(make_swin())
+    with pytest.raises(ValueError, match=r"has no `image_size`.*Give image_size="):
+        DenseImageProcessor.from_model(make_dense(["semseg"]))

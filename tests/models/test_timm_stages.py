@@ -70,10 +70,11 @@ def test_arguments_that_change_no_shape_are_seen_and_nothing_is_changed():
     assert net.num_classes == 7 and isinstance(net.head, torch.nn.Linear)
 
 
-def test_a_window_of_its_own_is_an_argument():
+@pytest.mark.parametrize("windows", [{"window_size": 16}, {"pretrained_window_sizes": (12, 12, 12, 6)}], ids=str)
+def test_a_window_of_its_own_is_an_argument(windows):
     """It is in no weight of Swin V2, whose position bias is continuous."""
     with pytest.raises(ValueError, match="not timm's 'swinv2_tiny_window8_256'"):
-        view_encoder(timm.create_model("swinv2_tiny_window8_256", window_size=16))
+        view_encoder(timm.create_model("swinv2_tiny_window8_256", **windows))
 
 
 def test_a_model_of_timm_that_has_no_name_is_an_error():

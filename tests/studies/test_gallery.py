@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from peft_polyhistor import MultiTaskDenseConfig
 from peft_polyhistor.studies.gallery import draw_pictures
 
 
@@ -16,6 +17,7 @@ class Flat(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = MultiTaskDenseConfig(tasks=["normals"])
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, pixel_values, full_resolution):
