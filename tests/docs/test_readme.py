@@ -161,7 +161,7 @@ def test_the_speeds_are_recorded():
     names = ("frozen encoder, a pass per task", "polyhistor_lite", "PEFT LoRA", "full fine-tuning")
     for name, row in zip(names, table[1:], strict=True):
         [small], [large] = ([cells for cells in found if cells[0] == name] for found in (at_224, at_512))
-        assert row[1:] == [small[1].split()[0], large[1].split()[0], large[2]]
+        assert row[1:] == [small[1].split()[0], large[1].split()[0], large[2], large[-1]]
 
 
 def test_the_versions_are_those_that_are_installed_and_run():
