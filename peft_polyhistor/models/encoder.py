@@ -148,6 +148,10 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     model_class = _class_of(config, name)
     if issubclass(model_class, BackboneMixin) and len(config.out_features) != 4:
         kwargs["out_features"] = _four_stages(config, name)
+    if config.model_type == "timm_wrapper" and config.model_args:
+        # timm 1.0.31 records an argument that transformers also gives.
+        config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
+        kwargs["config"] = config
     loaded: Any = model_class.from_pretrained(source, **kwargs | {"output_loading_info": True})
     model, info = loaded
     tensors = model.state_dict(keep_vars=True)

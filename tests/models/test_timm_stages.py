@@ -101,6 +101,18 @@ def test_a_folder_as_timm_writes_it(tmp_path):
     check_equal(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
 
 
+@torch.no_grad()
+def test_a_folder_that_timm_saved(tmp_path):
+    """timm 1.0.31 records the number of classes among the arguments of the model."""
+    net, pixels = timm.create_model("pvt_v2_b0", num_classes=7).eval(), torch.randn(1, 3, 64, 96)
+    timm.models.save_for_hf(net, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.setdefault("model_args", {})["num_classes"] = 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = load_encoder(str(tmp_path)).eval()
+    check_equal(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
+
+
 def test_a_folder_of_a_timm_backbone_is_an_error(tmp_path):
     TimmBackbone(TimmBackboneConfig(backbone="pvt_v2_b0")).save_pretrained(tmp_path)
     with pytest.raises(TypeError, match="holds a TimmBackbone, which transformers does not load from a folder"):
