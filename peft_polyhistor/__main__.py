@@ -149,7 +149,7 @@ def run_shrink(options: argparse.Namespace) -> int:
 def add_report(commands: Commands) -> None:
     parser = add_command(commands, "report", "write one HTML page about finished runs")
     parser.add_argument("folder", type=Path, help="The --output_dir of train_pascal.py or compare_methods.py.")
-    parser.add_argument("--out", type=Path, help="File to write. Default: report.html in the folder.")
+    parser.add_argument("--out", type=Path, help="File to write, or a folder for report.html. Default: the folder.")
     parser.set_defaults(run=run_report)
 
 

@@ -62,7 +62,9 @@ class Comparison:
 
 def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison) -> dict[str, Grid]:
     """Scores each method with each learning rate on held-out images; `decoders` has only the decoder rate."""
-    settings = replace(settings, seed=own.seeds[0], holdout=own.grid_holdout, resume=True)
+    # The rate is not chosen on images that the runs are scored on.
+    settings = replace(settings, left_out=settings.holdout, holdout=own.grid_holdout)
+    settings = replace(settings, seed=own.seeds[0], resume=True)
     if own.grid_steps:
         settings = replace(settings, steps=own.grid_steps, eval_every=own.grid_steps)
     grids: dict[str, Grid] = {choice.label: {} for choice in choices}
@@ -143,6 +145,8 @@ def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
     choices, grids = parse_methods(settings.methods), {}
     papers = find_papers(choices, declare_tasks(settings.tasks))
     if own.learning_rates:  # the rate of the decoders stays the same
+        if settings.left_out:
+            raise ValueError(f"`left_out` must be 0 with --learning_rates, which set it, got {settings.left_out}.")
         settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
         grids = score_grid(settings, choices, own)
     results, failures = run_all(settings, choices, own.seeds, grids)

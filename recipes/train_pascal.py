@@ -28,7 +28,17 @@ from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
 from peft_polyhistor.studies.gallery import draw_pictures
 from peft_polyhistor.studies.tables import align, make_note, make_rows
-from peft_polyhistor.training import ON_BAD_STEP, RunFolder, StepGuard, add_gradients, arguments, join_tasks, option
+from peft_polyhistor.training import (
+    ON_BAD_STEP,
+    RunFolder,
+    StepGuard,
+    add_gradients,
+    arguments,
+    join_tasks,
+    key_of_data,
+    key_of_weights,
+    option,
+)
 from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch, sample_labels
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
 from peft_polyhistor.training.run_folder import RESULTS
@@ -75,6 +85,7 @@ class Settings:
     workers: int = option(4, "processes that load images", at_least=0)
     preparation_workers: int = option(2, "processes that prepare the data before its first use", at_least=1)
     holdout: float = option(0.0, "fraction of the training images used as the split val", at_least=0, below=1)
+    left_out: float = option(0.0, "fraction of the training images that is not used", at_least=0, below=1)
     seed: int = option(0, "seed of weights, order and augmentation", at_least=0)
     eval_every: int = option(0, "optimiser steps between evaluations and checkpoints; 0: one epoch", at_least=0)
     log_every: int = option(10, "optimiser steps between recorded losses", at_least=1)
@@ -119,20 +130,22 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
     )
     run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL, asdict(Settings()))
     with run.locked():
-        if results := run.open(settings.resume):
-            return results
-
         torch.set_num_threads(settings.threads or torch.get_num_threads())
 
-        # Data. It is prepared for all tasks, so that single-task runs share the prepared data.
+        # Data and encoder. Data is prepared for all tasks, so that single-task runs share what is prepared.
         set_seed(settings.seed)
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
-        data = load_splits(settings.data, names, accelerator, settings.holdout, settings.preparation_workers, layout)
+        parts, workers = (settings.holdout, settings.left_out), settings.preparation_workers
+        data = load_splits(settings.data, names, accelerator, *parts, workers, layout)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
+        encoder = load_encoder(settings.encoder)
+        inputs = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
+        if results := run.open(settings.resume, {**inputs, "the weights of the encoder": key_of_weights(encoder)}):
+            return results
 
         # Model: the encoder, a decoder per task, and the adapters of the method.
         model = MultiTaskDenseModel.from_encoder(
-            load_encoder(settings.encoder),
+            encoder,
             tasks,
             decoder_width=settings.decoder_width,
             decoder_dropout=settings.decoder_dropout,
@@ -159,7 +172,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         steps_per_epoch = count_steps(train_loader, settings.gradient_accumulation)
         total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
         scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
-        progress = run.resume(scheduler, {split: rows["image_id"] for split, rows in data.items()})
+        progress = run.resume(scheduler)
         guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
         accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
 

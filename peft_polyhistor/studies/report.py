@@ -36,14 +36,15 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
 
     Args:
         folder: Output folder of train_pascal.py or compare_methods.py.
-        file: File to write; `None` for report.html in the folder.
+        file: File to write, or a folder for report.html; `None` for the output folder.
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
         ValueError: A file is damaged, or the runs differ in their tasks or seeds.
     """
     folder = folder.expanduser()
-    file = (file or folder / "report.html").expanduser()
+    file = (file or folder).expanduser()
+    file = file / "report.html" if file.is_dir() else file
     write_text(file, make_page(read_study(folder), folder.resolve().name))
     return file
 

@@ -5,6 +5,7 @@
 from .arguments import option, parse_settings, run_recipe
 from .gradients import add_gradients
 from .guard import ON_BAD_STEP, StepGuard
+from .keys import key_of_data, key_of_weights
 from .methods import MethodChoice, adapt, parse_methods
 from .run_folder import Progress, RunFolder
 from .single_tasks import join_tasks
@@ -19,6 +20,8 @@ __all__ = [
     "adapt",
     "add_gradients",
     "join_tasks",
+    "key_of_data",
+    "key_of_weights",
     "option",
     "parse_methods",
     "parse_settings",

@@ -58,19 +58,23 @@ def explain_failure(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path, and renames the file or folder there to `path` if the block succeeds."""
+    """Yields a temporary path, and renames the file or folder there to `path` if the block succeeds.
+
+    Raises:
+        IsADirectoryError: The block wrote a file, and `path` is a folder, which stays.
+    """
     fresh = beside(path)
-    _delete(fresh)
+    delete(fresh)
     try:
         yield fresh
         for file in (path for path in (fresh, *fresh.rglob("*")) if path.is_file()):
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())  # so that a power failure after the rename loses nothing
-        if path.is_dir():
+        if path.is_dir() and fresh.is_dir():
             discard(path)
         os.replace(fresh, path)
     finally:
-        _delete(fresh)
+        delete(fresh)
 
 
 def beside(path: Path) -> Path:
@@ -78,7 +82,8 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp")
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
+    """Deletes a file, a link or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -88,7 +93,7 @@ def _delete(path: Path) -> None:
 def discard(folder: Path) -> None:
     """Deletes a folder after renaming it, so that no half-deleted folder keeps its name."""
     nameless = folder.with_name(f"{folder.name}.old.tmp")
-    _delete(nameless)  # of a process that was killed
+    delete(nameless)  # of a process that was killed
     os.replace(folder, nameless)
     shutil.rmtree(nameless)
 
@@ -96,12 +101,12 @@ def discard(folder: Path) -> None:
 def link(name: Path, target: Path) -> None:
     """Links `name` to a folder below its own; copies the folder without `state` if the system allows no links."""
     fresh = beside(name)
-    _delete(fresh)
+    delete(fresh)
     try:
         os.symlink(target.relative_to(name.parent), fresh, target_is_directory=True)
         os.replace(fresh, name)
     except OSError:  # Windows restricts links to some users, and cannot replace a link
-        _delete(fresh)
+        delete(fresh)
         shutil.copytree(target, fresh, ignore=shutil.ignore_patterns("state"))
-        _delete(name)
+        delete(name)
         os.replace(fresh, name)

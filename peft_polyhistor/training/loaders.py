@@ -28,6 +28,7 @@ def load_splits(
     tasks: Sequence[str],
     accelerator: Accelerator,
     holdout: float = 0.0,
+    left_out: float = 0.0,
     workers: int = 1,
     layout: Mapping[str, str] | None = None,
 ) -> dict[str, Dataset]:
@@ -40,6 +41,7 @@ def load_splits(
             processes.
         holdout: Fraction of the training images that replaces the split `val`, the same images in every run. 0 uses
             the split `val`.
+        left_out: Fraction of the training images that no split has: those of an equal `holdout` in other runs.
         workers: Number of processes that prepare the data.
         layout: Names in the source, as in `load_dense_dataset`.
     """
@@ -47,6 +49,8 @@ def load_splits(
     num_proc = workers if workers > 1 else None
     with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
         data = {split: load(tasks, split, num_proc=num_proc) for split in ("train", "val")[: 1 if holdout else 2]}
+        if left_out:
+            data["train"] = data["train"].train_test_split(left_out, seed=0)["train"]
         if holdout:
             parts = data["train"].train_test_split(holdout, seed=0)
             data = {"train": parts["train"], "val": parts["test"]}

@@ -14,10 +14,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
 from ..version import __version__
-from .files import beside, discard, explain_failure, link, read_json, replacing, write_json
+from .files import beside, delete, discard, explain_failure, link, read_json, replacing, write_json
 
 
 RESULTS, _PROGRESS = "results.json", "state/progress.json"
@@ -49,7 +48,6 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # scores and step of each evaluation
     losses: list[dict[str, Any]] = field(default_factory=list)  # mean losses and step of each entry of the log
     details: dict[str, Any] = field(default_factory=dict)  # classes and images of the last evaluation
-    images: dict[str, str] = field(default_factory=dict)  # a key of the ids of the images of each split
 
 
 class RunFolder:
@@ -73,6 +71,7 @@ class RunFolder:
     ):
         self.folder, self.accelerator, self.neutral, self.defaults = folder, accelerator, neutral, defaults or {}
         self.settings = {**settings, "processes": accelerator.num_processes}
+        self._inputs: dict[str, str] = {}
         self._checkpoints = folder / "checkpoints"
         self._starts_anew = False
 
@@ -103,19 +102,25 @@ class RunFolder:
         finally:
             lock.release()
 
-    def open(self, resume: bool) -> dict[str, Any] | None:
+    def open(self, resume: bool, inputs: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         """Prepares the folder for a run, and returns the results if the run to resume is finished.
 
         A new run deletes the results of an earlier run, and at its first evaluation the earlier checkpoints. Until
         then the earlier run can be resumed.
 
+        Args:
+            resume: Continue an earlier run in the folder, if there is one.
+            inputs: Keys of what the run starts from, by a name for messages, such as those of `key_of_data`. A
+                resumed run must have the same.
+
         Raises:
-            ValueError: The run to resume had other settings or another number of processes.
+            ValueError: The run to resume had other settings, other inputs or another number of processes.
         """
+        self._inputs = dict(inputs or {})
         results = self.folder / RESULTS
         if self.accelerator.is_main_process:
             for leftover in self._checkpoints.glob("*.tmp"):
-                shutil.rmtree(leftover)
+                delete(leftover)
             if not resume and (results.is_file() or self._find_last()):
                 when = "Its first evaluation replaces the earlier run, which --resume True continues until then."
                 print(f"{self.folder}: the run starts at step 0. {when}")
@@ -132,32 +137,25 @@ class RunFolder:
             self.accelerator.print(f"{self.folder}: no checkpoint to resume from, so the run starts at step 0.")
         return None
 
-    def resume(self, scheduler: LRScheduler, images: Mapping[str, Iterable[str]]) -> Progress:
+    def resume(self, scheduler: LRScheduler) -> Progress:
         """Loads the last checkpoint, if there is one, into the objects that `accelerator` prepared; starts the clock.
 
         Args:
             scheduler: Schedule of the learning rate, which is loaded too.
-            images: Ids of the images by split, in their order.
 
         Raises:
-            ValueError: The checkpoint is damaged, or was made with other images.
+            ValueError: The checkpoint is damaged.
         """
         self.accelerator.register_for_checkpointing(scheduler)
         self._started = time.monotonic()
         last = self._find_last()
-        keys = {split: sha256("\n".join(map(str, ids)).encode()).hexdigest()[:16] for split, ids in images.items()}
         if last is None:
-            return Progress(images=keys)
+            return Progress()
         try:
             self.accelerator.load_state(str(last / "state"))
             progress = Progress(**read_json(last / _PROGRESS)["progress"])
         except Exception as error:  # a truncated file can raise many kinds of errors
             raise ValueError(f"{last} is damaged ({error}). Delete it to start the run again.") from error
-        for split in (split for split, key in progress.images.items() if keys.get(split) != key):
-            raise ValueError(
-                f"{last} was made with other images of the split {split}; the data changed since. Give the earlier "
-                "data, or another --output_dir."
-            )
         if self.accelerator.is_main_process:
             self._tidy(last, progress)
         self._started -= progress.seconds
@@ -177,7 +175,7 @@ class RunFolder:
                 if accelerator.is_main_process:
                     (fresh / "state").mkdir(parents=True)
                     _save_weights(accelerator.unwrap_model(model), fresh)
-                    record = {"settings": self.settings, "progress": asdict(progress)}
+                    record = {"settings": self.settings, "inputs": self._inputs, "progress": asdict(progress)}
                     (fresh / _PROGRESS).write_text(json.dumps(record), encoding="utf-8")
                 accelerator.wait_for_everyone()
                 accelerator.save_state(str(fresh / "state"))
@@ -199,6 +197,7 @@ class RunFolder:
             **progress.details,
             "seconds": round(progress.seconds, 1),
             "settings": self.settings,
+            "inputs": self._inputs,
             "versions": versions | {package: version(package) for package in packages},
         }
         if self.accelerator.is_main_process:
@@ -219,14 +218,15 @@ class RunFolder:
         best = self._checkpoints / f"step-{progress.history[find_best(progress.history)]['step']}"
         for name, target in (("last", last), ("best", best)):
             link(self.folder / name, target)
-        for path in self._checkpoints.iterdir():
+        for path in self._checkpoints.glob("step-*[0-9]"):
             if path not in (best, last):
                 discard(path)
             elif path != last:
                 shutil.rmtree(path / "state", ignore_errors=True)
 
     def _check_same(self, file: Path) -> None:
-        recorded = {**self.defaults, **read_json(file)["settings"]}
+        record = read_json(file)
+        recorded = {**self.defaults, **record["settings"]}
         differences = [
             f"{name} was {recorded.get(name)!r} and is {value!r}"
             for name, value in self.settings.items()
@@ -235,6 +235,10 @@ class RunFolder:
         if differences:
             how = "Give the earlier settings, or another --output_dir."
             raise ValueError(f"{file} was made with other settings: {'; '.join(differences)}. {how}")
+        changed = [name for name, key in record.get("inputs", {}).items() if self._inputs.get(name, key) != key]
+        if changed:
+            how = "Restore what was there, or give another --output_dir."
+            raise ValueError(f"{file} was made before {' and '.join(changed)} changed. {how}")
 
 
 def _save_weights(model: Any, folder: Path) -> None:

@@ -68,10 +68,11 @@ def test_compares_once_and_refuses_other_settings(compare, recipe, small_run, tm
 def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
     compare, recipe, small_run, tmp_path, monkeypatch, capsys
 ):
-    calls = []
+    calls, left_out = [], []
 
     def train(method, run):
         calls.append((method, run.learning_rate, run.decoder_learning_rate, run.holdout, run.seed, run.output_dir))
+        left_out.append(run.left_out)
         best = {"full": 1e-3, "polyhistor_lite": 1e-2}.get(method, run.learning_rate)
         if method == "full" and run.learning_rate == 1e-2:
             raise FloatingPointError("Step 3 is bad")
@@ -79,7 +80,7 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
 
     monkeypatch.setattr(recipe, "train", train)
     methods = ("--methods", "decoders", "full", "polyhistor_lite", "--seeds", "3", "4", "--learning_rate", "0.5")
-    tasks = ("--tasks", "semseg", "normals", "--decoder_learning_rate", "0")
+    tasks = ("--tasks", "semseg", "normals", "--decoder_learning_rate", "0", "--holdout", "0.2")
     grid = ("--learning_rates", "1e-4", "1e-3", "1e-2", "--grid_holdout", "0.3", "--grid_steps", "5")
     compare(small_run(tmp_path, *methods, *tasks, *grid))
     summary = json.loads((tmp_path / "comparison.json").read_text())["methods"]
@@ -94,10 +95,11 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
     }
     assert len({folder for *_, folder in searched}) == 3
     assert [call[:5] for call in final] == [
-        (method, rate, 0.5, 0.0, seed)
+        (method, rate, 0.5, 0.2, seed)
         for seed in (3, 4)
         for method, rate in (("decoders", 0.5), ("full", 1e-3), ("polyhistor_lite", 1e-2))
     ]
+    assert left_out == [0.2] * 6 + [0] * 6
     printed = capsys.readouterr()
     assert "a rate beyond may be better: polyhistor_lite (highest)." in printed.out
     assert "full, learning rate 0.01: Step 3 is bad" in printed.err
@@ -115,6 +117,7 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
         (["--learning_rates", "1", "--grid_steps", "-5"], "`grid_steps` must be at least 0, got -5"),
         (["--learning_rates", "1", "--grid_holdout", "1"], "`grid_holdout` must be below 1"),
         (["--learning_rates", "1", "--grid_holdout", "0"], "`grid_holdout` must be above 0"),
+        (["--learning_rates", "1", "--left_out", "0.1"], "`left_out` must be 0 with --learning_rates"),
     ],
 )
 def test_bad_arguments(compare, tmp_path, arguments, message):

@@ -120,6 +120,8 @@ def test_says_what_runs_did_not_record(tmp_path):
     write_run(tmp_path / "runs" / "full", run_of("full"))
     page = make(tmp_path / "runs", tmp_path / "page.html")
     assert (tmp_path / "page.html").is_file() and not (tmp_path / "runs" / "report.html").exists()
+    (tmp_path / "docs").mkdir()
+    assert make_report(tmp_path / "runs", tmp_path / "docs") == tmp_path / "docs" / "report.html"
     assert page.text.count("fewer than two points") == 2
     assert "no figures of classes" in page.text and "The runs recorded none" in page.text
     assert "No plot. It needs two methods, one of them single_task or decoders" in page.text

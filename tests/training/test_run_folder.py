@@ -8,18 +8,19 @@ import os
 import resource
 import signal
 from contextlib import contextmanager
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import train_pascal as recipe
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from peft_polyhistor.training import run_folder
-from peft_polyhistor.training.files import explain_failure, read_json, replacing, write_json
+from peft_polyhistor.training import key_of_data, key_of_weights, run_folder
+from peft_polyhistor.training.files import explain_failure, read_json, replacing, write_json, write_text
 from peft_polyhistor.training.run_folder import Progress, RunFolder
 from peft_polyhistor.training.single_tasks import join_tasks
 
@@ -27,7 +28,7 @@ from peft_polyhistor.training.single_tasks import join_tasks
 FULL = OSError(errno.ENOSPC, "No space left on device")
 CALLS = ("mkdir", "replace", "fsync", "symlink")  # of `os`, that can fail
 SETTINGS = {"steps": 6, "workers": 2}
-IMAGES = {"train": ["a", "b"], "val": ["c"]}
+INPUTS = {"the data": "a1", "the encoder": "b2"}
 
 
 class Weights(nn.Module):
@@ -59,18 +60,18 @@ def progress_of(*scores):
 def save_run(folder, *scores):
     """Evaluates and saves after each step; the weight is the number of the step."""
     run, model, scheduler = make_run(folder)
-    run.open(resume=False)
-    images = run.resume(scheduler, IMAGES).images
+    run.open(resume=False, inputs=INPUTS)
+    run.resume(scheduler)
     for step in range(1, len(scores) + 1):
         model.weight.data.fill_(step)
-        run.save(model, replace(progress_of(*scores[:step]), images=images))
+        run.save(model, progress_of(*scores[:step]))
 
 
 def resumed(folder):
     """Step, weight and error of the last evaluation of the run that goes on in a folder."""
     run, model, scheduler = make_run(folder)
     assert run.open(resume=True) is None
-    progress = run.resume(scheduler, IMAGES)
+    progress = run.resume(scheduler)
     return progress.step, model.weight.item(), len(progress.history)
 
 
@@ -99,7 +100,7 @@ def test_a_checkpoint_stays_whole_whichever_call_fails(tmp_path, monkeypatch):
         save_run(folder, 30.0)
         run, model, scheduler = make_run(folder)
         run.open(resume=True)
-        run.resume(scheduler, IMAGES)
+        run.resume(scheduler)
         model.weight.data.fill_(2)
         with monkeypatch.context() as patch:
             made = fail_at(patch, number)
@@ -189,7 +190,7 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     save_run(tmp_path, 30.0, 20.0, 25.0)
     write_json(tmp_path / "results.json", {})
     run, model, scheduler = make_run(tmp_path)
-    assert run.open(resume=False) is None and run.resume(scheduler, IMAGES).step == 0
+    assert run.open(resume=False) is None and run.resume(scheduler).step == 0
     assert f"{tmp_path}: the run starts at step 0. Its first evaluation replaces" in capsys.readouterr().out
     assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
     assert resumed(tmp_path) == (3, 3.0, 3)  # a forgotten --resume costs nothing yet
@@ -199,12 +200,31 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
 
 
-def test_other_images_are_refused(tmp_path):
+def test_other_data_and_another_encoder_are_refused(tmp_path):
     save_run(tmp_path, 30.0)
-    run, _, scheduler = make_run(tmp_path)
-    run.open(resume=True)
-    with pytest.raises(ValueError, match="step-1 was made with other images of the split train; the data changed"):
-        run.resume(scheduler, {**IMAGES, "train": ["a", "b", "new"]})
+    run, _, _ = make_run(tmp_path)
+    assert run.open(resume=True, inputs=INPUTS) is None
+    with pytest.raises(ValueError, match=r"progress\.json was made before the data changed\. Restore what was there"):
+        run.open(resume=True, inputs={**INPUTS, "the data": "c3"})
+    run.finish("decoders", {}, progress_of(30.0))
+    with pytest.raises(ValueError, match=r"results\.json was made before the data and the encoder changed\."):
+        run.open(resume=True, inputs=dict.fromkeys(INPUTS, "d4"))
+    assert run.open(resume=False, inputs=dict.fromkeys(INPUTS, "d4")) is None
+
+
+def test_a_key_changes_with_each_value():
+    rows = Dataset.from_dict({"image_id": ["a", "b"] * 50, "label": [bytes(9), bytes(7)] * 50})
+    key = key_of_data(rows)
+    assert key_of_data(rows.select(range(100))) == key_of_data(Dataset.from_list(list(rows))) == key
+    for other in (rows.select(range(99)), rows.rename_column("label", "x"), rows.select([*range(98), 99, 98])):
+        assert (key_of_data(other) == key) == ("x" in other.column_names)  # names are in the settings
+    mended = [bytes(9), bytes(7)] * 49 + [bytes(9), bytes(6) + b"1"]
+    assert key_of_data(rows.remove_columns("label").add_column("label", mended)) != key
+
+    weights = Weights(1)
+    key = key_of_weights(weights)
+    assert key_of_weights(Weights(1)) == key != key_of_weights(Weights(2))
+    assert key_of_weights(weights.half()) != key
 
 
 def test_other_settings_are_refused_but_for_neutral_ones(tmp_path):
@@ -277,7 +297,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
     (state / "optimizer.bin").write_bytes((state / "optimizer.bin").read_bytes()[:-50])
     run, _, scheduler = make_run(tmp_path)
     with pytest.raises(ValueError, match=r"step-1 is damaged .*Delete it to start the run again"):
-        run.resume(scheduler, IMAGES)
+        run.resume(scheduler)
 
 
 @pytest.mark.parametrize("text", ["", '{"scores": {', "null", "\ufffd\x00"])
@@ -363,3 +383,24 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
     assert joined["history"] == [{"step": 4, "scores": joined["scores"]}]
     assert joined["classes"] == {"semseg": {}} and joined["pictures"] == {"semseg": 3, "normals": 3}
     assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == joined
+
+
+@pytest.mark.parametrize("leave", [Path.touch, Path.mkdir])
+def test_files_of_others_among_the_checkpoints_are_left_alone(tmp_path, leave):
+    save_run(tmp_path, 30.0)
+    for name in (".DS_Store", ".nfs0001.tmp", "notes"):
+        leave(tmp_path / "checkpoints" / name)
+    run, _, scheduler = make_run(tmp_path)
+    run.open(resume=True)
+    run.resume(scheduler)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-1", ".DS_Store", "notes"}  # NAME.tmp is left by an interrupted write
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.txt").write_text("precious")
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "docs", "page")
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+    assert (tmp_path / "docs" / "thesis.txt").read_text() == "precious"

@@ -12,6 +12,7 @@ import torch
 import train_pascal as recipe
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny_models import make_swin
 
 from peft_polyhistor import TASKS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
@@ -81,7 +82,7 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of
     short = ("--steps", "2", "--eval_every", "2")
     results = recipe.train("decoders", settings_of(tmp_path, *short))
     assert results["settings"]["methods"] == ["decoders"] and results["settings"]["processes"] == 1
-    monkeypatch.setattr(recipe, "load_splits", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(recipe, "make_loader", lambda *_: pytest.fail("trained again"))
     again = settings_of(tmp_path, *short, "--resume", "--log_every", "5", "--methods", "decoders", "phm: {order: 1}")
     assert recipe.train("decoders", again) == results  # a run depends on its own method alone
     with pytest.raises(
@@ -91,6 +92,10 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of
     (tmp_path / "decoders" / "results.json").unlink()
     with pytest.raises(ValueError, match=r"progress\.json was made with other settings: batch_size was 2 and is 3"):
         recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--batch_size", "3"))
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "load_encoder", lambda name: make_swin(embed_dim=16))
+        with pytest.raises(ValueError, match=r"progress\.json was made before the weights of the encoder changed"):
+            recipe.train("decoders", again)
     monkeypatch.setattr(recipe.Accelerator, "num_processes", 2)
     with pytest.raises(ValueError, match="processes was 1 and is 2"):
         recipe.train("decoders", again)
@@ -180,7 +185,7 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_
     assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
     assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == results
 
-    monkeypatch.setattr(recipe, "load_splits", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(recipe, "make_loader", lambda *_: pytest.fail("trained again"))
     assert recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True")) == results
 
 
@@ -217,6 +222,8 @@ def test_held_out_images_are_of_the_training_split_and_the_same_in_every_run(par
     train, val = (set(parts[split]["image_id"]) for split in ("train", "val"))
     assert len(val) == 3 and not train & val and train | val == set(plain["train"]["image_id"])
     assert again["val"]["image_id"] == parts["val"]["image_id"]
+    grid = load_splits(str(parquet_scenes), ["semseg"], accelerator, holdout=0.3, left_out=0.3)
+    assert set(grid["train"]["image_id"]) | set(grid["val"]["image_id"]) == train  # no image of the split val
 
 
 def test_fewer_images_than_a_step_takes_are_refused(settings_of, tmp_path):

@@ -1,0 +1,30 @@
+# Copyright 2026 The peft-polyhistor authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of the data and the weights that a run starts from, so that no other data or weights continue it."""
+
+from hashlib import sha256
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+
+_ROWS = 64  # that are read at once
+
+
+def key_of_data(rows: Dataset) -> str:
+    """Returns a key of everything that the rows hold: ids, images and labels as they are stored."""
+    digest = sha256()
+    for table in rows.with_format("arrow").iter(_ROWS):
+        for batch in table.combine_chunks().to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()[:16]
+
+
+def key_of_weights(model: nn.Module) -> str:
+    """Returns a key of the names and values of the parameters and buffers of a model."""
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
