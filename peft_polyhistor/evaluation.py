@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .tasks import TASKS, relative_change
 from .tasks.running_metric import RunningMetric
+from .tasks.table import as_reference
 
 
 NOT_MEASURED = "not measured"
@@ -139,11 +140,12 @@ def headline(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def find_best(history: Sequence[Mapping[str, Any]]) -> int:
-    """Finds the index of the best evaluation of a run; the first one wins a tie.
+    """Finds the index of the best evaluation of a run.
 
-    The evaluation with the most finite headline scores wins, so a diverged model never does. Among equals, the one
-    with the highest mean relative change wins. The reference score of a task is its first finite score other than 0,
-    so the units of the tasks do not matter.
+    An evaluation takes over from the best before it if it has more finite headline scores, so a diverged model never
+    does; or as many, with a mean relative change above 0, so the units of the tasks do not matter. Without finite
+    scores the last evaluation is the best. A later evaluation never changes the order of the earlier ones, whose
+    checkpoints are gone.
 
     Args:
         history: Evaluations, each with its `scores` by task and metric.
@@ -151,16 +153,21 @@ def find_best(history: Sequence[Mapping[str, Any]]) -> int:
     rows = [
         {task: score for task, score in headline(entry["scores"]).items() if math.isfinite(score)} for entry in history
     ]
-    reference: dict[str, float] = {}
-    for row in rows:
-        reference = {task: score for task, score in row.items() if score} | reference
+    best = 0
+    for index in range(1, len(rows)):
+        best = index if _is_better(rows[index], rows[best]) else best
+    return best
 
-    def merit(row: Mapping[str, float]) -> tuple[int, float]:
-        common = row.keys() & reference.keys()
-        pair = ({task: scores[task] for task in common} for scores in (row, reference))
-        return len(row), relative_change(*pair) if common else 0.0
 
-    return max(range(len(rows)), key=lambda index: merit(rows[index]))
+def _is_better(scores: Mapping[str, float], earlier: Mapping[str, float]) -> bool:
+    if len(scores) != len(earlier) or not scores:
+        return len(scores) >= len(earlier)
+    common = scores.keys() & earlier.keys()
+    if not common:
+        return False
+    reference = as_reference({task: earlier[task] for task in common})
+    now, before = (relative_change({task: row[task] for task in common}, reference) for row in (scores, earlier))
+    return now > before
 
 
 def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], ends: int = 3) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 """The best evaluation of a run, and the details of an evaluation for reports."""
 
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,9 +28,21 @@ def test_units_of_the_tasks_do_not_decide_which_evaluation_is_best():
 
 def test_an_evaluation_with_more_finite_scores_is_better():
     assert best_of((50.0, math.nan), (51.0, math.nan), (1.0, 80.0), (52.0, math.inf)) == 2
-    assert best_of((math.nan, math.nan), (math.nan, math.inf)) == 0
-    assert best_of((math.nan, 20.0), (40.0, 20.0), (44.0, 20.0)) == 2  # against the first score there is
-    assert best_of((0.0, 20.0), (5.0, 20.0)) == 1
+    assert best_of((math.nan, math.nan), (math.nan, math.inf)) == 1  # without a score the last one is trained most
+
+
+def test_a_task_that_starts_near_zero_does_not_outweigh_the_others():
+    for start in (0.02, 1.0):
+        assert best_of((start, 30.0), (40.0, 20.0), (40.4, 29.0)) == 1
+
+
+def test_a_later_evaluation_does_not_change_the_order_of_earlier_ones():
+    """Their checkpoints are gone."""
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        evaluations = [(random.uniform(0, 3), random.uniform(0, 50)) for _ in range(8)]
+        best = [best_of(*evaluations[: i + 1]) for i in range(8)]
+        assert all(now in (before, i) for i, (before, now) in enumerate(pairwise(best), 1))
 
 
 def test_the_first_of_equal_evaluations_is_best():

@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from ..tasks import TASKS, relative_change
+from ..tasks import relative_change
+from ..tasks.table import as_reference
 from .results import Grid
-
-
-_TINY = 1e-12
 
 
 def check_rates(rates: Sequence[float]) -> None:
@@ -28,9 +26,9 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def choose_rate(grid: Grid) -> float:
     """Returns the rate with the highest mean relative change against the median score of each task over the grid.
 
-    All tasks thus count equally, whatever the unit of their score. A median below 1 percent or degree counts as 1, so
-    that a score near zero does not outweigh a task that works. A rate with a score that is not finite, such as that
-    of a diverged model, cannot win. A task without a finite score at any rate has no label and is left out.
+    All tasks thus count equally, whatever the unit of their score; see `as_reference` for medians near zero. A rate
+    with a score that is not finite, such as that of a diverged model, cannot win. A task without a finite score at
+    any rate has no label and is left out.
 
     Args:
         grid: Headline scores by learning rate and task.
@@ -42,8 +40,7 @@ def choose_rate(grid: Grid) -> float:
         task for task in next(iter(grid.values())) if any(math.isfinite(scores[task]) for scores in grid.values())
     ]
     finite = {rate: scores for rate, scores in grid.items() if all(math.isfinite(scores[task]) for task in tasks)}
-    least = {task: 1.0 if TASKS[task].unit in ("percent", "degrees") else _TINY for task in tasks}
-    medians = {task: max(least[task], median(scores[task] for scores in finite.values())) for task in tasks if finite}
+    medians = as_reference({task: median(scores[task] for scores in finite.values()) for task in tasks if finite})
     if not medians:
         raise ValueError(
             f"No learning rate can be chosen: the scores by rate are {dict(grid)}. Give lower --learning_rates, or "

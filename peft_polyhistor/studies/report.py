@@ -40,7 +40,7 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
-        ValueError: A file is damaged, or the runs differ in their tasks or seeds.
+        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data.
     """
     folder = folder.expanduser()
     file = (file or folder).expanduser()

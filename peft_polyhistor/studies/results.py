@@ -14,6 +14,7 @@ from .paper import PaperRow
 
 
 COMPARISON, RESULTS = "comparison.json", "results.json"
+DATA = "data", "layout", "holdout", "left_out"  # settings that choose the images
 Line = Sequence[tuple[int, float]]  # optimiser step and figure
 Grid = dict[float, dict[str, float]]  # headline score by learning rate and task
 
@@ -50,7 +51,7 @@ def read_study(folder: Path) -> Study:
 
     Raises:
         FileNotFoundError: The folder has neither.
-        ValueError: A file is damaged, or the runs differ in their tasks or seeds.
+        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data.
     """
     if (folder / COMPARISON).is_file():
         study = _read_comparison(folder)
@@ -65,6 +66,7 @@ def read_study(folder: Path) -> Study:
     for what, found in (
         ("tasks", {str(sorted(run["scores"])) for run in study.runs}),
         ("seeds", {str([run["settings"]["seed"] for run in runs]) for runs in study.results.values()}),
+        ("data", {str({name: run["settings"].get(name) or None for name in DATA}) for run in study.runs}),
     ):
         if len(found) > 1:
             raise ValueError(

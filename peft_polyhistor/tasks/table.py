@@ -40,6 +40,8 @@ PASCAL_TASKS = tuple(task.name for task in PASCAL)
 
 TASKS: dict[str, Task] = {task.name: task for task in PASCAL}
 
+_TINY = 1e-12
+
 
 def register_task(task: Task) -> None:
     """Adds a task to `TASKS`, which makes it known to data, models, losses and metrics.
@@ -185,6 +187,15 @@ def count_labels(labels: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str
     `counts` with each batch. The mean of the losses is then that of one large batch.
     """
     return {task.name: task.count(labels[task.name]) for task in get_tasks(tasks)}
+
+
+def as_reference(scores: Mapping[str, float]) -> dict[str, float]:
+    """Returns finite headline scores as references of changes, which are above 0.
+
+    A score below 1 percent or degree counts as 1, so that a task near zero does not outweigh a task that works.
+    """
+    least = {task: 1.0 if TASKS[task].unit in ("percent", "degrees") else _TINY for task in scores}
+    return {task: max(least[task], score) for task, score in scores.items()}
 
 
 def relative_change(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:

@@ -218,11 +218,13 @@ def test_damaged_comparisons(tmp_path, content, message):
         make_report(tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "what"), [({"seed": 1}, "seeds"), ({}, "tasks")])
+@pytest.mark.parametrize(("changes", "what"), [({"seed": 1}, "seeds"), ({}, "tasks"), ({}, "data")])
 def test_runs_that_no_table_compares(tmp_path, changes, what):
     other = run_of("full", **changes)
     if what == "tasks":
         del other["scores"]["normals"]
+    elif what == "data":
+        other["settings"]["holdout"] = 0.5
     write_run(tmp_path / "decoders", run_of())
     write_run(tmp_path / "full", other)
     with pytest.raises(ValueError, match=rf"differ in their {what}.*Move them to different folders"):
