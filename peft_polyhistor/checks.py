@@ -16,7 +16,7 @@ IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "
 # Keys of `made_for`, and of its entry `decoders`, where the oldest adapters have only those that are needed.
 RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
 NEEDED_DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights"}
-DECODERS = NEEDED_DECODERS | {"image_size", "tasks"}
+DECODERS = NEEDED_DECODERS | {"image_size", "image_mean", "image_std", "tasks"}
 
 
 def check_image(name: str, image: Any) -> None:
@@ -41,6 +41,16 @@ def check_sides(name: str, value: Any) -> None:
     for side in value if isinstance(value, list | tuple) and len(value) == 2 else [value]:
         if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST:
             raise ValueError(f"`{name}` must be a side or (height, width), pixels from 1 to {LARGEST}, got {value!r}.")
+
+
+def check_statistics(image_mean: Any, image_std: Any) -> None:
+    """Raises ValueError unless mean and standard deviation are three numbers each, and the latter above 0."""
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        is_three = isinstance(values, list | tuple) and len(values) == 3
+        for value in values if is_three else ():
+            check_number(name, value)
+        if not is_three or (name == "image_std" and min(values) <= 0):
+            raise ValueError(f"`{name}` must be three numbers, those of `image_std` above 0, got {values!r}.")
 
 
 def check_truth(name: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
-from ..models.image_processor import FILE, DenseImageProcessor, dense_config_of, normalize_image_size
+from ..models.image_processor import FILE, DenseImageProcessor, images_of, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..tasks import TASKS
 from ..tasks.segmentation import Segmentation
@@ -111,8 +111,9 @@ class MultiTaskPredictor:
         tasks: Sequence[str] | None = None,
         image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
     ):
-        self.tasks = dense_config_of(model).choose_tasks(tasks)
+        images_of(model)  # raises its error for other models
         self.model = model
+        self.tasks = model.config.choose_tasks(tasks)
         if not isinstance(image_size, DenseImageProcessor):
             image_size = DenseImageProcessor.from_model(model, image_size)
         self.processor = image_size

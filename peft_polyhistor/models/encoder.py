@@ -4,6 +4,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import _CACHED_NO_EXIST as NONE_ON_HUB
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
@@ -31,6 +34,7 @@ from transformers import (
 from transformers.backbone_utils import BackboneMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .image_processor import FILE as PROCESSOR
 from .pvt import PvtStages
 from .stages import BackboneStages, StageEncoder
 from .swin import SwinStages, Swinv2Stages
@@ -129,8 +133,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     Args:
         name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
             or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`).
-        **kwargs: Arguments of `from_pretrained`, e.g. `revision`; for a backbone of more than four stages
-            `out_features`.
+        **kwargs: Arguments of `from_pretrained`, e.g. `revision`, or `dtype` in place of float32; for a backbone of
+            more than four stages `out_features`.
 
     Raises:
         OSError: There is no such folder or Hub repository.
@@ -152,7 +156,10 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
         # timm 1.0.31 records an argument that transformers also gives.
         config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
         kwargs["config"] = config
-    loaded: Any = model_class.from_pretrained(source, **kwargs | {"output_loading_info": True})
+    # By default transformers takes the data type of the file, and decoders would train in half precision.
+    loaded: Any = model_class.from_pretrained(
+        source, **{"dtype": torch.float32, **kwargs, "output_loading_info": True}
+    )
     model, info = loaded
     tensors = model.state_dict(keep_vars=True)
     encoder = view_encoder(model)
@@ -163,8 +170,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             f"'{name}' lacks {len(missing)} weights of its encoder, such as {missing[:2]}, which would be random. "
             "Save or download it again, whole."
         )
-    if config.model_type != "timm_wrapper" and (statistics := _image_statistics(source, kwargs)):
-        encoder.config.image_statistics = statistics
+    if config.model_type != "timm_wrapper":
+        encoder.image_statistics = _image_statistics(source, kwargs)
     # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
     encoder.config.name_or_path = "" if name in embedded else name
     if name in embedded:
@@ -173,15 +180,33 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
 
 
 def _image_statistics(source: str, kwargs: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Returns `image_mean` and `image_std` of the image processor of an encoder, as far as it has them."""
+    """Returns `image_mean` and `image_std` of the image processor of an encoder, for values in [0, 1].
+
+    Raises:
+        ValueError: The file of the image processor is damaged.
+    """
     try:
         processor, _ = BaseImageProcessor.get_image_processor_dict(source, **kwargs)
-    except OSError:  # there is none
+    except OSError as error:
+        if (Path(source) / PROCESSOR).is_file():
+            raise ValueError(f"{Path(source) / PROCESSOR} is damaged ({error}). Write it again.") from error
+        options = {name: kwargs[name] for name in ("cache_dir", "revision") if kwargs.get(name)}
+        if not Path(source).is_dir() and try_to_load_from_cache(source, PROCESSOR, **options) is not NONE_ON_HUB:
+            warnings.warn(
+                f"Whether '{source}' has an image processor is unknown, because the Hub was not reached. Images are "
+                "normalised with the mean and standard deviation of ImageNet.",
+                stacklevel=3,
+            )
         return {}
+    # What the values of 0 ... 255 are multiplied by, relative to 1 / 255.
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
     if not processor.get("do_normalize", True):
-        return {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        processor = {"image_mean": 0.0, "image_std": 1.0}
     found = {name: processor[name] for name in ("image_mean", "image_std") if processor.get(name) is not None}
-    return {name: [value] * 3 if isinstance(value, int | float) else value for name, value in found.items()}
+    return {
+        name: [number / scale for number in ([value] * 3 if isinstance(value, int | float) else value)]
+        for name, value in found.items()
+    }
 
 
 def _four_stages(config: Any, name: str) -> list[str]:

@@ -15,16 +15,12 @@ from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from ..checks import check_image, check_number, check_sides
+from ..checks import check_image, check_sides, check_statistics
 from ..tasks.task import to_bytes
-from .multitask_config import MultiTaskDenseConfig
+from .multitask_config import IMAGENET_MEAN, IMAGENET_STD, IMAGES, MultiTaskDenseConfig
 
 
 FILE = "preprocessor_config.json"
-
-# ImageNet's statistics of RGB values in [0, 1] (torchvision).
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -34,29 +30,26 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def dense_config_of(model: Any) -> MultiTaskDenseConfig:
-    """Returns the config of a dense model; raises TypeError for other models."""
+def images_of(model: Any) -> dict[str, Any]:
+    """Returns `image_size`, `image_mean` and `image_std` of the images that a dense model was trained with.
+
+    Adapters record their own, and those of the active adapter come before those of the model. A size that is not
+    known is `None`.
+
+    Raises:
+        TypeError: `model` is no dense model.
+    """
     config = getattr(model, "config", None)
     if not isinstance(config, MultiTaskDenseConfig):
         raise TypeError(
             f"This needs a MultiTaskDenseModel, adapted or not, got {type(model).__name__}. Load one with "
             "peft_polyhistor.load, or add decoders with MultiTaskDenseModel.from_encoder."
         )
-    return config
-
-
-def image_size_of(model: Any) -> int | Sequence[int] | None:
-    """Returns the `image_size` that a dense model was trained with; `None` if it is not known, or for other models.
-
-    Adapters record their own, and that of the active adapter comes before that of the model.
-    """
-    config = getattr(model, "config", None)
-    if not isinstance(config, MultiTaskDenseConfig):
-        return None
     names = model.active_adapters if isinstance(model, PeftModel) else []
-    records = [getattr(model.peft_config.get(name), "made_for", None) or {} for name in names]
-    sizes = [(record.get("decoders") or {}).get("image_size") for record in records]
-    return next((size for size in sizes if size is not None), config.image_size)
+    made_for = [getattr(model.peft_config.get(name), "made_for", None) or {} for name in names]
+    records = [record.get("decoders") or {} for record in made_for]
+    own = {name: next((r[name] for r in records if r.get(name) is not None), None) for name in IMAGES}
+    return {name: getattr(config, name) if value is None else value for name, value in own.items()}
 
 
 def from_array(values: np.ndarray) -> Image.Image:
@@ -95,11 +88,7 @@ class DenseImageProcessor(BaseImageProcessor):
     ):
         super().__init__(**kwargs)
         self.image_size = list(normalize_image_size(image_size))
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            for value in values:
-                check_number(name, value)
-            if len(values) != 3 or (name == "image_std" and min(values) <= 0):
-                raise ValueError(f"`{name}` must be three numbers, those of `image_std` above 0, got {values}.")
+        check_statistics(image_mean, image_std)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
@@ -149,24 +138,24 @@ class DenseImageProcessor(BaseImageProcessor):
         """Creates the processor that a dense model was trained with, or is to be trained with.
 
         Args:
-            model: A `MultiTaskDenseModel`, adapted or not. Mean and standard deviation are those that `load_encoder`
-                found in the files of its encoder, or of timm's record of the model, and otherwise those of ImageNet.
+            model: A `MultiTaskDenseModel`, adapted or not.
             image_size: Side or (height, width) in pixels; `None` for that of the model.
 
         Raises:
             TypeError: `model` is no dense model.
             ValueError: `image_size` is out of its range, or `None` for a model that has none.
         """
-        encoder = dense_config_of(model).encoder
-        size = image_size_of(model) if image_size is None else image_size
-        if size is None:
+        settings = images_of(model)
+        if image_size is not None:
+            settings["image_size"] = image_size
+        if settings["image_size"] is None:
             raise ValueError("The config of the model has no `image_size`. Give image_size=, such as 512.")
-        return cls(size, **getattr(encoder, "image_statistics", {}))
+        return cls(**settings)
 
     @classmethod
     def save_for(cls, model: Any, folder: str | Path) -> None:
-        """Saves the processor of a dense model in `folder`, if `image_size_of` knows its size."""
-        if image_size_of(model) is not None:
+        """Saves the processor of a dense model whose size of images is known; does nothing for other models."""
+        if isinstance(getattr(model, "config", None), MultiTaskDenseConfig) and images_of(model)["image_size"]:
             cls.from_model(model).save_pretrained(str(folder))
 
 

@@ -87,7 +87,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             ValueError: The encoder does not have four stages, or a task is unknown.
         """
         stages = view_encoder(encoder)
-        config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **kwargs)
+        config = MultiTaskDenseConfig(encoder=stages.config, tasks=tasks, **{**stages.image_statistics, **kwargs})
         config.name_or_path = stages.config.name_or_path  # PEFT records it as the base model
         return cls(config, stages)
 

@@ -8,8 +8,14 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from ..checks import check_number, check_positive, check_probability, check_sides, check_truth
+from ..checks import check_number, check_positive, check_probability, check_sides, check_statistics, check_truth
 from ..tasks import PASCAL_TASKS, TASKS, declare_tasks, describe_tasks, get_tasks
+
+
+# ImageNet's statistics of RGB values in [0, 1] (torchvision).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGES = "image_size", "image_mean", "image_std"  # settings of the training images
 
 
 class MultiTaskDenseConfig(PreTrainedConfig):
@@ -28,6 +34,9 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         loss_weights: Weight of the loss by task. Tasks without an entry keep the weight of their row.
         image_size: Side or (height, width) of the training images in pixels. A `MultiTaskPredictor` resizes images to
             it; the model itself takes images of any size.
+        image_mean: Mean of each channel in [0, 1] that training images are normalised with. Defaults to that of
+            ImageNet, in `MultiTaskDenseModel.from_encoder` to that of an encoder whose files name it.
+        image_std: Standard deviation of each channel, with the same defaults.
 
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
@@ -45,6 +54,8 @@ class MultiTaskDenseConfig(PreTrainedConfig):
         shared_norms: bool = False,
         loss_weights: Mapping[str, float] | None = None,
         image_size: int | Sequence[int] | None = None,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
         **kwargs: Any,
     ):
         self.encoder = _as_config(encoder)
@@ -60,11 +71,13 @@ class MultiTaskDenseConfig(PreTrainedConfig):
             check_number("loss_weights", weight)
         if image_size is not None:
             check_sides("image_size", image_size)
+        check_statistics(image_mean, image_std)
         self.decoder_width = decoder_width
         self.decoder_dropout = decoder_dropout
         self.shared_norms = shared_norms
         self.loss_weights = dict(loss_weights or {})
         self.image_size = image_size
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
         dtype = kwargs.get("dtype")
         if dtype is not None and not isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
             raise ValueError(f"`dtype` must be a type of PyTorch such as 'float32', got {dtype!r}.")
@@ -78,7 +91,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
 
     def decoder_settings(self) -> dict[str, Any]:
         """Returns the fields that an adapter saves: all but the encoder, and of the tasks only a user's own rows."""
-        names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "image_size")
+        names = ("decoder_width", "decoder_dropout", "shared_norms", "loss_weights", *IMAGES)
         rows = [item for item in describe_tasks(self.tasks) if isinstance(item, dict)]
         return {name: getattr(self, name) for name in names} | ({"tasks": rows} if rows else {})
 

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The common interface of encoders, and its implementation for any backbone of transformers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ class StageEncoder(nn.Module):
         widths: Channels of the four maps.
         strides: Strides of the four maps in pixels of the image.
         needs_norm: Whether decoders begin with a norm, because the maps are not normalised.
+        image_statistics: `image_mean` and `image_std` of the images that the encoder was trained with, if known.
     """
 
     _no_split_modules: Collection[str] | None = None  # modules that device maps and FSDP must not split
@@ -28,6 +30,7 @@ class StageEncoder(nn.Module):
     widths: list[int]
     strides: list[int]
     needs_norm: bool
+    image_statistics: Mapping[str, list[float]] = MappingProxyType({})
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         """Maps `(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""

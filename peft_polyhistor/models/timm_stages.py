@@ -63,7 +63,7 @@ class TimmStages(StageEncoder):
         # A file has a record of its own; that of the network is of its architecture.
         record = getattr(model.config, "pretrained_cfg", None) or getattr(self.net, "pretrained_cfg", None) or {}
         if {"mean", "std"} <= record.keys():
-            self.config.image_statistics = {"image_mean": list(record["mean"]), "image_std": list(record["std"])}
+            self.image_statistics = {"image_mean": list(record["mean"]), "image_std": list(record["std"])}
         stages = self._choose_stages()
         self.widths = [stage["num_chs"] for stage in stages]
         self.strides = [stage["reduction"] for stage in stages]

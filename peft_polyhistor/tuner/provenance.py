@@ -10,6 +10,7 @@ from torch import nn
 from ..config import MultiTaskConfig
 from ..models.blocks import find_blocks
 from ..models.multitask import MultiTaskDenseModel
+from ..models.multitask_config import IMAGES
 from ..models.stages import StageEncoder
 from .site import Site
 
@@ -17,7 +18,7 @@ from .site import Site
 # The keys that tell architectures apart. They do not tell apart two encoders of one architecture.
 ARCHITECTURE = ("model_type", "blocks", "widths")
 # The keys of `decoders` that tell how decoders were trained; the others are sizes.
-TRAINED = ("decoder_dropout", "loss_weights", "image_size", "tasks")
+TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
 
 def routed_module(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import nn
 from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
+from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
 from .layer import AdapterLayer, base_of
 from .matching import aimed_at, check_fit, match_modules
@@ -163,7 +164,9 @@ def hand_over(model: MultiTaskDenseModel, configs: Sequence[MultiTaskConfig]) ->
         if decoders is not None:
             weights = decoders["loss_weights"]
             model.config.loss_weights = {task: weights[task] for task in model.config.tasks if task in weights}
-            model.config.image_size = decoders["image_size"] or model.config.image_size
+            for name in IMAGES:
+                if decoders.get(name) is not None:
+                    setattr(model.config, name, decoders[name])
 
 
 def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
