@@ -23,7 +23,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from peft_polyhistor import PASCAL_TASKS, DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load_encoder
+from peft_polyhistor import PASCAL_TASKS, DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load, load_encoder
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
 from peft_polyhistor.studies.gallery import draw_pictures
@@ -66,6 +66,7 @@ class Settings:
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
     bias_images: int = option(0, "training images whose labels set the decoders' first biases; 0: zero", at_least=0)
+    decoders: str = option("", "checkpoint, e.g. RUN/decoders/best, whose decoders the run starts from")
     epochs: float = option(60.0, "passes over the training images", at_least=0)
     steps: int = option(0, "optimiser steps, which replace --epochs; 0 uses --epochs", at_least=0)
     batch_size: int = option(12, "images per process and batch", at_least=1)
@@ -101,6 +102,8 @@ class Settings:
         arguments.read_loss_weights(self.loss_weights, declare_tasks(self.tasks))
         if self.steps == 0 and self.epochs == 0:
             raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
+        if self.decoders and self.bias_images:
+            raise ValueError(f"`decoders` brings biases: give bias_images=0 with it, got {self.bias_images}.")
         if self.warmup_steps and (self.schedule == "constant" or 0 < self.steps <= self.warmup_steps):
             raise ValueError(f"`warmup_steps` {self.warmup_steps} needs a schedule with a warm-up, and more --steps.")
 
@@ -139,8 +142,12 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         data = load_splits(settings.data, names, accelerator, *parts, workers, layout)
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
         encoder = load_encoder(settings.encoder)
+        trained = load(settings.decoders) if settings.decoders else None
         inputs = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
-        if results := run.open(settings.resume, {**inputs, "the weights of the encoder": key_of_weights(encoder)}):
+        inputs["the weights of the encoder"] = key_of_weights(encoder)
+        if trained is not None:
+            inputs["the weights of the decoders"] = key_of_weights(trained)
+        if results := run.open(settings.resume, inputs):
             return results
 
         # Model: the encoder, a decoder per task, and the adapters of the method.
@@ -155,6 +162,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         )
         if settings.bias_images:
             model.fit_biases(sample_labels(data["train"], settings.bias_images))
+        if trained is not None:
+            model.copy_decoders(trained)
         model = adapt(model, choice, tasks, settings.gradient_checkpointing)
 
         # Batches, normalised as the encoder expects them.

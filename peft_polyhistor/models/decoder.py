@@ -52,6 +52,23 @@ class DenseDecoder(nn.Module):
             fused = fused + F.interpolate(projected, size=fused.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(self.dropout(F.relu(self.batch_norm(fused))))
 
+    @torch.no_grad()
+    def copy_from(self, other: "DenseDecoder", norms: Iterable[nn.Module]) -> None:
+        """Makes a fresh decoder compute what another one does on maps that `norms` normalise.
+
+        Scales and shifts of the norms become part of the projections, so that it does not matter whether norms are
+        shared. The norms of this decoder stay fresh.
+        """
+        for own, projection, norm in zip(self.projections, other.projections, norms, strict=True):
+            weight: Tensor = projection.weight
+            bias: Tensor = projection.bias
+            if isinstance(norm, nn.LayerNorm):
+                weight, bias = weight * norm.weight, bias + weight @ norm.bias
+            own.weight.copy_(weight)
+            own.bias.copy_(bias)
+        for name in ("fuse", "batch_norm", "classifier"):
+            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
+
     def _compose(self) -> tuple[list[Tensor], Tensor]:
         """Multiplies each projection with its slice of the fusing convolution; returns the products and one bias."""
         fuse = self.fuse.weight.flatten(1)
@@ -99,6 +116,18 @@ class Decoders(nn.Module):
                 {name: value if value.shape == own[name].shape else own[name] for name, value in state.items()}
             )
         self.heads[task] = head.requires_grad_(weight.requires_grad)
+
+    def shapes(self) -> dict[str, dict[str, torch.Size]]:
+        """Returns the shapes of the weights of each head but for its norms, by task."""
+        return {
+            task: {name: p.shape for name, p in head.named_parameters() if not name.startswith("norms.")}
+            for task, head in self.heads.items()
+        }
+
+    def copy_from(self, other: "Decoders") -> None:
+        """Makes fresh heads compute what the heads of the same tasks of other decoders do."""
+        for task, head in self.heads.items():
+            head.copy_from(other.heads[task], other.norms or other.heads[task].norms)
 
     def forward(self, maps: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Maps stage maps by task to logits by task, at stride 4."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -202,6 +203,35 @@ class MultiTaskDenseModel(PreTrainedModel):
         for name, value in biases.items():
             bias: Any = self.decoders.heads[name].classifier.bias
             bias.copy_(value)
+
+    def copy_decoders(self, other: "MultiTaskDenseModel | PeftModel") -> None:
+        """Makes fresh decoders compute what those of another model do, before `get_peft_model`.
+
+        Adapters then start from decoders that work, rather than from gradients of random ones, which distort a
+        pretrained encoder (LP-FT, arXiv:2202.10054).
+
+        Args:
+            other: A model, adapted or not, with decoders of the same sizes for the tasks of this model. The decoders
+                are those of the active adapter. They may share their norms where this model does not, or reversely.
+
+        Raises:
+            ValueError: This model has adapters, or `other` lacks a decoder or has decoders of other sizes.
+        """
+        if len(self._all_decoders()) > 1:
+            raise ValueError("The model has adapters, with decoders of their own. Copy before `get_peft_model`.")
+        source: Any = other.get_base_model() if isinstance(other, PeftModel) else other
+        theirs = source.decoders
+        if isinstance(other, PeftModel) and not isinstance(theirs, Decoders):
+            theirs = theirs.modules_to_save[other.active_adapter]
+        shapes = theirs.shapes()
+        differ = [task for task, own in self.decoders.shapes().items() if shapes.get(task) != own]
+        if differ:
+            raise ValueError(
+                f"The other model has decoders for {list(shapes)}, decoder_width={source.config.decoder_width} and "
+                f"maps of {source.encoder.widths} channels. This model needs {differ} with decoder_width="
+                f"{self.config.decoder_width} and {self.encoder.widths} channels. Train decoders of these sizes."
+            )
+        self.decoders.copy_from(theirs)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]  # transformers and PEFT accept None
         """Returns `None`, because there is no embedding table."""

@@ -71,7 +71,7 @@ def check_options(settings: Any) -> None:
             setattr(settings, name, value := float(value))
         if type(value) is not kind:
             raise ValueError(f"`{name}` must be {_KINDS[kind]}, got {value!r}.")
-        if value == "":
+        if value == "" != item.default:
             raise ValueError(f"`{name}` is empty; give --{name} VALUE.")
         if kind in (int, float) and not value >= allowed["at_least"]:  # also for NaN
             raise ValueError(f"`{name}` must be at least {allowed['at_least']}, got {value}.")

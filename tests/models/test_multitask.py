@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import DENSE_TASKS, randomise
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,6 +29,7 @@ from transformers import (
 
 from peft_polyhistor import (
     TASKS,
+    DecodersConfig,
     MultiTaskDenseConfig,
     MultiTaskDenseModel,
     PolyhistorConfig,
@@ -345,6 +347,42 @@ def test_biases_of_an_adapted_model_are_not_fitted(make_dense, labels):
     get_peft_model(model, PolyhistorConfig(tasks=ALL_TASKS, reduction_factor=4))
     with pytest.raises(ValueError, match="Fit biases before `get_peft_model`"):
         model.fit_biases(labels)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize("theirs", [False, True])
+@torch.no_grad()
+def test_copied_decoders_compute_the_same_whether_norms_are_shared_or_not(make_dense, pixels, ours, theirs):
+    trained = randomise(make_dense(shared_norms=theirs))
+    model = make_dense(["normals", "semseg"], shared_norms=ours)
+    model.encoder.load_state_dict(trained.encoder.state_dict())
+    model.copy_decoders(trained)
+    expected = trained(pixels).logits
+    for task, logits in model(pixels).logits.items():
+        torch.testing.assert_close(logits, expected[task], atol=1e-4, rtol=1e-4)
+    assert all(parameter.requires_grad for parameter in model.decoders.parameters())
+
+
+def test_decoders_of_the_active_adapter_are_copied(make_dense):
+    adapted = get_peft_model(make_dense(), DecodersConfig(tasks=DENSE_TASKS))
+    adapted.add_adapter("second", DecodersConfig(tasks=DENSE_TASKS))
+    adapted.set_adapter("second")
+    randomise(adapted.get_base_model().decoders.modules_to_save["second"])
+    model = make_dense()
+    model.copy_decoders(adapted)
+    theirs = adapted.get_base_model().decoders.modules_to_save["second"].heads["semseg"].classifier
+    assert torch.equal(model.decoders.heads["semseg"].classifier.weight, theirs.weight)
+    with pytest.raises(ValueError, match="Copy before `get_peft_model`"):
+        adapted.get_base_model().copy_decoders(model)
+
+
+@pytest.mark.parametrize(("tasks", "width"), [(["semseg"], 12), (DENSE_TASKS, 16)])
+def test_decoders_of_other_sizes_are_not_copied(make_dense, tasks, width):
+    model = make_dense(["semseg", "normals"])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"has decoders for \['semseg'.*This model needs .*'normals'\] with .*=12"):
+        model.copy_decoders(make_dense(tasks, decoder_width=width))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("tasks", [["semseg", "depth"], [], "semseg", ["semseg", "semseg"]], ids=str)

@@ -201,6 +201,26 @@ def test_first_biases_fit_the_labels_of_some_training_images(settings_of, parque
     torch.testing.assert_close(bias, TASKS["semseg"].fit_bias(sample))
 
 
+def test_a_run_starts_from_the_decoders_of_another(settings_of, tmp_path, monkeypatch):
+    short = ("--steps", "1", "--eval_every", "1", "--learning_rate", "1e-12", "--decoder_learning_rate")
+    recipe.train("decoders", settings_of(tmp_path / "first", *short, "3e-2"))
+    best = ("--decoders", str(tmp_path / "first" / "decoders" / "best"))
+    first, copied = (load_file(tmp_path / "first" / "decoders" / "best" / "adapter_model.safetensors"), {})
+    for method in ("full", "polyhistor_lite"):
+        results = recipe.train(method, settings_of(tmp_path / "second", *short, "1e-12", *best, "--bias_images", "0"))
+        assert "the weights of the decoders" in results["inputs"]
+        file = "adapter_model" if method == "polyhistor_lite" else "model"
+        copied[method] = load_file(tmp_path / "second" / method / "last" / f"{file}.safetensors")
+    for weights in copied.values():
+        [ours], [theirs] = (
+            [value for name, value in found.items() if name.endswith("semseg.classifier.weight")]
+            for found in (weights, first)
+        )
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(ValueError, match="`decoders` brings biases: give bias_images=0 with it, got 3"):
+        settings_of(tmp_path, *best, "--bias_images", "3")
+
+
 @pytest.mark.slow
 def test_methods_of_peft_train_an_adapter_per_task(settings_of, tmp_path):
     short = ("--steps", "2", "--eval_every", "1", "--methods", "peft_lora: {r: 2}", "--tasks", "semseg", "normals")
