@@ -70,6 +70,8 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
         # leaves a damaged file open.
         image = Image.open(BytesIO(data), formats=list({"JPEG", "PNG", *kinds}))
         is_small = image.width * image.height <= MAX_PIXELS
+        # Pillow turns a TIFF while it loads, and drops the orientation; all values but 2 to 8 leave an image as it is.
+        is_turned_tiff = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
         if is_small:
             image.load()
     except UnidentifiedImageError as error:
@@ -80,6 +82,11 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
         raise ValueError(f"{path}: found a {image.format} file, {allowed}. Restore it.")
     if not is_small:
         raise ValueError(f"{path}: found {image.width} x {image.height} pixels, allowed are {MAX_PIXELS}. Restore it.")
+    if is_turned_tiff:
+        raise ValueError(
+            f"{path}: found a TIFF with an orientation, by which some programs turn it and others do not. Save image "
+            "and labels upright, without an orientation."
+        )
     return image
 
 

@@ -164,6 +164,26 @@ def test_a_dataset_is_checked_as_a_folder_is(hub_like):
     assert check_archive(hub_like, TWO, ["val"], layout=NAMES).faults == []
 
 
+def with_orientation(value):
+    exif = PILImage.Exif()
+    exif[PILImage.ExifTags.Base.Orientation] = value
+    return exif
+
+
+@pytest.mark.parametrize("place", ["photos", "masks"])
+def test_a_tiff_with_an_orientation_is_refused(folder, place):
+    """Pillow turns it while it loads, and an image of another format is read as it is stored."""
+    image = PILImage.open(folder / place / "0.png")
+    (folder / place / "0.png").unlink()
+    for value in (0, 1, 9):
+        image.save(folder / place / "0.tif", exif=with_orientation(value))
+        assert check_archive(folder, TWO, ["train"], layout=LAYOUT).faults == []
+    for value in (3, 6):
+        image.save(folder / place / "0.tif", exif=with_orientation(value))
+        [fault] = check_archive(folder, TWO, ["train"], layout=LAYOUT).faults
+        assert f"{place}/0.tif: found a TIFF with an orientation, by which some programs turn it" in fault
+
+
 def test_unknown_columns_and_tasks_are_refused(dataset):
     del TASKS["depth"]
     with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):
