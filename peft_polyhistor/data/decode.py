@@ -70,8 +70,7 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
         # leaves a damaged file open.
         image = Image.open(BytesIO(data), formats=list({"JPEG", "PNG", *kinds}))
         is_small = image.width * image.height <= MAX_PIXELS
-        # Pillow turns a TIFF while it loads, and drops the orientation; all values but 2 to 8 leave an image as it is.
-        is_turned_tiff = image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+        is_turned_tiff = image.format == "TIFF" and is_turned(image)  # `load` turns it, and drops the orientation
         if is_small:
             image.load()
     except UnidentifiedImageError as error:
@@ -93,7 +92,7 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
 def is_turned(image: Image.Image) -> bool:
     """Tells whether the EXIF orientation of an image turns or mirrors it, or cannot be read."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1, and unknown values, do nothing
     except Exception:
         return True
 

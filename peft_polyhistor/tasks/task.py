@@ -186,9 +186,11 @@ class Task:
             how = "give the task the colours of its classes as `colors`" if mode == "RGB" else "convert it"
             raise ValueError(f"found {found}, allowed is {' or '.join(self.modes)}; {how}")
         if size is not None and label.size != size:
+            is_swapped = label.size == size[::-1]
+            cause = "; an EXIF orientation of the image may have swapped its sides" if is_swapped else ""
             raise ValueError(
                 f"found {label.size[0]} x {label.size[1]} pixels, its image has {size[0]} x {size[1]}; labels must "
-                "have the size of their image"
+                f"have the size of their image{cause}"
             )
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:

@@ -184,6 +184,32 @@ def test_a_tiff_with_an_orientation_is_refused(folder, place):
         assert f"{place}/0.tif: found a TIFF with an orientation, by which some programs turn it" in fault
 
 
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_images_that_datasets_turns_are_noted(hub_like, tmp_path, has_bytes):
+    """It decodes a JPEG or TIFF upright, and the label of it has no orientation."""
+    photos = []
+    for number, suffix in enumerate(("jpg", "tif")):
+        file = tmp_path / f"{number}.{suffix}"
+        PILImage.new("RGB", (WIDTH, HEIGHT)).save(file, exif=with_orientation(3))
+        photos.append({"bytes": file.read_bytes(), "path": None} if has_bytes else {"bytes": None, "path": str(file)})
+    rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
+    note = "Images that an EXIF orientation turns, whose labels must fit the turned image: 2, such as 0."
+    report = check_archive(rows, TWO, ["val"], layout=NAMES)
+    assert report.faults == [] and note in report.notes
+    assert not any("EXIF" in note for note in check_archive(hub_like, TWO, ["val"], layout=NAMES).notes)
+
+
+def test_swapped_sides_are_traced_to_an_orientation(hub_like, tmp_path):
+    PILImage.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.jpg", exif=with_orientation(6))
+    photos = [{"bytes": (tmp_path / "0.jpg").read_bytes(), "path": None}] * 2
+    rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
+    faults = check_archive(rows, TWO, ["val"], layout=NAMES).faults
+    assert len(faults) == 3 and faults[0] == (
+        "lanes of 0 (val): found 40 x 33 pixels, its image has 33 x 40; labels must have the size of their image; an "
+        "EXIF orientation of the image may have swapped its sides."
+    )
+
+
 def test_unknown_columns_and_tasks_are_refused(dataset):
     del TASKS["depth"]
     with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):
