@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_number
 from .running_metric import RunningMetric
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNLABELED = (224, 224, 192)  # colour of unlabelled contours in the label images of VOC
 HIGHLIGHT = (230, 60, 40)
+COLUMNS = "image_id", "image", "pixel_values"  # of samples, beside one per task
 MODES = "L", "P"  # Pillow modes of 8-bit label images; in a palette image, the indices are the values
 
 Ends = tuple[float, float]
@@ -36,7 +37,8 @@ class Task:
     (`(height, width, 3)` uint8). The targets of one batch have the same size.
 
     Args:
-        name: Key of predictions and labels. It must be a Python identifier, as modules are named after it.
+        name: Key of predictions and labels. It must be a Python identifier, as modules are named after it, but no
+            attribute of `torch.nn.ModuleDict`, nor `image_id`, `image` or `pixel_values`.
         loss_weight: Weight of the task in the summed loss.
         tag: Tag of the task on the Hub; by default the name.
 
@@ -55,6 +57,11 @@ class Task:
             object.__setattr__(self, item.name, _freeze(getattr(self, item.name)))
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
+        if self.name in COLUMNS or hasattr(nn.ModuleDict(), self.name):
+            raise ValueError(
+                f"A task must not be named '{self.name}': a column of the data or an attribute of PyTorch's modules "
+                f"has this name. Use e.g. '{self.name}_map'."
+            )
         self._check_settings()
 
     def _check_settings(self) -> None:
