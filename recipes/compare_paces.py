@@ -45,7 +45,7 @@ from peft_polyhistor.training.methods import parse_methods
 TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
 NOTE = """\
 Mean relative change of the scores, in percent, against decoders only with the same seed, by learning rate. Several
-seeds: mean (range). not measured: the run diverged."""
+seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0."""
 
 
 @torch.no_grad()
@@ -105,12 +105,16 @@ class PaceGrid:
 
 
 def change_of(method: str | dict, settings: Settings, reference: dict[str, float]) -> float:
-    """Trains a method, and returns its change against the reference in percent; NaN if the run diverges."""
+    """Trains a method, and returns its change against the reference in percent.
+
+    NaN if the run diverges, or if a score of the reference is 0, to which no change is relative.
+    """
     try:
-        return relative_change(headline(train(method, settings)["scores"]), reference)
+        scores = headline(train(method, settings)["scores"])
     except FloatingPointError as error:  # one rate that is too high must not end the grid
         print(f"{method}, learning rate {settings.learning_rate:g}: {error}", file=sys.stderr)
         return math.nan
+    return relative_change(scores, reference) if all(reference.values()) else math.nan
 
 
 def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]]:
