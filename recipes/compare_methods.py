@@ -5,9 +5,9 @@
     accelerate launch recipes/compare_methods.py CONFIG --methods single_task decoders polyhistor_lite --seeds 0 1
     accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
 
-The recipe takes all settings of train_pascal.py. Interrupted runs resume and finished runs are not repeated, so the
-command can be given again after an interruption, or with more methods or seeds. Changes are relative to single-task
-full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
+The recipe takes all settings of train_pascal.py but --seed. Interrupted runs resume and finished runs are not
+repeated, so the command can be given again after an interruption, or with more methods or seeds. Changes are relative
+to single-task full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
 
 With --learning_rates, each method uses the learning rate with the best scores on held-out training images
 (--grid_holdout) for the first seed, in runs of --grid_steps. The learning rate of the decoders does not change.
@@ -140,6 +140,8 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
 
 
 def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
+    if settings.seed != Settings.seed:
+        raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
     choices, grids = parse_methods(settings.methods), {}
     papers = find_papers(choices, declare_tasks(settings.tasks))
     if own.learning_rates:  # the rate of the decoders stays the same

@@ -11,10 +11,10 @@ peft_polyhistor/layers/factors.py). The variants change a generator when trainin
 - `..._unpaced`: all gains are 1. The first adapters, the parameters and the functions stay the same.
 - `..._near`: the embeddings of the tasks are near one another.
 
-The recipe takes all settings of train_pascal.py; --methods must include `decoders`. The learning rate of the decoders
-does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json and paces.md:
-the change relative to decoders only with the same seed, by method and learning rate. Other programs cannot load the
-checkpoints of variants.
+The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
+the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json
+and paces.md: the change relative to decoders only with the same seed, by method and learning rate. Other programs
+cannot load the checkpoints of variants.
 """
 
 import math
@@ -119,6 +119,8 @@ def change_of(method: str | dict, settings: Settings, reference: dict[str, float
 
 def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]]:
     """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
+    if settings.seed != Settings.seed:
+        raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
     labels = [choice.label for choice in parse_methods(settings.methods)]
     entries = dict(zip(labels, settings.methods, strict=True))
     if "decoders" not in entries or len(entries) == 1:

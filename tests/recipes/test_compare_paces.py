@@ -116,6 +116,11 @@ def test_grid_needs_a_rate(recipe):
         recipe.PaceGrid(learning_rates=[])
 
 
+def test_one_seed_is_refused(compare, small_run, tmp_path):
+    with pytest.raises(ValueError, match=r"`seed` has no effect here, got 7\. Give --seeds 7\."):
+        compare(small_run(tmp_path, "--seed", "7"))
+
+
 @pytest.mark.parametrize("arguments", ["--learning_rates 0", "--learning_rates nan", "--seeds -1", "--seeds 1 1"])
 def test_bad_grid(compare, small_run, tmp_path, arguments):
     with pytest.raises(ValueError, match=r"`(learning_rates|seeds)` must be"):
