@@ -142,6 +142,8 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
 def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
     if settings.seed != Settings.seed:
         raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
+    if 0 < own.grid_steps <= settings.warmup_steps:
+        raise ValueError(f"`grid_steps` must be above `warmup_steps`, {settings.warmup_steps}, got {own.grid_steps}.")
     choices, grids = parse_methods(settings.methods), {}
     papers = find_papers(choices, declare_tasks(settings.tasks))
     if own.learning_rates:  # the rate of the decoders stays the same

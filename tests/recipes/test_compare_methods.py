@@ -108,6 +108,10 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
     [
         (["--seeds", "0", "0"], "`seeds` must be 0 or more, each once"),
         (["--seeds", "-1"], "`seeds` must be 0 or more, each once"),
+        (
+            ["--learning_rates", "1", "--grid_steps", "50", "--steps", "300", "--warmup_steps", "100"],
+            "`grid_steps` must be above `warmup_steps`, 100, got 50",
+        ),
         (["--seed", "7"], r"`seed` has no effect here, got 7\. Give --seeds 7\."),
         (["--learning_rates", "1e-4", "1e-4"], "`learning_rates` must be above 0, each once"),
         (["--learning_rates", "0"], "`learning_rates` must be above 0"),
