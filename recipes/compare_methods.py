@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares methods over several seeds, and prints mean and range of their scores beside the figures of the paper.
+"""Compares methods over several seeds, and prints mean and range of their scores.
 
     accelerate launch recipes/compare_methods.py CONFIG --methods single_task decoders polyhistor_lite --seeds 0 1
     accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
@@ -13,8 +13,9 @@ With --learning_rates, each method uses the learning rate with the best scores o
 (--grid_holdout) for the first seed, in runs of --grid_steps. The learning rate of the decoders does not change.
 
 The recipe writes comparison.json, comparison.md and comparison.svg (change against parameters) for the methods and
-seeds of the command. Several commands may share an output folder if they train different methods; give a last command
-with all methods. `python -m peft_polyhistor report` makes a web page of the folder.
+seeds of the command. For the four tasks of the paper, its figures stand below those of each method. Several commands
+may share an output folder if they train different methods; give a last command with all methods.
+`python -m peft_polyhistor report` makes a web page of the folder.
 """
 
 import math
@@ -25,7 +26,7 @@ from pathlib import Path
 from accelerate import PartialState
 from train_pascal import DEFAULT_CONFIG, Settings, train
 
-from peft_polyhistor import METHODS
+from peft_polyhistor import METHODS, PASCAL_TASKS
 from peft_polyhistor.evaluation import headline
 from peft_polyhistor.studies import figures, tables
 from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
@@ -105,8 +106,8 @@ def run_all(
 
 
 def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, PaperRow | None]:
-    """Finds for each method the row of the paper with the same settings."""
-    rows, papers = read_rows(PAPER), {}
+    """Finds for each method the row of the paper with the same settings; none for tasks other than the paper's."""
+    rows, papers = read_rows(PAPER) if set(tasks) == set(PASCAL_TASKS) else [], {}
     for choice in choices:
         config = make_config(choice, tasks) if choice.name in METHODS else None
         papers[choice.label] = find_row(rows, choice.name, config)

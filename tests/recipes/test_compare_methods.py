@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from peft_polyhistor import PASCAL_TASKS, declare_tasks
 from peft_polyhistor.training import parse_settings
 
 
@@ -156,6 +157,14 @@ def test_one_method_with_several_settings_is_several_rows(recipe, tmp_path):
     papers = recipe.find_papers(choices, settings.tasks)
     assert list(papers) == ["decoders", "adapter", "adapter_4"]
     assert [(row.table, row.setting) for row in papers.values()] == [(1, ""), (1, ""), (6, "lambda=4")]
+
+
+def test_other_tasks_have_no_row_of_the_paper(recipe):
+    choices = recipe.parse_methods(["decoders", "adapter"])
+    depth = {"depth": {"kind": "regression"}}
+    for tasks in (["semseg", "normals"], [depth], [*PASCAL_TASKS, depth]):
+        assert recipe.find_papers(choices, declare_tasks(tasks)) == {"decoders": None, "adapter": None}
+    assert all(recipe.find_papers(choices, PASCAL_TASKS[::-1]).values())
 
 
 def test_all_methods_of_the_config_for_table_1_have_their_row_in_it(recipe):
