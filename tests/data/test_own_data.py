@@ -210,6 +210,16 @@ def test_swapped_sides_are_traced_to_an_orientation(hub_like, tmp_path):
     )
 
 
+def test_columns_that_are_not_decoded_are_named_by_their_type(hub_like):
+    cast = r"the type dict.*[Cc]ast its column to datasets\.Image\(\)"
+    for column, count in (("photo", 2), ("mask", 1)):  # of which one is missing
+        rows = hub_like["validation"].cast_column(column, Image(decode=False))
+        faults = check_archive(rows, ["lanes"], ["val"], layout=NAMES).faults
+        assert len(faults) == count and all(re.search(cast, fault) for fault in faults)
+        with pytest.raises(ValueError, match=cast):
+            load_dense_dataset(rows, ["lanes"], layout=NAMES).with_transform(JointTransform(8, train=False))[0]
+
+
 def test_unknown_columns_and_tasks_are_refused(dataset):
     del TASKS["depth"]
     with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):
