@@ -23,10 +23,11 @@ def check_image(name: str, image: Any) -> None:
     """Raises ValueError unless `image` is a PIL image of at most 8 bits per channel; others would be clipped."""
     mode = getattr(image, "mode", None)
     if mode not in IMAGE_MODES:
-        found = f"mode {mode}" if mode else repr(image)
+        found = f"mode {mode}" if mode else f"the type {type(image).__name__}"
+        how = "Convert it, with its values scaled to 0 ... 255" if mode else "Cast its column to datasets.Image()"
         raise ValueError(
-            f"{name} must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got {found}. Convert it, with its "
-            "values scaled to 0 ... 255, or leave it out."
+            f"{name} must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got {found}. {how}, or leave it "
+            "out."
         )
 
 

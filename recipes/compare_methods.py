@@ -1,20 +1,21 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares methods over several seeds, and prints mean and range of their scores beside the figures of the paper.
+"""Compares methods over several seeds, and prints mean and range of their scores.
 
     accelerate launch recipes/compare_methods.py CONFIG --methods single_task decoders polyhistor_lite --seeds 0 1
     accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
 
-The recipe takes all settings of train_pascal.py. Interrupted runs resume and finished runs are not repeated, so the
-command can be given again after an interruption, or with more methods or seeds. Changes are relative to single-task
-full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
+The recipe takes all settings of train_pascal.py but --seed. Interrupted runs resume and finished runs are not
+repeated, so the command can be given again after an interruption, or with more methods or seeds. Changes are relative
+to single-task full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
 
 With --learning_rates, each method uses the learning rate with the best scores on held-out training images
 (--grid_holdout) for the first seed, in runs of --grid_steps. The learning rate of the decoders does not change.
 
 The recipe writes comparison.json, comparison.md and comparison.svg (change against parameters) for the methods and
-seeds of the command. Several commands may share an output folder if they train different methods; give a last command
-with all methods. `python -m peft_polyhistor report` makes a web page of the folder.
+seeds of the command. For the four tasks of the paper, its figures stand below those of each method. Several commands
+may share an output folder if they train different methods; give a last command with all methods.
+`python -m peft_polyhistor report` makes a web page of the folder.
 """
 
 import math
@@ -25,7 +26,7 @@ from pathlib import Path
 from accelerate import PartialState
 from train_pascal import DEFAULT_CONFIG, Settings, train
 
-from peft_polyhistor import METHODS
+from peft_polyhistor import METHODS, PASCAL_TASKS
 from peft_polyhistor.evaluation import headline
 from peft_polyhistor.studies import figures, tables
 from peft_polyhistor.studies.paper import PaperRow, find_row, read_rows
@@ -107,8 +108,8 @@ def run_all(
 
 
 def find_papers(choices: list[MethodChoice], tasks: list[str]) -> dict[str, PaperRow | None]:
-    """Finds for each method the row of the paper with the same settings."""
-    rows, papers = read_rows(PAPER), {}
+    """Finds for each method the row of the paper with the same settings; none for tasks other than the paper's."""
+    rows, papers = read_rows(PAPER) if set(tasks) == set(PASCAL_TASKS) else [], {}
     for choice in choices:
         config = make_config(choice, tasks) if choice.name in METHODS else None
         papers[choice.label] = find_row(rows, choice.name, config)
@@ -142,6 +143,10 @@ def write_all(folder: Path, results: dict, grids: dict[str, Grid], papers: dict[
 
 
 def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
+    if settings.seed != Settings.seed:
+        raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
+    if 0 < own.grid_steps <= settings.warmup_steps:
+        raise ValueError(f"`grid_steps` must be above `warmup_steps`, {settings.warmup_steps}, got {own.grid_steps}.")
     choices, grids = parse_methods(settings.methods), {}
     papers = find_papers(choices, declare_tasks(settings.tasks))
     if own.learning_rates:  # the rate of the decoders stays the same

@@ -11,10 +11,10 @@ peft_polyhistor/layers/factors.py). The variants change a generator when trainin
 - `..._unpaced`: all gains are 1. The first adapters, the parameters and the functions stay the same.
 - `..._near`: the embeddings of the tasks are near one another.
 
-The recipe takes all settings of train_pascal.py; --methods must include `decoders`. The learning rate of the decoders
-does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json and paces.md:
-the change relative to decoders only with the same seed, by method and learning rate. Other programs cannot load the
-checkpoints of variants.
+The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
+the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json
+and paces.md: the change relative to decoders only with the same seed, by method and learning rate. Other programs
+cannot load the checkpoints of variants.
 """
 
 import math
@@ -45,7 +45,7 @@ from peft_polyhistor.training.methods import parse_methods
 TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
 NOTE = """\
 Mean relative change of the scores, in percent, against decoders only with the same seed, by learning rate. Several
-seeds: mean (range). not measured: the run diverged."""
+seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0."""
 
 
 @torch.no_grad()
@@ -105,16 +105,22 @@ class PaceGrid:
 
 
 def change_of(method: str | dict, settings: Settings, reference: dict[str, float]) -> float:
-    """Trains a method, and returns its change against the reference in percent; NaN if the run diverges."""
+    """Trains a method, and returns its change against the reference in percent.
+
+    NaN if the run diverges, or if a score of the reference is 0, to which no change is relative.
+    """
     try:
-        return relative_change(headline(train(method, settings)["scores"]), reference)
+        scores = headline(train(method, settings)["scores"])
     except FloatingPointError as error:  # one rate that is too high must not end the grid
         print(f"{method}, learning rate {settings.learning_rate:g}: {error}", file=sys.stderr)
         return math.nan
+    return relative_change(scores, reference) if all(reference.values()) else math.nan
 
 
 def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]]:
     """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
+    if settings.seed != Settings.seed:
+        raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
     labels = [choice.label for choice in parse_methods(settings.methods)]
     entries = dict(zip(labels, settings.methods, strict=True))
     if "decoders" not in entries or len(entries) == 1:

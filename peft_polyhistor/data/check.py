@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 from ..checks import check_image
 from ..tasks import PASCAL_TASKS, TASKS
 from .archive import SPLITS, PascalArchive
+from .columns import is_encoded_turned, keep_encoded
 from .decode import Size
 from .folder import FAULTS, DenseFolder
 from .loading import Source, check_splits, load_dense_dataset, open_folder
 
 
 STRIDE = 32  # of the coarsest maps, in pixels
+TURNED = "Images that an EXIF orientation turns, whose labels must fit the turned image"
 
 
 @dataclass
@@ -152,7 +154,7 @@ def _check_rows(
     for split in splits:
         dataset = load_dense_dataset(source, tasks, split, layout=layout)
         report.counts[split] = len(dataset)
-        ids, unlabeled = dataset["image_id"], list(tasks)
+        ids, encoded, unlabeled = dataset["image_id"], keep_encoded(dataset), list(tasks)
         for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
             findings, name = _Findings(), f"{ids[index]}"
             size = None
@@ -163,6 +165,7 @@ def _check_rows(
                         check_image("it", value)
                         size = value.size
                         findings.add_image(size)
+                        findings.notes += [TURNED] if is_encoded_turned(encoded[index]["image"]) else []
                     else:
                         findings.add_label(column, value, size)
                 except Exception as fault:  # an image that cannot be decoded raises one of many exceptions

@@ -3,9 +3,14 @@
 """Chooses the columns of any dataset that have images and dense labels."""
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+from PIL import Image as PILImage
+
 from ..extras import needs_extra
+from .decode import is_turned
 
 
 with needs_extra("train"):
@@ -46,6 +51,20 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
     dataset = dataset.select_columns(list(names))
     dataset = dataset.rename_columns({column: ours for column, ours in names.items() if column != ours})
     return concatenate_datasets([dataset, *copies], split=dataset.split, axis=1) if copies else dataset
+
+
+def keep_encoded(dataset: Dataset) -> Dataset:
+    """Selects the column of images, as encoded bytes or paths."""
+    return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))
+
+
+def is_encoded_turned(encoded: Mapping[str, Any]) -> bool:
+    """Tells whether `datasets` turns an image when it decodes it; False for an image behind a URL."""
+    data, path = encoded["bytes"], encoded["path"]
+    if data is None and not Path(path).is_file():
+        return False
+    with PILImage.open(path if data is None else BytesIO(data)) as image:
+        return is_turned(image)
 
 
 def _is_id(feature: Any) -> bool:

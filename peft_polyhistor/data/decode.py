@@ -70,6 +70,7 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
         # leaves a damaged file open.
         image = Image.open(BytesIO(data), formats=list({"JPEG", "PNG", *kinds}))
         is_small = image.width * image.height <= MAX_PIXELS
+        is_turned_tiff = image.format == "TIFF" and is_turned(image)  # `load` turns it, and drops the orientation
         if is_small:
             image.load()
     except UnidentifiedImageError as error:
@@ -80,13 +81,18 @@ def decode_image(path: Path, data: bytes, kinds: Sequence[str]) -> Image.Image:
         raise ValueError(f"{path}: found a {image.format} file, {allowed}. Restore it.")
     if not is_small:
         raise ValueError(f"{path}: found {image.width} x {image.height} pixels, allowed are {MAX_PIXELS}. Restore it.")
+    if is_turned_tiff:
+        raise ValueError(
+            f"{path}: found a TIFF with an orientation, by which some programs turn it and others do not. Save image "
+            "and labels upright, without an orientation."
+        )
     return image
 
 
 def is_turned(image: Image.Image) -> bool:
     """Tells whether the EXIF orientation of an image turns or mirrors it, or cannot be read."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)  # 1, and unknown values, do nothing
     except Exception:
         return True
 

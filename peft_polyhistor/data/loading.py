@@ -30,7 +30,7 @@ with needs_extra("train"):
 
 
 # Part of the cache key. Raise it when the same files are read differently.
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 # Exceptions by the name that a worker process reports; any other fault is an OSError.
 _FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}

@@ -38,7 +38,9 @@ class Regression(Task):
         unit: Unit of the values, such as "m".
         scale: Factor from stored values to `unit`, such as 0.001 for 16-bit images in millimetres.
         valid: Lowest and highest value of a label, in `unit`; values outside are unlabelled. `None` takes all finite
-            values; then 0 is a value, and the RMSE is rounded to 0.0003.
+            values; then 0 is a value, and errors enter the RMSE in steps of 0.00024, up to 524,288. Very small or
+            large values need `valid`: the steps are then about 2**-20 of its larger magnitude, the limit about 2**11
+            times it.
         objective: Loss: `"l1"`, or `"silog"` for values above 0, with a decoder that predicts logarithms.
         zoom: Change of the values when the augmentation enlarges an image: `"keep"`, `"divide"` by the scale, as for
             depth, or `"multiply"`, as for lengths in pixels.

@@ -4,6 +4,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,12 +169,15 @@ class RunningMetric:
         """Adds the images of another metric of the same kind, which does not change.
 
         Raises:
-            ValueError: The other metric is of another kind or has other classes.
+            ValueError: The other metric is of another kind or has other settings.
         """
-        if type(other) is not type(self) or other._columns != self._columns:
+        if type(other) is not type(self) or other._settings() != self._settings():
             raise ValueError(
-                f"Cannot merge {type(other).__name__} into {type(self).__name__}, or their numbers of classes "
-                "differ. Merge metrics with equal settings."
+                f"Cannot merge {type(other).__name__} into {type(self).__name__}: the settings are "
+                f"{other._settings()} and {self._settings()}. Merge metrics with equal settings."
             )
         self._totals = [total + value for total, value in zip(self._totals, other._totals, strict=True)]
         self._images += other._images
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_totals", "_images")}

@@ -3,6 +3,7 @@
 """Metrics of scalar maps, such as depth, and of edges; like those of `metrics.py`, they keep sums of integers."""
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from .running_metric import RunningMetric
 # Errors are in fixed point. A squared error of up to 2**62 is split into two halves of 31 bits, so that rows fit int64
 # for images of up to 2**29 pixels.
 ERROR_BITS = 31
+LIMIT = 2**ERROR_BITS - 1
 SMALLEST_STEPS = 2**20  # resolution of an absolute error: steps in the largest value
 RATIO = 2**20  # the number 1 in the fixed point of relative errors
 RATIO_LIMIT = 1.25
@@ -35,8 +37,8 @@ class ScalarErrors(RunningMetric):
     references are `(batch, 1, height, width)`, NaN where unlabelled.
 
     Args:
-        largest: Largest magnitude of a label. Errors are rounded to 2**-20 of it and limited to 2**11 times it;
-            relative errors are limited to 2**11.
+        largest: Largest magnitude of a label. Errors are rounded to 2**-20 of it and limited to 2**11 times it, with
+            a warning; relative errors are limited to 2**11.
         log: Whether predictions are logarithms of values.
     """
 
@@ -60,10 +62,16 @@ class ScalarErrors(RunningMetric):
         values = values.exp() if self.log else values
         truth = references.to(device).double().nan_to_num()
         error = (values - truth).abs()
-        steps = (error / self._step).round().clamp(max=2**ERROR_BITS - 1).long()
-        squares = steps * steps * labeled.to(device)
+        steps = (error / self._step).round().clamp(max=LIMIT).long() * labeled.to(device)
+        if ((steps == LIMIT) & logits.to(device).isfinite()).any():
+            warnings.warn(
+                f"ScalarErrors limits errors to {LIMIT * self._step:g}, and some are larger, so the RMSE is too low. "
+                "Give the task the range of its labels as `valid`; if it has one, the predictions diverge.",
+                stacklevel=3,
+            )
+        squares = steps * steps
         ratio = error / torch.where(truth > 0, truth, 1.0)
-        relative = (ratio * RATIO).round().clamp(max=2**ERROR_BITS - 1).long() * positive.to(device)
+        relative = (ratio * RATIO).round().clamp(max=LIMIT).long() * positive.to(device)
         factor = torch.maximum(values / torch.where(truth > 0, truth, 1.0), truth / values)
         close = (values > 0) & (factor < RATIO_LIMIT) & positive.to(device)
         columns = [labeled, squares >> ERROR_BITS, squares % 2**ERROR_BITS, positive, relative, close]

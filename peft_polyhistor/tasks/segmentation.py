@@ -36,7 +36,7 @@ class Segmentation(Task):
         ignore: Stored values of unlabelled pixels, 0 to 255.
         background: Whether the first class is the background. Then the border that a rotation exposes belongs to it,
             and overlays leave it transparent. Otherwise the border is unlabelled.
-        ignore_empty: Whether a label that is background everywhere after the augmentation counts as unlabelled.
+        ignore_empty: Whether a label that holds only the first class after the augmentation counts as unlabelled.
     """
 
     classes: Sequence[str] | Mapping[str, Sequence[int]]
@@ -159,7 +159,7 @@ class Segmentation(Task):
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         ids = Image.fromarray(self.read(label))
         values = geometry.take_nearest(ids, 0 if self.background else IGNORE_INDEX)
-        if self.ignore_empty and not values.any():
+        if self.ignore_empty and np.isin(values, (0, IGNORE_INDEX)).all():
             values = np.full_like(values, IGNORE_INDEX)
         return torch.from_numpy(values).long()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_number
 from .running_metric import RunningMetric
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 UNLABELED = (224, 224, 192)  # colour of unlabelled contours in the label images of VOC
 HIGHLIGHT = (230, 60, 40)
+COLUMNS = "image_id", "image", "pixel_values"  # of samples, beside one per task
 MODES = "L", "P"  # Pillow modes of 8-bit label images; in a palette image, the indices are the values
 
 Ends = tuple[float, float]
@@ -36,7 +37,8 @@ class Task:
     (`(height, width, 3)` uint8). The targets of one batch have the same size.
 
     Args:
-        name: Key of predictions and labels. It must be a Python identifier, as modules are named after it.
+        name: Key of predictions and labels. It must be a Python identifier, as modules are named after it, but no
+            attribute of `torch.nn.ModuleDict`, nor `image_id`, `image` or `pixel_values`.
         loss_weight: Weight of the task in the summed loss.
         tag: Tag of the task on the Hub; by default the name.
 
@@ -55,6 +57,11 @@ class Task:
             object.__setattr__(self, item.name, _freeze(getattr(self, item.name)))
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
+        if self.name in COLUMNS or hasattr(nn.ModuleDict(), self.name):
+            raise ValueError(
+                f"A task must not be named '{self.name}': a column of the data or an attribute of PyTorch's modules "
+                f"has this name. Use e.g. '{self.name}_map'."
+            )
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -182,13 +189,16 @@ class Task:
         """
         mode = getattr(label, "mode", None)
         if mode not in self.modes:
-            found = f"pixels of mode {mode}" if mode else f"{label!r} instead of an image"
-            how = "give the task the colours of its classes as `colors`" if mode == "RGB" else "convert it"
+            found = f"pixels of mode {mode}" if mode else f"the type {type(label).__name__} instead of an image"
+            how = "convert it" if mode else "cast its column to datasets.Image()"
+            how = "give the task the colours of its classes as `colors`" if mode == "RGB" else how
             raise ValueError(f"found {found}, allowed is {' or '.join(self.modes)}; {how}")
         if size is not None and label.size != size:
+            is_swapped = label.size == size[::-1]
+            cause = "; an EXIF orientation of the image may have swapped its sides" if is_swapped else ""
             raise ValueError(
                 f"found {label.size[0]} x {label.size[1]} pixels, its image has {size[0]} x {size[1]}; labels must "
-                "have the size of their image"
+                f"have the size of their image{cause}"
             )
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:

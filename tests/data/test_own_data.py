@@ -164,6 +164,62 @@ def test_a_dataset_is_checked_as_a_folder_is(hub_like):
     assert check_archive(hub_like, TWO, ["val"], layout=NAMES).faults == []
 
 
+def with_orientation(value):
+    exif = PILImage.Exif()
+    exif[PILImage.ExifTags.Base.Orientation] = value
+    return exif
+
+
+@pytest.mark.parametrize("place", ["photos", "masks"])
+def test_a_tiff_with_an_orientation_is_refused(folder, place):
+    """Pillow turns it while it loads, and an image of another format is read as it is stored."""
+    image = PILImage.open(folder / place / "0.png")
+    (folder / place / "0.png").unlink()
+    for value in (0, 1, 9):
+        image.save(folder / place / "0.tif", exif=with_orientation(value))
+        assert check_archive(folder, TWO, ["train"], layout=LAYOUT).faults == []
+    for value in (3, 6):
+        image.save(folder / place / "0.tif", exif=with_orientation(value))
+        [fault] = check_archive(folder, TWO, ["train"], layout=LAYOUT).faults
+        assert f"{place}/0.tif: found a TIFF with an orientation, by which some programs turn it" in fault
+
+
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_images_that_datasets_turns_are_noted(hub_like, tmp_path, has_bytes):
+    """It decodes a JPEG or TIFF upright, and the label of it has no orientation."""
+    photos = []
+    for number, suffix in enumerate(("jpg", "tif")):
+        file = tmp_path / f"{number}.{suffix}"
+        PILImage.new("RGB", (WIDTH, HEIGHT)).save(file, exif=with_orientation(3))
+        photos.append({"bytes": file.read_bytes(), "path": None} if has_bytes else {"bytes": None, "path": str(file)})
+    rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
+    note = "Images that an EXIF orientation turns, whose labels must fit the turned image: 2, such as 0."
+    report = check_archive(rows, TWO, ["val"], layout=NAMES)
+    assert report.faults == [] and note in report.notes
+    assert not any("EXIF" in note for note in check_archive(hub_like, TWO, ["val"], layout=NAMES).notes)
+
+
+def test_swapped_sides_are_traced_to_an_orientation(hub_like, tmp_path):
+    PILImage.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.jpg", exif=with_orientation(6))
+    photos = [{"bytes": (tmp_path / "0.jpg").read_bytes(), "path": None}] * 2
+    rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
+    faults = check_archive(rows, TWO, ["val"], layout=NAMES).faults
+    assert len(faults) == 3 and faults[0] == (
+        "lanes of 0 (val): found 40 x 33 pixels, its image has 33 x 40; labels must have the size of their image; an "
+        "EXIF orientation of the image may have swapped its sides."
+    )
+
+
+def test_columns_that_are_not_decoded_are_named_by_their_type(hub_like):
+    cast = r"the type dict.*[Cc]ast its column to datasets\.Image\(\)"
+    for column, count in (("photo", 2), ("mask", 1)):  # of which one is missing
+        rows = hub_like["validation"].cast_column(column, Image(decode=False))
+        faults = check_archive(rows, ["lanes"], ["val"], layout=NAMES).faults
+        assert len(faults) == count and all(re.search(cast, fault) for fault in faults)
+        with pytest.raises(ValueError, match=cast):
+            load_dense_dataset(rows, ["lanes"], layout=NAMES).with_transform(JointTransform(8, train=False))[0]
+
+
 def test_unknown_columns_and_tasks_are_refused(dataset):
     del TASKS["depth"]
     with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):

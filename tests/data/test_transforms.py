@@ -363,10 +363,12 @@ def test_faulty_batches_are_named():
     with pytest.raises(ValueError, match="semseg of 2008_000001: found pixels of mode RGB, allowed is L or P"):
         joint(batch | {"semseg": [image]})
     with pytest.raises(
-        ValueError, match=r"normals of 2008_000001: found 'a\.png' instead of an image, allowed is RGB"
+        ValueError, match=r"normals of 2008_000001: found the type str instead of an image, allowed is RGB"
     ):
         joint(batch | {"normals": ["a.png"]})
-    with pytest.raises(ValueError, match=r"image of 2008_000001 must be a PIL image of 8 bits .* got None"):
+    with pytest.raises(
+        ValueError, match=r"image of 2008_000001 must be a PIL image of 8 bits .* got the type NoneType"
+    ):
         joint(batch | {"image": [None]})
     for mode in ("I;16", "I", "F"):
         with pytest.raises(ValueError, match=rf"image of 2008_000001 must be .* got mode {mode}\. Convert it"):

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from peft_polyhistor import PASCAL_TASKS, declare_tasks
 from peft_polyhistor.training import parse_settings
 
 
@@ -110,6 +111,11 @@ def test_each_method_takes_the_best_rate_of_a_grid_on_held_out_images(
     [
         (["--seeds", "0", "0"], "`seeds` must be 0 or more, each once"),
         (["--seeds", "-1"], "`seeds` must be 0 or more, each once"),
+        (
+            ["--learning_rates", "1", "--grid_steps", "50", "--steps", "300", "--warmup_steps", "100"],
+            "`grid_steps` must be above `warmup_steps`, 100, got 50",
+        ),
+        (["--seed", "7"], r"`seed` has no effect here, got 7\. Give --seeds 7\."),
         (["--learning_rates", "1e-4", "1e-4"], "`learning_rates` must be above 0, each once"),
         (["--learning_rates", "0"], "`learning_rates` must be above 0"),
         (["--grid_holdout", "0.5"], "`grid_holdout` and `grid_steps` are for a grid: give --learning_rates too"),
@@ -154,6 +160,14 @@ def test_one_method_with_several_settings_is_several_rows(recipe, tmp_path):
     papers = recipe.find_papers(choices, settings.tasks)
     assert list(papers) == ["decoders", "adapter", "adapter_4"]
     assert [(row.table, row.setting) for row in papers.values()] == [(1, ""), (1, ""), (6, "lambda=4")]
+
+
+def test_other_tasks_have_no_row_of_the_paper(recipe):
+    choices = recipe.parse_methods(["decoders", "adapter"])
+    depth = {"depth": {"kind": "regression"}}
+    for tasks in (["semseg", "normals"], [depth], [*PASCAL_TASKS, depth]):
+        assert recipe.find_papers(choices, declare_tasks(tasks)) == {"decoders": None, "adapter": None}
+    assert all(recipe.find_papers(choices, PASCAL_TASKS[::-1]).values())
 
 
 def test_all_methods_of_the_config_for_table_1_have_their_row_in_it(recipe):

@@ -85,6 +85,18 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
 
 
+def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe, small_run, tmp_path, monkeypatch):
+    def train(method, run):
+        return {"scores": {"semseg": {"mIoU": 50.0 * (run.seed + (method != "decoders"))}}}
+
+    monkeypatch.setattr(recipe, "train", train)
+    methods = ("--methods", "decoders", "adapter", "--tasks", "semseg", "--learning_rates", "0.1")
+    [first, second] = compare(small_run(tmp_path, *methods))["adapter"]["0.1"]
+    assert math.isnan(first) and second == 100
+    table = (tmp_path / "paces.md").read_text()
+    assert "| adapter | not measured in 1 of 2 runs |" in table and "a score of the decoders is 0." in table
+
+
 @pytest.mark.slow
 def test_variants_train(compare, small_run, tmp_path):
     methods = ("--methods", "decoders", "polyhistor_lite_unpaced", "--seeds", "0", "--learning_rates", "1e-3")
@@ -102,6 +114,11 @@ def test_reference_is_needed(compare, small_run, tmp_path):
 def test_grid_needs_a_rate(recipe):
     with pytest.raises(ValueError, match="`learning_rates` is empty"):
         recipe.PaceGrid(learning_rates=[])
+
+
+def test_one_seed_is_refused(compare, small_run, tmp_path):
+    with pytest.raises(ValueError, match=r"`seed` has no effect here, got 7\. Give --seeds 7\."):
+        compare(small_run(tmp_path, "--seed", "7"))
 
 
 @pytest.mark.parametrize("arguments", ["--learning_rates 0", "--learning_rates nan", "--seeds -1", "--seeds 1 1"])

@@ -3,6 +3,7 @@
 """The order of methods in a study beside that of the paper's Table 1."""
 
 import json
+import math
 
 import pytest
 
@@ -48,6 +49,38 @@ def test_correlations_of_ranks_with_the_paper(recipe, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert " ".join(printed.splitlines()[1].split()) == "full 9.00 68.71 9.00 62.13 9.00 64.18 91.00 17.35 9.00 2.23"
     assert "thin" in printed and "peft_lora" not in printed
+    last = [" ".join(line.split()) for line in printed.splitlines()[-2:]]
+    assert last == [
+        "rank correlation without hypernetworks 0.50 of 3 1.00 of 3 1.00 of 3 1.00 of 3 1.00 of 3",
+        "rank correlation 0.40 of 4 1.00 of 4 0.80 of 4 1.00 of 4 1.00 of 4",
+    ]
+
+
+def test_a_method_without_a_score_does_not_count(recipe, tmp_path, capsys):
+    file = write(tmp_path)
+    content = json.loads(file.read_text())
+    content["methods"]["full"]["runs"][0]["scores"]["saliency"]["mIoU"] = math.nan
+    content["methods"]["adapter"]["runs"][1]["scores"]["semseg"]["mIoU"] = math.nan
+    content["methods"]["thin"]["runs"][1]["scores"]["semseg"]["mIoU"] = math.nan
+    file.write_text(json.dumps(content))
+    correlations = recipe.main(file)
+    assert math.isnan(correlations.pop("semseg"))  # of two methods, which are no order
+    assert correlations == pytest.approx({"human_parts": 1, "saliency": 1, "normals": 1, "change": 1}, abs=1e-12)
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed[1] == "full 9.00 68.71 9.00 62.13 - 64.18 91.00 17.35 9.00 2.23"
+    assert printed[-1] == "rank correlation - of 2 1.00 of 4 1.00 of 3 1.00 of 4 1.00 of 4"
+
+
+def test_a_study_without_a_reference_is_refused(recipe, tmp_path):
+    file = write(tmp_path)
+    content = json.loads(file.read_text())
+    for method in content["methods"].values():
+        method["changes"] = None
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"comparison\.json has no changes, as it lacks a reference .* Train `single_task`"
+    ):
+        recipe.main(file)
 
 
 def test_files_without_an_order_are_refused(recipe, tmp_path):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from peft_polyhistor.tasks.evaluate_metric import EvaluateMetric
 from peft_polyhistor.tasks.metrics import SALIENCY_THRESHOLDS, MeanAngularError, MeanIoU, SaliencyScores, _angles
 from peft_polyhistor.tasks.running_metric import RunningMetric
+from peft_polyhistor.tasks.scalar_metrics import EdgeScores, ScalarErrors
 
 
 PICTURES, CLASSES, HEIGHT, WIDTH = 7, 4, 5, 3
@@ -443,6 +444,18 @@ def test_metrics_of_other_kinds_are_not_merged():
     for other in (MeanIoU(7), SaliencyScores()):
         with pytest.raises(ValueError, match=f"merge {type(other).__name__} into MeanIoU"):
             MeanIoU(4).merge(other)
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (ScalarErrors(1.0), ScalarErrors(256.0)),
+    (ScalarErrors(log=True), ScalarErrors()),
+    (MeanAngularError((11.25, 30)), MeanAngularError((11.25, 22.5))),
+    (EdgeScores(0.0075), EdgeScores(0.011)),
+    (MeanIoU(4), MeanIoU(4, ignore_index=0)),
+])  # fmt: skip
+def test_metrics_of_other_settings_are_not_merged(first, second):
+    with pytest.raises(ValueError, match=r": the settings are \{.* and \{.*Merge metrics with equal settings"):
+        first.merge(second)
 
 
 def test_arguments_that_are_missing_or_unknown():

@@ -118,6 +118,18 @@ def test_the_border_of_a_turn_is_unlabeled_without_a_background():
     assert depth[0, 4, 4] == 2 and depth[0, 0, 0].isnan() and depth.isnan().sum() == 48
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_label_of_the_first_class_alone_is_unlabeled_whatever_its_border(background):
+    row = dataclasses.replace(LANES, ignore_empty=True, background=background)
+    label = np.zeros((8, 8), np.uint8)
+    for unlabeled in (0, 1):
+        label[0, :unlabeled] = 255
+        for draw in (None, Draw(False, 0.0, 0.5)):
+            assert target_of(row, label, draw=draw).unique().tolist() == [255]
+    label[4, 4] = 1
+    assert target_of(row, label).unique().tolist() == [0, 1, 255]
+
+
 @pytest.mark.parametrize(("zoom", "factor"), [("keep", 1), ("divide", 1 / 1.25), ("multiply", 1.25)])
 def test_a_number_follows_the_scale_of_the_picture(zoom, factor):
     row = regression("depth", zoom=zoom)
@@ -143,10 +155,10 @@ def test_a_binary_label_may_have_unlabeled_pixels():
 
 
 def test_a_row_of_another_kind_needs_its_methods_alone():
-    class Half(Task):
-        kind = "half"
+    class Flow(Task):
+        kind = "flow"
 
-    assert Half("half").channels == 1 and Half("half").class_names == ()
+    assert Flow("flow").channels == 1 and Flow("flow").class_names == ()
 
 
 def test_the_ends_of_valid_are_valid():

@@ -3,6 +3,7 @@
 """Errors of scalar maps, scores of edges and shares of angles against their definitions by loops."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -61,6 +62,23 @@ def test_the_unit_of_numbers_does_not_matter(largest):
     scores = ScalarErrors(largest).compute(predictions=values * factor, references=references * factor)
     assert scores["RMSE"] == pytest.approx(expected["RMSE"] * factor, rel=1e-5)
     assert scores["AbsRel"] == pytest.approx(expected["AbsRel"], rel=1e-4)
+
+
+def test_errors_beyond_the_limit_are_told():
+    references = torch.tensor([2e6, 1.0]).view(1, 1, 1, 2)
+    zeros = torch.zeros(1, 1, 1, 2)
+    limit = "limits errors to 524288, and some are larger, .* Give the task the range of its labels as `valid`"
+    with pytest.warns(UserWarning, match=limit):
+        assert ScalarErrors().compute(predictions=zeros, references=references)["RMSE"] < 2e6 / math.sqrt(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = ScalarErrors(2e6).compute(predictions=zeros, references=references)
+        assert scores["RMSE"] == pytest.approx(2e6 / math.sqrt(2))
+        unlabeled = torch.where(references > 1, math.nan, references)
+        ScalarErrors().compute(predictions=references, references=unlabeled)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite") as told:  # which says all
+        ScalarErrors().compute(predictions=zeros + math.inf, references=references)
+    assert len(told) == 1
 
 
 def test_the_f_measure_of_edges_matches_the_definition():

@@ -140,6 +140,12 @@ def test_a_row_that_cannot_work_is_refused(change, message):
         dataclasses.replace(TASKS["semseg"], **change)
 
 
+@pytest.mark.parametrize("name", ["type", "train", "items", "_modules", "image", "image_id", "pixel_values"])
+def test_a_name_that_modules_or_columns_have_is_refused(name):
+    with pytest.raises(ValueError, match=f"must not be named '{name}': a column .* Use e.g. '{name}_map'"):
+        dataclasses.replace(TASKS["semseg"], name=name)
+
+
 def test_rows_are_read_only():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TASKS["semseg"].channels = 3
