@@ -8,7 +8,7 @@ import math
 import pytest
 from peft import PeftConfig, PeftType
 
-from peft_polyhistor import PolyhistorConfig, PolyhistorLiteConfig
+from peft_polyhistor import AdapterConfig, PolyhistorConfig, PolyhistorLiteConfig
 
 
 CONFIGS = [PolyhistorConfig, PolyhistorLiteConfig]
@@ -115,6 +115,12 @@ BAD_FIELDS = [
 def test_a_bad_field_is_an_error_that_says_what_is_allowed(config_class, field, value, error, message):
     with pytest.raises(error, match=f"`{field}` must .*{message}"):
         config_class(**{field: value})
+
+
+def test_bottlenecks_of_adapters_are_a_list():
+    for value in (True, 3, "48"):
+        with pytest.raises(ValueError, match=f"`bottlenecks` must be a list of integers, or None, got {value!r}"):
+            AdapterConfig(bottlenecks=value)
 
 
 def test_a_bad_field_in_a_saved_config_is_an_error(tmp_path):

@@ -16,8 +16,9 @@ from tiny_models import make_swin
 
 from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, view_encoder
 from peft_polyhistor.data import JointTransform, synthetic_scenes
-from peft_polyhistor.models.multitask_config import MultiTaskDenseConfig
-from peft_polyhistor.tasks.table import Task, get_tasks
+from peft_polyhistor.models.multitask_config import IMAGES, MultiTaskDenseConfig
+from peft_polyhistor.tasks.segmentation import Segmentation
+from peft_polyhistor.tasks.table import get_tasks
 
 
 pytestmark = pytest.mark.slow
@@ -78,9 +79,9 @@ def test_saved_method_configs(tmp_path_factory, data):
 @fuzz(part=2)
 @given(st.data())
 def test_configs_of_dense_models(data):
-    names = {"encoder", "tasks", "decoder_width", "decoder_dropout", "shared_norms", "loss_weights"}
+    names = {"encoder", "tasks", "decoder_width", "decoder_dropout", "shared_norms", "loss_weights", *IMAGES}
     values = data.draw(settings_of(names))
-    config = outcome(lambda: MultiTaskDenseConfig(**values), *named(values), errors=REFUSALS)
+    config = outcome(lambda: MultiTaskDenseConfig(**values), "Task '", *named(values), errors=REFUSALS)
     if config is None:
         return
     with torch.device("meta"):
@@ -96,9 +97,9 @@ def test_names_and_rows_of_tasks(data):
     names = data.draw(VALUES)
     tasks = outcome(lambda: get_tasks(names), "ask")
     assert tasks is None or [task.name for task in tasks] == list(names)
-    row = {field.name: getattr(TASKS["semseg"], field.name) for field in fields(Task)}
-    values = data.draw(settings_of({"name", "channels", "loss_weight", "class_names", "palette"}))
-    outcome(lambda: Task(**row | values), "name", "`", "class", "colour", errors=REFUSALS)
+    row = {field.name: getattr(TASKS["semseg"], field.name) for field in fields(Segmentation)}
+    values = data.draw(settings_of(set(row)))
+    outcome(lambda: Segmentation(**row | values), "name", "`", "class", "colour", errors=REFUSALS)
 
 
 @fuzz()

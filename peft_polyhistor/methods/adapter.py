@@ -42,6 +42,8 @@ class AdapterConfig(BottleneckConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.bottlenecks, list | tuple | None):
+            raise ValueError(f"`bottlenecks` must be a list of integers, or None, got {self.bottlenecks!r}.")
         for bottleneck in self.bottlenecks or []:
             check_positive("bottlenecks", bottleneck)
 

@@ -52,7 +52,8 @@ class Segmentation(Task):
     def _check_settings(self) -> None:
         super()._check_settings()
         if isinstance(self.classes, Mapping):
-            object.__setattr__(self, "colors", tuple(tuple(color) for color in self.classes.values()))
+            colors = self.classes.values()
+            object.__setattr__(self, "colors", tuple(tuple(c) if isinstance(c, list) else c for c in colors))
             object.__setattr__(self, "classes", tuple(self.classes))
         names = self.classes
         are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
@@ -61,9 +62,11 @@ class Segmentation(Task):
             raise ValueError(
                 f"`classes` of task '{self.name}' must be 1 to {IGNORE_INDEX - 1} different names, got {names!r}."
             )
-        for setting, what in (("colors", "colours"), ("values", "stored values")):
+        for setting, what in (("colors", "colours"), ("values", "stored values"), ("ignore", "stored values")):
             given = getattr(self, setting)
-            if given and len(given) != count:
+            if not isinstance(given, tuple) or (setting == "colors" and not all(isinstance(c, tuple) for c in given)):
+                raise ValueError(f"`{setting}` of task '{self.name}' must be a list of {what}, got {given!r}.")
+            if setting != "ignore" and given and len(given) != count:
                 raise ValueError(
                     f"Task '{self.name}' has {count} class names and {len(given)} {what}. Give one for each class, "
                     "or none."
