@@ -64,8 +64,8 @@ class Comparison:
 def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison) -> dict[str, Grid]:
     """Scores each method with each learning rate on held-out images; `decoders` has only the decoder rate."""
     # The rate is not chosen on images that the runs are scored on.
-    settings = replace(settings, left_out=settings.holdout, holdout=own.grid_holdout)
-    settings = replace(settings, seed=own.seeds[0], resume=True)
+    parts = {"left_out": settings.holdout, "holdout": own.grid_holdout}
+    settings = replace(settings, seed=own.seeds[0], resume=True, **parts)
     if own.grid_steps:
         settings = replace(settings, steps=own.grid_steps, eval_every=own.grid_steps)
     grids: dict[str, Grid] = {choice.label: {} for choice in choices}

@@ -138,8 +138,15 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         # Data and encoder. Data is prepared for all tasks, so that single-task runs share what is prepared.
         set_seed(settings.seed)
         names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
-        parts, workers = (settings.holdout, settings.left_out), settings.preparation_workers
-        data = load_splits(settings.data, names, accelerator, *parts, workers, layout)
+        data = load_splits(
+            settings.data,
+            names,
+            accelerator,
+            holdout=settings.holdout,
+            left_out=settings.left_out,
+            workers=settings.preparation_workers,
+            layout=layout,
+        )
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
         encoder = load_encoder(settings.encoder)
         trained = load(settings.decoders) if settings.decoders else None

@@ -48,8 +48,10 @@ def images_of(model: Any) -> dict[str, Any]:
     names = model.active_adapters if isinstance(model, PeftModel) else []
     made_for = [getattr(model.peft_config.get(name), "made_for", None) or {} for name in names]
     records = [record.get("decoders") or {} for record in made_for]
-    own = {name: next((r[name] for r in records if r.get(name) is not None), None) for name in IMAGES}
-    return {name: getattr(config, name) if value is None else value for name, value in own.items()}
+    settings = {name: getattr(config, name) for name in IMAGES}
+    for record in reversed(records):
+        settings |= {name: record[name] for name in IMAGES if record.get(name) is not None}
+    return settings
 
 
 def from_array(values: np.ndarray) -> Image.Image:
