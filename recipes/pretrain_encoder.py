@@ -13,8 +13,8 @@ the answers are the column `label`.
 
 Then the student trains. `encoder` in --output-dir holds the best student in float16, with its settings and losses. An
 interrupted run resumes from its last save. With --decay-steps 0 the learning rate stays constant after the warm-up,
-and more --steps prolong the run. --start-from branches off such a run, e.g. to let the learning rate fall. --steps 0
-only makes answers.
+and more --steps prolong the run. --start-from branches off such a run, e.g. to let the learning rate fall. --student
+starts a run from the weights of a Swin. --steps 0 only makes answers.
 """
 
 import argparse
@@ -48,6 +48,7 @@ LOGITS_WEIGHT = 0.1  # weight of the divergence of logits and of places; the los
 AT_LEAST_ONE = ["embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"]
 AT_LEAST_ONE += ["teacher_batch_size"]
 OF_ALL_SHARDS = ("teacher", "shard_size", "teacher_size", "image_size")  # settings that shards of one folder share
+OF_STUDENT = ("embed_dim", "depths", "heads", "window")  # settings of a student that starts at random
 Shard = dict[str, Tensor]  # images, and labels or the teacher's answers; the first axis is the crop
 
 
@@ -70,6 +71,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--smallest-crop", type=float, default=0.25, help="smallest fraction of the photograph's area in a crop")
     add("--teacher-batch-size", type=int, default=16, help="crops per batch of the teacher")
     add("--start-from", type=Path, help="output folder of a run to branch off")
+    add("--student", help="folder or Hub id of a Swin whose weights the student starts from, in place of random ones")
     add("--embed-dim", type=int, default=32, help="channels of the student's first stage")
     add("--depths", type=int, nargs=4, default=[2, 2, 4, 2], help="blocks per stage of the student")
     add("--heads", type=int, nargs=4, default=[2, 4, 8, 16], help="attention heads per stage of the student")
@@ -87,6 +89,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in AT_LEAST_ONE:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}.")
+    if arguments.student:
+        for name in OF_STUDENT:
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} has no effect with --student, whose config gives it.")
+            delattr(arguments, name)
     return arguments
 
 
@@ -205,7 +212,7 @@ def make_answers(arguments: argparse.Namespace, device: torch.device) -> None:
                 save_file(shard, fresh)
 
 
-def load_shards(folder: Path, window: int) -> list[Shard]:
+def load_shards(folder: Path) -> list[Shard]:
     """Maps the files of the shards into memory; only the parts that are used are read."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) < 2:
@@ -214,26 +221,45 @@ def load_shards(folder: Path, window: int) -> list[Shard]:
     shapes = [{name: answers.shape for name, answers in shard.items()} for shard in shards]
     if wrong := next((file for file, shape in zip(files, shapes, strict=True) if shape != shapes[0]), None):
         raise ValueError(f"{wrong} and {files[0]} were made with other settings. Give a folder for each.")
-    size = shards[0]["images"].shape[-1]
-    if size < 32 * window:  # 32 is the stride of the last of four stages
-        raise ValueError(
-            f"The crops have {size} pixels; one window needs 32 * --window = {32 * window} to fit the last map. Lower "
-            "--window or make larger crops."
-        )
     return shards
 
 
 def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -> SwinForImageClassification:
+    """Loads or builds the student.
+
+    Raises:
+        ValueError: A window is larger than the last map of the crops, or files do not have the weights of a Swin.
+    """
+    settings = {"image_size": image_size, "num_labels": classes, "drop_path_rate": 0.0}
+    model = load_student(arguments.student, settings) if arguments.student else build_student(arguments, settings)
+    window = model.config.window_size
+    if image_size < 32 * window:  # 32 is the stride of the last of four stages
+        raise ValueError(
+            f"The crops have {image_size} pixels; one window of {window} tokens needs {32 * window} to fit the last "
+            "map. Make larger crops (--image-size), or take a student with smaller windows."
+        )
+    return model
+
+
+def load_student(source: str, settings: dict) -> SwinForImageClassification:
+    """Loads a Swin; a classifier of another number of classes is left out."""
+    model, found = SwinForImageClassification.from_pretrained(
+        source, **settings, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("classifier.")):
+        raise ValueError(f"--student {source}: the weights {missing} of a Swin are missing. Give a Swin.")
+    return model
+
+
+def build_student(arguments: argparse.Namespace, settings: dict) -> SwinForImageClassification:
     """Builds a Swin whose heads start by attending to fixed places around a token, like a convolution."""
     model = SwinForImageClassification(
         SwinConfig(
-            image_size=image_size,
             embed_dim=arguments.embed_dim,
             depths=arguments.depths,
             num_heads=arguments.heads,
             window_size=arguments.window,
-            drop_path_rate=0.0,
-            num_labels=classes,
+            **settings,
         )
     )
     offsets = torch.arange(1.0 - arguments.window, arguments.window)
@@ -257,6 +283,7 @@ class Lesson(nn.Module):
     def __init__(self, arguments: argparse.Namespace, shard: Shard, classes: int):
         super().__init__()
         self.student = make_student(arguments, shard["images"].shape[-1], classes)
+        width = self.student.config.embed_dim
         self.temperature = arguments.temperature
         self.asked: dict[int, list[str]] = {}  # by the student's stride
         self.heads = nn.ModuleDict()
@@ -264,13 +291,12 @@ class Lesson(nn.Module):
             stride = int(name.removeprefix("map"))
             self.asked[stride] = [k for k in (name, f"map{2 * stride}") if k in shard]
             channels = sum(shard[k].shape[1] for k in self.asked[stride])
-            self.heads[str(stride)] = nn.Conv2d(arguments.embed_dim * stride // 4, channels, kernel_size=1)
+            self.heads[str(stride)] = nn.Conv2d(width * stride // 4, channels, kernel_size=1)
             std, mean = torch.std_mean(shard[name].float(), (0, 2, 3), keepdim=True)
             self.register_buffer(f"norm_{name}", torch.stack([std.clamp(min=1e-6), mean]), persistent=False)
         self.has_places = "classes" in shard
         if self.has_places:
-            width = 4 * arguments.embed_dim
-            self.classifier16 = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+            self.classifier16 = nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, classes))
 
     def forward(self, shard: Shard, flip: Tensor) -> dict[str, Tensor]:
         """Returns the losses of crops, of which those in `flip` are mirrored."""
@@ -398,7 +424,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
     """Trains the student from the start, or from the last save of the run."""
-    first, *shards = load_shards(arguments.answers, arguments.window)
+    first, *shards = load_shards(arguments.answers)
     labels = [int(shard["labels"].max()) for shard in (first, *shards) if "labels" in shard]
     classes = 1 + max(labels) if labels else first["logits"].shape[1]
     torch.manual_seed(arguments.seed)

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, SwinModel, ViTImageProcessor
 
 from peft_polyhistor import load_encoder
 
@@ -176,6 +176,36 @@ def test_branch_leaves_its_origin_alone(answer, train, tmp_path):
     assert (stable / "state.pt").read_bytes() == before and (branch / "encoder" / "config.json").exists()
 
 
+def test_student_starts_from_given_weights(answer, train, recipe, tmp_path):
+    answers = answer()
+    train(answers, tmp_path / "first", "--steps", "1")
+    given = str(tmp_path / "first" / "encoder")
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", given])
+    student, pixels = recipe.make_student(arguments, 96, 7).eval(), torch.randn(1, 3, 96, 96)
+    assert student.config.image_size == 96 and student.classifier.out_features == 7
+    wanted = SwinModel.from_pretrained(given, dtype=torch.float32).eval()(pixels).last_hidden_state
+    assert torch.equal(student.swin(pixels).last_hidden_state, wanted)
+    words = [
+        "--answers",
+        str(answers),
+        "--output-dir",
+        str(tmp_path / "second"),
+        "--student",
+        given,
+        "--batch-size",
+        "2",
+    ]
+    assert recipe.main(recipe.parse_arguments([*words, "--steps", "1"]))["step"] == 1
+    training = json.loads((tmp_path / "second" / "encoder" / "training.json").read_text())
+    assert training["student"] == given and "embed_dim" not in training
+
+
+def test_student_is_a_swin(recipe, transformers_teacher):
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", transformers_teacher])
+    with pytest.raises(ValueError, match=r"--student .*: the weights \['swin\..*Give a Swin"):
+        recipe.make_student(arguments, 64, 5)
+
+
 def test_best_student_stays(answer, train, recipe, tmp_path, monkeypatch):
     scores = iter([{"labels": 1.0}, {"labels": 2.0}])
     monkeypatch.setattr(recipe, "validate", lambda *arguments: next(scores))
@@ -206,7 +236,7 @@ def test_shards_of_other_settings_are_refused(recipe, answer, timm_teacher):
     other = answer("--image-size", "96", name="other")
     (other / "00001.safetensors").replace(folder / "00001.safetensors")
     with pytest.raises(ValueError, match=r"00001\.safetensors and .*00000\.safetensors were made with other settings"):
-        recipe.load_shards(folder, 2)
+        recipe.load_shards(folder)
 
 
 def test_rate_rises_stays_and_falls(recipe):
@@ -259,9 +289,13 @@ def test_bad_data(recipe, answer, tmp_path):
     with pytest.raises(ValueError, match=r"data=none: 'none' is no share\. Give a number above 0, e\.g\. data=2"):
         recipe.split_shares(["data=none"])
     with pytest.raises(FileNotFoundError, match=r"0 shards\. Make two or more"):
-        recipe.load_shards(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"The crops have 64 pixels; one window needs 32 \* --window = 96"):
-        recipe.load_shards(answer(), 3)
+        recipe.load_shards(tmp_path)
+
+
+def test_crops_smaller_than_a_window(recipe):
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--window", "3"])
+    with pytest.raises(ValueError, match="The crops have 64 pixels; one window of 3 tokens needs 96 to fit"):
+        recipe.make_student(arguments, 64, 5)
 
 
 def test_columns_are_needed(recipe, tmp_path):
@@ -278,3 +312,6 @@ def test_bad_arguments(recipe, capsys):
     with pytest.raises(SystemExit):
         recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--shards", "0"])
     assert "--shards must be at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", "z", "--window", "7"])
+    assert "--window has no effect with --student" in capsys.readouterr().err
