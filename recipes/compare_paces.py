@@ -12,8 +12,9 @@ peft_polyhistor/layers/factors.py). The variants change a generator when trainin
 - `..._near`: the embeddings of the tasks are near one another.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
-the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json
-and paces.md: the change relative to decoders only with the same seed, by method and learning rate. Other programs
+the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json,
+paces.md and paces.svg: the change relative to decoders only with the same seed, by method and learning rate. For the
+paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1. Other programs
 cannot load the checkpoints of variants.
 """
 
@@ -22,30 +23,40 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import ClassVar
 
+import pandas as pd
 import torch
 from accelerate import PartialState
+from paper.ranks import HYPERNETWORKS, TABLES, correlate
 from torch import nn
 from train_pascal import DEFAULT_CONFIG, Settings, train
 
-from peft_polyhistor import HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
+from peft_polyhistor import PASCAL_TASKS, HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.evaluation import format_scores, headline
 from peft_polyhistor.layers.bottleneck import BottleneckTuner
 from peft_polyhistor.layers.factors import PacedLinear
 from peft_polyhistor.registry import register
+from peft_polyhistor.studies import figures
+from peft_polyhistor.studies.paper import read_rows
 from peft_polyhistor.studies.rates import check_rates, check_seeds
-from peft_polyhistor.studies.tables import align, to_markdown
-from peft_polyhistor.tasks import relative_change
+from peft_polyhistor.studies.tables import REFERENCES, align, to_markdown
+from peft_polyhistor.tasks import declare_tasks, relative_change
 from peft_polyhistor.training.arguments import check_options, option, run_recipe
 from peft_polyhistor.training.files import write_json, write_text
 from peft_polyhistor.training.methods import parse_methods
 
 
 TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
+BEST = "best"
 NOTE = """\
 Mean relative change of the scores, in percent, against decoders only with the same seed, by learning rate. Several
-seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0."""
+seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0. best: highest mean."""
+RANKS_NOTE = """\
+order of Table 1: Spearman's rank correlation of the column with the change in the paper's Table 1 (arXiv:2210.03265),
+decoders only included, and the number of methods; with the hypernetworks as they are, and with a variant in their
+place."""
 
 
 @torch.no_grad()
@@ -117,18 +128,70 @@ def change_of(method: str | dict, settings: Settings, reference: dict[str, float
     return relative_change(scores, reference) if all(reference.values()) else math.nan
 
 
-def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]]:
+Changes = dict[str, dict[str, list[float]]]  # in percent, one per seed, by method and learning rate
+
+
+def mean_of(changes: dict[str, list[float]], column: str) -> float:
+    """Returns the mean change at a learning rate, or the highest of these means; NaN if a run has none."""
+    if column != BEST:
+        return mean(changes[column])
+    return max((mean_of(changes, rate) for rate in changes), key=lambda value: (not math.isnan(value), value))
+
+
+def rank_rows(changes: Changes, names: dict[str, str], columns: list[str]) -> list[list[str]]:
+    """Returns rows of rank correlations with the paper's Table 1.
+
+    Args:
+        changes: Changes by the label of the method.
+        names: Name of the method, which may be a variant, by label.
+        columns: Learning rates, and the best of them.
+    """
+    papers = pd.Series({row.as_ours()[0]: float(row.change) for row in read_rows(TABLES) if row.table == 1})
+    rows = []
+    for suffix in ("", *(f"_{variant}" for variant in VARIANTS)):
+        hypernetworks = {f"{name}{suffix}": name for name in HYPERNETWORKS}
+        rows_of_table = {name: name for name in papers.index if name not in HYPERNETWORKS} | hypernetworks
+        found = {label: rows_of_table[name] for label, name in names.items() if name in rows_of_table}
+        if any(names[label] in hypernetworks for label in found):
+            cells = []
+            for column in columns:
+                ours = {paper: mean_of(changes[label], column) for label, paper in found.items()}
+                value, count = correlate(pd.Series({"decoders": 0.0} | ours), papers)
+                cells.append(f"{value:.2f} of {count}")
+            title = f"order of Table 1, {suffix.removeprefix('_')}" if suffix else "order of Table 1"
+            rows.append([title, *cells])
+    return rows
+
+
+def write_all(folder: Path, changes: Changes, names: dict[str, str], is_paper: bool) -> None:
+    """Writes and prints the grid; `is_paper`: whether the tasks are those of the paper."""
+    columns = [*next(iter(changes.values())), BEST]
+    cells = [
+        [label, *(format_scores(found, "+") for found in row.values()), f"{mean_of(row, BEST):+.2f}"]
+        for label, row in changes.items()
+    ]
+    ranks = rank_rows(changes, names, columns) if is_paper else []
+    rows, note = [["method", *columns], *cells, *ranks], f"{NOTE}\n{RANKS_NOTE}" if ranks else NOTE
+    write_json(folder / "paces.json", changes)
+    write_text(folder / "paces.md", to_markdown(rows, note))
+    points = {label: {float(rate): found for rate, found in row.items()} for label, row in changes.items()}
+    figure = figures.draw_rates(points, REFERENCES["decoders"], figures.MEDIUM)
+    figures.save_svg(figure, f"Change by learning rate of {', '.join(points)}", folder / "paces.svg")
+    print(align(rows), note, sep="\n")
+
+
+def main(settings: Settings, grid: PaceGrid) -> Changes:
     """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
     if settings.seed != Settings.seed:
         raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
-    labels = [choice.label for choice in parse_methods(settings.methods)]
-    entries = dict(zip(labels, settings.methods, strict=True))
+    choices = parse_methods(settings.methods)
+    entries = {choice.label: entry for choice, entry in zip(choices, settings.methods, strict=True)}
     if "decoders" not in entries or len(entries) == 1:
         raise ValueError(f"`methods` must be 'decoders', the reference, and others, got {settings.methods}.")
     decoders, rates = entries.pop("decoders"), list(map(repr, grid.learning_rates))
     output = Path(settings.output_dir)
     settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
-    changes: dict[str, dict[str, list[float]]] = {label: {rate: [] for rate in rates} for label in entries}
+    changes: Changes = {label: {rate: [] for rate in rates} for label in entries}
     for seed in grid.seeds:
         folder = output / f"seed{seed}"
         settings = replace(settings, seed=seed, resume=True, output_dir=str(folder))
@@ -138,11 +201,8 @@ def main(settings: Settings, grid: PaceGrid) -> dict[str, dict[str, list[float]]
                 run = replace(settings, learning_rate=float(rate), output_dir=str(folder / rate))
                 found.append(change_of(entry, run, reference))
     if PartialState().is_main_process:
-        cells = [[label, *(format_scores(found, "+") for found in row.values())] for label, row in changes.items()]
-        rows = [["method", *rates], *cells]
-        write_json(output / "paces.json", changes)
-        write_text(output / "paces.md", to_markdown(rows, NOTE))
-        print(align(rows), NOTE, sep="\n")
+        names = {choice.label: choice.name for choice in choices if choice.label in changes}
+        write_all(output, changes, names, is_paper=set(declare_tasks(settings.tasks)) == set(PASCAL_TASKS))
     return changes
 
 

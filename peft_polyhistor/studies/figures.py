@@ -33,6 +33,7 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 STYLE = Path(__file__).parents[1] / "assets" / "figures.css"
 WIDE, MEDIUM, NARROW = 1000, 760, 360  # pixels: width of a desktop page, of a Markdown document, and of a phone
 NAME_HEIGHT = 15  # pixels of a line of text
+LINEAR_CHANGE = 10  # percent: changes beyond it are drawn on a logarithmic axis
 INK, SOFT, GRID, ACCENT, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"  # stand-in colours
 LINES = tuple(f"#0101{number}0" for number in range(8))
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
@@ -168,6 +169,42 @@ def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], x_title: str,
     axes.set_xlabel(x_title)
     axes.set_ylabel(y_title)
     _write_names(axes, height, {name: line[-1] for name, line in lines.items()}, LINES)
+    return figure
+
+
+@matplotlib.rc_context(SETTINGS)
+def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: str, width: int = WIDE) -> Figure:
+    """Draws change by learning rate: a line per method through its means, and bars over the ranges of the seeds.
+
+    A rate without a finite change in each run, such as one at which a run diverged, has no point.
+
+    Args:
+        rates: Changes in percent, one per seed, by the name of the method and the learning rate.
+        reference: Name of the reference method in the axis title.
+        width: Width in pixels. The height grows with the number of methods.
+    """
+    height = max(400, 80 + NAME_HEIGHT * len(rates))
+    figure, axes = _new_figure(width, height)
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR_CHANGE, linscale=2)
+    ends, colours = {}, []
+    for number, (name, row) in enumerate(rates.items()):
+        points = {rate: changes for rate, changes in sorted(row.items()) if all(map(math.isfinite, changes))}
+        if points:
+            means = [sum(changes) / len(changes) for changes in points.values()]
+            ends[name] = (max(points), means[-1])
+            colours.append(LINES[number % len(LINES)])
+            dashes = DASHES[number // len(LINES) % len(DASHES)]
+            axes.plot(list(points), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
+            axes.vlines(list(points), [*map(min, points.values())], [*map(max, points.values())], color=colours[-1])
+    axes.set_xticks(sorted({rate for row in rates.values() for rate in row}))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda change, _: f"{change:+g}" if change else "0"))
+    axes.axhline(0, color=SOFT, linewidth=1)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel(f"change against {reference}, percent")
+    _write_names(axes, height, ends, colours)
     return figure
 
 

@@ -79,10 +79,29 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     ]
     assert len(calls) == 2 * (1 + 4)
     table = (tmp_path / "paces.md").read_text()
-    assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs |" in table
+    assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
+    assert "order of Table 1" not in table  # which has four tasks
+    assert "polyhistor_lite_near" in (tmp_path / "paces.svg").read_text()
     assert json.loads((tmp_path / "paces.json").read_text())["adapter"]["1.0"] == [100, 100]
     printed = capsys.readouterr()
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
+
+
+def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, small_run, recipe, tmp_path, monkeypatch):
+    # Table 1: decoders -11.02, adapter -2.71, Polyhistor-Lite 1.74, full 2.23.
+    gains = {"adapter": 10, "full": 20, "peft_lora": 7, "polyhistor_lite": 5, "polyhistor_lite_unpaced": 15}
+
+    def train(method, run):
+        gain = 0 if method == "decoders" else gains[method] if run.learning_rate == 0.1 else 21 - gains[method]
+        units = {"semseg": "mIoU", "human_parts": "mIoU", "saliency": "mIoU", "normals": "mErr"}
+        return {"scores": {t: {unit: 50 - gain if unit == "mErr" else 50 + gain} for t, unit in units.items()}}
+
+    monkeypatch.setattr(recipe, "train", train)
+    compare(small_run(tmp_path, "--methods", "decoders", *gains, "--learning_rates", "0.1", "1", "--seeds", "0"))
+    table = (tmp_path / "paces.md").read_text()
+    assert "| order of Table 1 | 0.80 of 4 | 0.40 of 4 | 1.00 of 4 |" in table
+    assert "| order of Table 1, unpaced | 1.00 of 4 | 0.20 of 4 | 1.00 of 4 |" in table
+    assert "order of Table 1, near" not in table
 
 
 def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe, small_run, tmp_path, monkeypatch):

@@ -76,6 +76,29 @@ def test_a_diverged_method_has_no_point():
     assert figures.find_points(results) == {"decoders": (7, [0.0])}
 
 
+def test_rates_have_a_line_per_method_through_finite_means_and_bars_over_the_seeds():
+    rates = {
+        "a": {1e-3: [-50.0, -70.0], 1e-4: [1.0, 3.0]},  # rates in any order
+        "diverged": {1e-4: [math.nan], 1e-3: [math.nan]},
+        "b": {1e-4: [0.5], 1e-3: [math.nan]},
+    }
+    figure = figures.draw_rates(rates, "decoders only", figures.MEDIUM)
+    figure.draw_without_rendering()
+    [axes] = figure.axes
+    first, second, zero = axes.lines
+    assert [*zip(first.get_xdata(), first.get_ydata(), strict=True)] == [(1e-4, 2), (1e-3, -60)]
+    assert [*zip(second.get_xdata(), second.get_ydata(), strict=True)] == [(1e-4, 0.5)]
+    assert list(zero.get_ydata()) == [0, 0]
+    bars = [segment.tolist() for collection in axes.collections for segment in collection.get_segments()]
+    assert bars[0] == [[1e-4, 1], [1e-4, 3]] and len(bars) == 3
+    assert {name: text.get_color() for name, text in names_of(figure).items()} == {
+        "a": first.get_color(),
+        "b": second.get_color(),
+    }
+    assert axes.get_xticks().tolist() == [1e-4, 1e-3]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.001"]
+
+
 def test_curves_break_where_a_figure_is_not_finite():
     gap = [(1, 1.0), (2, 2.0), (3, math.inf), (4, 3.0)]
     figure = figures.draw_curves({"a": gap}, has_dots=False)
