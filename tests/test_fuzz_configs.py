@@ -17,7 +17,7 @@ from tiny_models import make_swin
 from peft_polyhistor import METHODS, TASKS, MultiTaskDenseModel, view_encoder
 from peft_polyhistor.data import JointTransform, synthetic_scenes
 from peft_polyhistor.models.multitask_config import IMAGES, MultiTaskDenseConfig
-from peft_polyhistor.tasks.segmentation import Segmentation
+from peft_polyhistor.tasks.kinds.segmentation import Segmentation
 from peft_polyhistor.tasks.table import get_tasks
 
 

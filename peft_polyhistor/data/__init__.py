@@ -5,7 +5,7 @@
 from .check import check_archive
 from .folder import DenseFolder
 from .loading import load_dense_dataset, load_pascal_context
-from .shrink import shrink, write_shrunk
+from .shrinking import shrink, write_shrunk
 from .synthetic import synthetic_scenes
 from .transforms import JointTransform, collate
 

@@ -20,8 +20,8 @@ from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
 from ..models.image_processor import normalize_image_size
 from ..tasks import TASKS
-from ..tasks.binary import Binary
-from ..tasks.segmentation import Segmentation
+from ..tasks.kinds.binary import Binary
+from ..tasks.kinds.segmentation import Segmentation
 from .record import PREVIEW, TrainingRecord
 from .sources import is_hub_id
 

@@ -18,7 +18,7 @@ from ..hub.loading import load_with_folder
 from ..models.image_processor import FILE, DenseImageProcessor, images_of, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..tasks import TASKS
-from ..tasks.segmentation import Segmentation
+from ..tasks.kinds.segmentation import Segmentation
 from .images import ImageSource, open_image
 from .paint import paint_label, paint_over
 from .strips import resize_rows, split_rows

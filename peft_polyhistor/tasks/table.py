@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .binary import Binary
 from .classes import HUMAN_PARTS, VOC_CLASSES
-from .regression import Regression
-from .segmentation import Segmentation
+from .kinds.binary import Binary
+from .kinds.regression import Regression
+from .kinds.segmentation import Segmentation
+from .kinds.vectors import Vectors
 from .task import Task
-from .vectors import Vectors
 
 
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Segmentation, Regression, Binary, Vectors)}

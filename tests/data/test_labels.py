@@ -11,7 +11,7 @@ from unit_colors import random_unit_colors
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.data.geometry import Draw
 from peft_polyhistor.tasks import TASKS
-from peft_polyhistor.tasks.vectors import NORMAL_TOLERANCE, find_normals
+from peft_polyhistor.tasks.kinds.vectors import NORMAL_TOLERANCE, find_normals
 
 
 SIZE = (12, 16)

@@ -73,6 +73,11 @@ def test_a_folder_is_read_by_its_layout(dataset):
     np.testing.assert_array_equal(sample["depth"][0], make_label("depth", 0))
 
 
+def test_processes_read_tasks_of_ones_own(folder, dataset, tmp_path):
+    together = load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "two"), num_proc=2)
+    assert [row["lanes"] for row in together] == [row["lanes"] for row in dataset]
+
+
 def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp_path):
     (folder / "photos").rename(folder / "images")
     (folder / "masks").rename(folder / "lanes")

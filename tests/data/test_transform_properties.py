@@ -11,7 +11,7 @@ from PIL import Image
 
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.data.geometry import Draw, Geometry
-from peft_polyhistor.tasks.vectors import flip_normals, rotate_normals
+from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
 
 
 EXACT = {"rtol": 0, "atol": 1e-12}  # float64 arithmetic on values of about 1

@@ -15,7 +15,7 @@ from peft_polyhistor import TASKS, register_task, segmentation
 from peft_polyhistor.data import DenseFolder, JointTransform, collate, load_pascal_context
 from peft_polyhistor.data.geometry import Draw
 from peft_polyhistor.models.image_processor import IMAGENET_MEAN, IMAGENET_STD, normalize_image_size
-from peft_polyhistor.tasks.vectors import flip_normals, rotate_normals
+from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
 
 
 # float32 arithmetic on values of about 1.

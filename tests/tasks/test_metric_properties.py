@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
 from peft_polyhistor.tasks.metrics import MeanAngularError, MeanIoU, SaliencyScores
-from peft_polyhistor.tasks.vectors import flip_normals, rotate_normals
 
 
 PICTURES, CLASSES, HEIGHT, WIDTH = 6, 4, 5, 7

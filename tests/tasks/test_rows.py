@@ -5,6 +5,7 @@
 import dataclasses
 import math
 
+import dill
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,7 @@ def target_of(row, values, size=None, draw=None):
 def test_a_row_trains_scores_and_goes_through_yaml(task):
     row = task
     [again] = declare_tasks(yaml.safe_load(yaml.safe_dump([{row.name: row.to_dict()}])))
+    assert dill.loads(dill.dumps(row)) == row  # as `datasets` sends it to processes
     assert TASKS[again] == row and describe_tasks([again, "semseg"]) == [{row.name: row.to_dict()}, "semseg"]
     logits = torch.randn(2, row.channels, 3, 4, requires_grad=True)
     target = torch.stack([row.unlabeled(SIZE)] * 2)

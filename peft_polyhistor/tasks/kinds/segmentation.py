@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .classes import voc_palette
-from .labels import check_class_labels
-from .losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
-from .metrics import MeanIoU
-from .task import MODES, UNLABELED, Colour, Ends, LegendEntry, Task
+from ..classes import voc_palette
+from ..labels import check_class_labels
+from ..losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
+from ..metrics import MeanIoU
+from ..task import MODES, UNLABELED, Colour, Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
-    from ..data.geometry import Geometry
+    from ...data.geometry import Geometry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import check_number
-from .labels import check_binary_labels
-from .losses import IGNORE_INDEX, NO_LABEL, RAREST, balanced_binary_cross_entropy, count_binary
-from .metrics import SaliencyScores
-from .running_metric import RunningMetric
-from .scalar_metrics import EdgeScores
-from .task import HIGHLIGHT, MODES, LegendEntry, Task
+from ...checks import check_number
+from ..labels import check_binary_labels
+from ..losses import IGNORE_INDEX, NO_LABEL, RAREST, balanced_binary_cross_entropy, count_binary
+from ..metrics import SaliencyScores
+from ..running_metric import RunningMetric
+from ..scalar_metrics import EdgeScores
+from ..task import HIGHLIGHT, MODES, LegendEntry, Task
 
 
 if TYPE_CHECKING:
-    from ..data.geometry import Geometry
+    from ...data.geometry import Geometry
 
 
 SCORES = "maxF", "mIoU", "odsF"

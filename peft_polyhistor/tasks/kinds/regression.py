@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import check_number
-from .labels import check_scalar_labels
-from .losses import count_images, count_numbers, l1_loss, scale_invariant_loss
-from .scalar_metrics import DEFAULT_LARGEST, ScalarErrors
-from .task import HIGHLIGHT, Ends, LegendEntry, Task
+from ...checks import check_number
+from ..labels import check_scalar_labels
+from ..losses import count_images, count_numbers, l1_loss, scale_invariant_loss
+from ..scalar_metrics import DEFAULT_LARGEST, ScalarErrors
+from ..task import HIGHLIGHT, Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
-    from ..data.geometry import Geometry
+    from ...data.geometry import Geometry
 
 
 OBJECTIVES = "l1", "silog"

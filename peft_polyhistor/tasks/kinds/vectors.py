@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..checks import check_number
-from .labels import check_normal_labels
-from .losses import cosine_loss, count_valid, normal_loss
-from .metrics import MeanAngularError
-from .task import Ends, LegendEntry, Task
+from ...checks import check_number
+from ..labels import check_normal_labels
+from ..losses import cosine_loss, count_valid, normal_loss
+from ..metrics import MeanAngularError
+from ..task import Ends, LegendEntry, Task
 
 
 if TYPE_CHECKING:
-    from ..data.geometry import Geometry
+    from ...data.geometry import Geometry
 
 
 LOSSES = {"l1": normal_loss, "cosine": cosine_loss}
