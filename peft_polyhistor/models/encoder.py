@@ -143,10 +143,12 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             stages to take.
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
-    is_path = isinstance(name, Path) or name.startswith(("/", ".", "~"))
+    is_path = isinstance(name, Path) or name.startswith(("/", ".", "~")) or "/" not in name
     name = str(Path(os.path.expanduser(name)) if is_path else name)
-    if is_path and not Path(name).is_dir():
-        raise FileNotFoundError(f"There is no folder '{name}'. Give one, a Hub id, or one of {list(embedded)}.")
+    if is_path and name not in embedded and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"There is no folder '{name}'. Give one, a Hub id such as 'owner/name', or one of {list(embedded)}."
+        )
     source = str(embedded.get(name, name))
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)  # `False` prevents a prompt
     model_class = _class_of(config, name)

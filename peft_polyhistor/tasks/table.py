@@ -93,7 +93,7 @@ def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> li
     allowed = [name for name in TASKS if decoders is None or name in decoders]
     known = f"This model has {allowed}."
     if decoders is None:
-        known = f"Known tasks: {', '.join(TASKS)}. `register_task` adds one."
+        known = f"Known tasks: {', '.join(TASKS)}. `register_task` or a recipe's YAML file adds one."
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
     names = list(names)

@@ -104,7 +104,9 @@ def test_other_tasks_are_refused(saved):
     with pytest.raises(ValueError, match=r"does not fit .* 2 weights differ.*\(21,\) in it, \(5,\) in the model"):
         load(folder)
     del TASKS["semseg"]
-    with pytest.raises(ValueError, match=r"Unknown tasks \['semseg'\].*`register_task` adds one"):
+    with pytest.raises(
+        ValueError, match=r"Unknown tasks \['semseg'\].*`register_task` or a recipe's YAML file adds one"
+    ):
         load(folder)
 
 

@@ -235,6 +235,8 @@ def test_an_encoder_is_loaded_from_a_folder(make_swin, tmp_path):
 def test_a_folder_that_holds_no_encoder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere.*one of \['swin-mini'\]"):
         load_encoder(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"There is no folder 'swin_mini'.*one of \['swin-mini'\]"):
+        load_encoder("swin_mini")  # no form of a Hub id, so the Hub is not asked
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
     with pytest.raises(TypeError, match="holds a vit model, which is no backbone"):

@@ -133,10 +133,10 @@ def test_a_registered_task_works_like_the_others(depth):
     ({"classes": ("a", "a")}, "different names"),
     ({"classes": "abc"}, "different names, got 'abc'"),
     ({"classes": 5}, "different names, got 5"),
-    ({"classes": {"road": None}}, r"`colors` of task .* must be a list of colours, got \(None,\)"),
+    ({"classes": {"road": None, "lane": None}}, r"`colors` of task .* must be a list of colours, got \(None, None\)"),
     ({"values": 3}, r"`values` of task .* must be a list of stored values, got 3"),
     ({"ignore": None}, r"`ignore` of task .* must be a list of stored values, got None"),
-    ({"classes": ()}, "1 to 254 different names"),
+    ({"classes": ()}, "2 to 254 different names"),
 ])  # fmt: skip
 def test_a_row_that_cannot_work_is_refused(change, message):
     with pytest.raises(ValueError, match=message):

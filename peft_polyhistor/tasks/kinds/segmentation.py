@@ -58,9 +58,10 @@ class Segmentation(Task):
         names = self.classes
         are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
         count = len(names) if are_names else 0
-        if not 1 <= count < IGNORE_INDEX or len(set(names)) < count:
+        if not 2 <= count < IGNORE_INDEX or len(set(names)) < count:
             raise ValueError(
-                f"`classes` of task '{self.name}' must be 1 to {IGNORE_INDEX - 1} different names, got {names!r}."
+                f"`classes` of task '{self.name}' must be 2 to {IGNORE_INDEX - 1} different names, got {names!r}. A "
+                "task of one class and its background has the kind `binary`, or both as classes."
             )
         for setting, what in (("colors", "colours"), ("values", "stored values"), ("ignore", "stored values")):
             given = getattr(self, setting)
@@ -131,7 +132,7 @@ class Segmentation(Task):
             allowed = f"0 to {self.channels - 1}" if not self.values else ", ".join(map(str, self.values))
             raise ValueError(
                 f"found the values {', '.join(map(str, wrong[:8]))}, allowed are {allowed} and "
-                f"{', '.join(map(str, self.ignore))}"
+                f"{', '.join(map(str, self.ignore))}. Add classes, or list values without a label in `ignore`"
             )
         ids = np.full(256, IGNORE_INDEX, np.uint8)
         ids[list(values)] = range(self.channels)
