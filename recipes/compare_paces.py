@@ -13,7 +13,7 @@ peft_polyhistor/layers/factors.py). The variants change a generator when trainin
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
 the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json,
-paces.md and paces.svg: the change relative to decoders only with the same seed, by method and learning rate. For the
+paces.md and paces.svg: the change relative to decoders alone with the same seed, by method and learning rate. For the
 paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1. Other programs
 cannot load the checkpoints of variants.
 """
@@ -51,11 +51,11 @@ from peft_polyhistor.training.methods import parse_methods
 TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
 BEST = "best"
 NOTE = """\
-Mean relative change of the scores, in percent, against decoders only with the same seed, by learning rate. Several
+Mean relative change of the scores, in percent, against decoders alone with the same seed, by learning rate. Several
 seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0. best: highest mean."""
 RANKS_NOTE = """\
 order of Table 1: Spearman's rank correlation of the column with the change in the paper's Table 1 (arXiv:2210.03265),
-decoders only included, and the number of methods; with the hypernetworks as they are, and with a variant in their
+decoders alone included, and the number of methods; with the hypernetworks as they are, and with a variant in their
 place."""
 
 

@@ -16,7 +16,7 @@ from .results import Grid
 # Results by method, one per seed, with the same order of seeds for all methods.
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 # Reference methods of the changes, and their names in a sentence. The first one that was trained is used.
-REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders only"}
+REFERENCES = {"single_task": "single-task full fine-tuning", "decoders": "decoders alone"}
 NOTE = """\
 encoder, all: trainable parameters. up, down: the better direction. Several seeds: mean (range).
 rate: learning rate of all parameters but the decoders. change: mean relative change of the scores, in percent,

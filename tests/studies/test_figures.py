@@ -32,7 +32,7 @@ def names_of(figure):
 @pytest.mark.parametrize("changes", [[0.0], [1e-9, 2e-9], [-1e4, 1e4]])
 @pytest.mark.parametrize("parameters", [0, 1, 10**8])
 def test_a_plot_of_one_method_shows_its_point_range_and_name(parameters, changes):
-    figure = figures.draw_changes({"only": figures.Point(parameters, changes)}, "decoders only")
+    figure = figures.draw_changes({"only": figures.Point(parameters, changes)}, "decoders alone")
     mean, [axes] = sum(changes) / len(changes), figure.axes
     assert points_of(figure) == {f"only: {parameters:,} parameters, {mean:+.2f} percent": (parameters, mean)}
     [[bar]] = [collection.get_segments() for collection in axes.collections]
@@ -45,7 +45,7 @@ def test_a_plot_of_one_method_shows_its_point_range_and_name(parameters, changes
     assert (ticks[0] == "0") == (parameters == 0) and len(set(ticks)) == len(ticks)
     assert "+0" not in [label.get_text() for label in axes.get_yticklabels()]
     assert axes.get_xlabel() == "trainable parameters in the encoder"
-    assert axes.get_ylabel() == "change against decoders only, percent"
+    assert axes.get_ylabel() == "change against decoders alone, percent"
 
 
 @pytest.mark.parametrize("width", [figures.WIDE, figures.MEDIUM, figures.NARROW])
@@ -57,7 +57,7 @@ def test_names_in_the_plot_overlap_nothing_and_stand_inside(width):
         )
         for row in rows
     }
-    figure = figures.draw_changes(points, "decoders only", width)
+    figure = figures.draw_changes(points, "decoders alone", width)
     figure.draw_without_rendering()
     names = names_of(figure)
     # The text alone: the box of the annotation would hold the line to its point too.
@@ -82,7 +82,7 @@ def test_rates_have_a_line_per_method_through_finite_means_and_bars_over_the_see
         "diverged": {1e-4: [math.nan], 1e-3: [math.nan]},
         "b": {1e-4: [0.5], 1e-3: [math.nan]},
     }
-    figure = figures.draw_rates(rates, "decoders only", figures.MEDIUM)
+    figure = figures.draw_rates(rates, "decoders alone", figures.MEDIUM)
     figure.draw_without_rendering()
     [axes] = figure.axes
     first, second, zero = axes.lines

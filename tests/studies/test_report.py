@@ -106,7 +106,7 @@ def test_shows_all_that_runs_recorded(tmp_path):
     assert "The runs recorded" not in page.text and "No plot" not in page.text
     charts = [chart["aria-label"] for chart in page.all("svg") if "aria-label" in chart]
     assert [label.partition(" by ")[0] for label in charts] == [
-        *["Change against decoders only"] * 2, "semseg, loss", "semseg, mIoU in percent", "normals, mErr in degrees",
+        *["Change against decoders alone"] * 2, "semseg, loss", "semseg, mIoU in percent", "normals, mErr in degrees",
     ]  # fmt: skip
     images = page.all("img")
     assert len(images) == 2 and all("picture_1" in image["alt"] for image in images)

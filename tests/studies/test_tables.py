@@ -40,7 +40,7 @@ def test_changes_are_against_single_task_models_where_there_are_any():
     assert "against single-task full fine-tuning" in make_note(results).replace("\n", " ")
     results.pop("single_task")
     assert [row[-1] for row in make_rows(results)[1:]] == ["+0.00", "+70.00"]
-    assert "against decoders only" in make_note(results).replace("\n", " ")
+    assert "against decoders alone" in make_note(results).replace("\n", " ")
     results.pop("decoders")
     assert [row[-1] for row in make_rows(results)[1:]] == ["-"]
 
