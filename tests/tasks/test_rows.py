@@ -39,6 +39,11 @@ ROWS = [
 ]
 
 
+def test_black_is_the_colour_of_the_background_alone():
+    colours = [segmentation("a", classes=["x", "y", "z"], background=flag).palette for flag in (True, False)]
+    assert colours == [((0, 0, 0), (128, 0, 0), (0, 128, 0)), ((128, 0, 0), (0, 128, 0), (128, 128, 0))]
+
+
 def target_of(row, values, size=None, draw=None):
     label = Image.fromarray(values) if isinstance(values, np.ndarray) else values
     return row.to_target(label, Geometry((label.height, label.width), size or (label.height, label.width), draw))

@@ -30,8 +30,9 @@ class Segmentation(Task):
 
     Args:
         classes: Names of the classes, or a mapping of names to RGB colours, which sets `colors` too.
-        colors: RGB colour of each class, 0 to 255; by default those of PASCAL VOC. A task with its own colours also
-            reads RGB labels: each pixel must have the colour of a class, or (224, 224, 192) where unlabelled.
+        colors: RGB colour of each class, 0 to 255; by default those of PASCAL VOC, black for the background. A task
+            with its own colours also reads RGB labels: each pixel must have the colour of a class, or
+            (224, 224, 192) where unlabelled.
         values: Stored value of each class, 0 to 255; by default 0, 1, 2 ... in the order of the classes.
         ignore: Stored values of unlabelled pixels, 0 to 255.
         background: Whether the first class is the background. Then the border that a rotation exposes belongs to it,
@@ -98,7 +99,8 @@ class Segmentation(Task):
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
-        return self.colors or voc_palette(self.channels)
+        # Black, the first colour, is that of the background.
+        return self.colors or voc_palette(self.channels + 1)[0 if self.background else 1 :][: self.channels]
 
     def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
         return cross_entropy(logits, target, count)
