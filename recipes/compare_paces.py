@@ -3,13 +3,13 @@
 """Compares variants of hypernetworks over learning rates and seeds.
 
     accelerate launch recipes/compare_paces.py CONFIG --learning_rates 1e-4 3e-4 1e-3 3e-3 1e-2 --seeds 0 1 \\
-        --methods decoders polyhistor_lite polyhistor_lite_unpaced polyhistor_lite_near adapter
+        --methods decoders polyhistor_lite adapter --variants unpaced near
 
 The hypernetworks of this package have gains that set the pace of the weights they generate (`PacedLinear` in
-peft_polyhistor/layers/factors.py). The variants change a generator when training starts:
+peft_polyhistor/layers/factors.py). --variants also trains each hypernetwork changed when training starts:
 
-- `..._unpaced`: all gains are 1. The first adapters, the parameters and the functions stay the same.
-- `..._near`: the embeddings of the tasks are near one another.
+- `unpaced`: all gains are 1. The first adapters, the parameters and the functions stay the same.
+- `near`: the embeddings of the tasks are near one another.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
 the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json,
@@ -104,6 +104,7 @@ def register_variants() -> None:
 class PaceGrid:
     """Settings of the grid."""
 
+    variants: list[str] = option([], f"changes of hypernetworks to train too, of {', '.join(VARIANTS)}")
     learning_rates: list[float] = option([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], "rates of each method, each above 0")
     seeds: list[int] = option([0, 1], "seeds of the runs of each method and rate, each 0 or more")
 
@@ -111,8 +112,23 @@ class PaceGrid:
         check_options(self)
         if not self.learning_rates:
             raise ValueError("`learning_rates` is empty; give --learning_rates, each above 0.")
+        if not set(self.variants) <= VARIANTS.keys() or len(set(self.variants)) < len(self.variants):
+            raise ValueError(f"`variants` must be among {[*VARIANTS]}, each once, got {self.variants}.")
         check_rates(self.learning_rates)
         check_seeds(self.seeds)
+
+
+def add_variants(methods: list, variants: list[str]) -> list:
+    """Returns the methods, and after each hypernetwork its variants with the same settings."""
+    entries = []
+    for choice, entry in zip(parse_methods(methods), methods, strict=True):
+        entries.append(entry)
+        for variant in variants if choice.name in HYPERNETWORKS else []:
+            fields = dict(choice.fields)
+            if choice.label != choice.name:
+                fields["label"] = f"{choice.label}_{variant}"
+            entries.append({f"{choice.name}_{variant}": fields})
+    return entries
 
 
 def change_of(method: str | dict, settings: Settings, reference: dict[str, float]) -> float:
@@ -184,8 +200,10 @@ def main(settings: Settings, grid: PaceGrid) -> Changes:
     """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
     if settings.seed != Settings.seed:
         raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
-    choices = parse_methods(settings.methods)
-    entries = {choice.label: entry for choice, entry in zip(choices, settings.methods, strict=True)}
+    register_variants()
+    methods = add_variants(settings.methods, grid.variants)
+    choices = parse_methods(methods)
+    entries = {choice.label: entry for choice, entry in zip(choices, methods, strict=True)}
     if "decoders" not in entries or len(entries) == 1:
         raise ValueError(f"`methods` must be 'decoders', the reference, and others, got {settings.methods}.")
     decoders, rates = entries.pop("decoders"), list(map(repr, grid.learning_rates))
@@ -207,5 +225,4 @@ def main(settings: Settings, grid: PaceGrid) -> Changes:
 
 
 if __name__ == "__main__":
-    register_variants()
     run_recipe(main, __doc__, DEFAULT_CONFIG, Settings, PaceGrid)

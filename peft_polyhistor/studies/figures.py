@@ -187,6 +187,8 @@ def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: 
     figure, axes = _new_figure(width, height)
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=LINEAR_CHANGE, linscale=2)
+    ticks = sorted({rate for row in rates.values() for rate in row})
+    axes.set_xlim(0.8 * ticks[0], 1.25 * ticks[-1])
     ends, colours = {}, []
     for number, (name, row) in enumerate(rates.items()):
         points = {rate: changes for rate, changes in sorted(row.items()) if all(map(math.isfinite, changes))}
@@ -197,7 +199,7 @@ def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: 
             dashes = DASHES[number // len(LINES) % len(DASHES)]
             axes.plot(list(points), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
             axes.vlines(list(points), [*map(min, points.values())], [*map(max, points.values())], color=colours[-1])
-    axes.set_xticks(sorted({rate for row in rates.values() for rate in row}))
+    axes.set_xticks(ticks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda change, _: f"{change:+g}" if change else "0"))

@@ -125,17 +125,11 @@ def parse_training(argv, *more):
     return parse_settings(argv, "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings, *more)
 
 
-def parse_paces(argv):
-    compare_paces = recipe("compare_paces")
-    compare_paces.register_variants()
-    return parse_training(argv, compare_paces.PaceGrid)
-
-
 WITHOUT_ARGUMENTS = ("recipes/paper/parameters.py", "tests/tools/recorded_cards.py")
 PARSERS = {
     "recipes/train_pascal.py": parse_training,
     "recipes/compare_methods.py": lambda argv: parse_training(argv, recipe("compare_methods").Comparison),
-    "recipes/compare_paces.py": parse_paces,
+    "recipes/compare_paces.py": lambda argv: parse_training(argv, recipe("compare_paces").PaceGrid),
     "recipes/paper/ranks.py": lambda argv: recipe("paper.ranks").parse_arguments(argv).file.resolve(strict=True),
     "recipes/publish.py": lambda argv: recipe("publish").parse_arguments(argv),
     "recipes/pretrain_encoder.py": lambda argv: recipe("pretrain_encoder").parse_arguments(argv),

@@ -19,9 +19,7 @@ HYPERNETWORKS = ["hyperformer", "polyhistor", "polyhistor_lite"]
 
 @pytest.fixture
 def recipe(load_recipe, registry):
-    recipe = load_recipe("compare_paces")
-    recipe.register_variants()
-    return recipe
+    return load_recipe("compare_paces")
 
 
 @pytest.fixture
@@ -43,6 +41,7 @@ def make_generator(config_class):
 
 @pytest.mark.parametrize("method", HYPERNETWORKS)
 def test_unpaced_generator_starts_as_the_same_function_with_gains_of_one(recipe, registry, method):
+    recipe.register_variants()
     paced, unpaced = (make_generator(registry[name]) for name in (method, f"{method}_unpaced"))
     for site, other in zip(paced(torch.arange(2)), unpaced(torch.arange(2)), strict=True):
         torch.testing.assert_close(tuple(site), tuple(other))
@@ -53,6 +52,7 @@ def test_unpaced_generator_starts_as_the_same_function_with_gains_of_one(recipe,
 
 @pytest.mark.parametrize("method", HYPERNETWORKS)
 def test_near_tasks_differ_by_a_tenth(recipe, registry, method):
+    recipe.register_variants()
     first, second = make_generator(registry[f"{method}_near"]).task_embedding
     assert 0.8 < first.std() < 1.2  # of 512 entries of N(0, 1)
     assert 0.12 < (first - second).std() < 0.16  # sqrt(2) * 0.1
@@ -63,21 +63,22 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
 
     def train(method, run):
         calls.append((method, run.learning_rate, run.decoder_learning_rate, run.seed, run.output_dir))
-        if run.learning_rate == 1 and method == "polyhistor_lite_near" and run.seed:
+        if run.learning_rate == 1 and "polyhistor_lite_near" in method and run.seed:
             raise FloatingPointError("Step 3 is bad")
         return {"scores": {"semseg": {"mIoU": 50.0 if method == "decoders" else 50 + 50 * run.learning_rate}}}
 
     monkeypatch.setattr(recipe, "train", train)
-    methods = ("--methods", "decoders", "polyhistor_lite_near", "adapter", "--tasks", "semseg")
+    methods = ("--methods", "decoders", "polyhistor_lite", "adapter", "--variants", "near", "--tasks", "semseg")
     rates = ("--learning_rate", "2", "--decoder_learning_rate", "0", "--learning_rates", "0.1", "1")
     changes = compare(small_run(tmp_path, *methods, *rates))
     assert changes["adapter"] == {"0.1": pytest.approx([10, 10]), "1.0": pytest.approx([100, 100])}
     assert changes["polyhistor_lite_near"]["1.0"][0] == 100 and math.isnan(changes["polyhistor_lite_near"]["1.0"][1])
     assert calls[:2] == [
         ("decoders", 2, 2, 0, str(tmp_path / "seed0")),
-        ("polyhistor_lite_near", 0.1, 2, 0, str(tmp_path / "seed0" / "0.1")),
+        ("polyhistor_lite", 0.1, 2, 0, str(tmp_path / "seed0" / "0.1")),
     ]
-    assert len(calls) == 2 * (1 + 4)
+    assert len(calls) == 2 * (1 + 6)
+    assert ({"polyhistor_lite_near": {}}, 1, 2, 1, str(tmp_path / "seed1" / "1.0")) in calls
     table = (tmp_path / "paces.md").read_text()
     assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
     assert "order of Table 1" not in table  # which has four tasks
@@ -92,12 +93,14 @@ def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, smal
     gains = {"adapter": 10, "full": 20, "peft_lora": 7, "polyhistor_lite": 5, "polyhistor_lite_unpaced": 15}
 
     def train(method, run):
+        method = method if isinstance(method, str) else "polyhistor_lite_unpaced"
         gain = 0 if method == "decoders" else gains[method] if run.learning_rate == 0.1 else 21 - gains[method]
         units = {"semseg": "mIoU", "human_parts": "mIoU", "saliency": "mIoU", "normals": "mErr"}
         return {"scores": {t: {unit: 50 - gain if unit == "mErr" else 50 + gain} for t, unit in units.items()}}
 
     monkeypatch.setattr(recipe, "train", train)
-    compare(small_run(tmp_path, "--methods", "decoders", *gains, "--learning_rates", "0.1", "1", "--seeds", "0"))
+    methods = ("--methods", "decoders", "adapter", "full", "peft_lora", "polyhistor_lite", "--variants", "unpaced")
+    compare(small_run(tmp_path, *methods, "--learning_rates", "0.1", "1", "--seeds", "0"))
     table = (tmp_path / "paces.md").read_text()
     assert "| order of Table 1 | 0.80 of 4 | 0.40 of 4 | 1.00 of 4 |" in table
     assert "| order of Table 1, unpaced | 1.00 of 4 | 0.20 of 4 | 1.00 of 4 |" in table
@@ -118,10 +121,11 @@ def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe
 
 @pytest.mark.slow
 def test_variants_train(compare, small_run, tmp_path):
-    methods = ("--methods", "decoders", "polyhistor_lite_unpaced", "--seeds", "0", "--learning_rates", "1e-3")
-    [[change]] = [row.values() for row in compare(small_run(tmp_path, *methods, "--steps", "1")).values()]
-    assert math.isfinite(change[0])
-    assert (tmp_path / "seed0" / "0.001" / "polyhistor_lite_unpaced" / "results.json").exists()
+    lite = "polyhistor_lite: {rank: 2, label: lite}"
+    methods = ("--methods", "decoders", lite, "--variants", "unpaced", "--seeds", "0", "--learning_rates", "1e-3")
+    changes = compare(small_run(tmp_path, *methods, "--steps", "1"))
+    assert changes.keys() == {"lite", "lite_unpaced"} and math.isfinite(changes["lite_unpaced"]["0.001"][0])
+    assert (tmp_path / "seed0" / "0.001" / "lite_unpaced" / "results.json").exists()
 
 
 def test_reference_is_needed(compare, small_run, tmp_path):
@@ -133,6 +137,12 @@ def test_reference_is_needed(compare, small_run, tmp_path):
 def test_grid_needs_a_rate(recipe):
     with pytest.raises(ValueError, match="`learning_rates` is empty"):
         recipe.PaceGrid(learning_rates=[])
+
+
+@pytest.mark.parametrize("variants", [["slow"], ["near", "near"]])
+def test_variants_are_known_and_named_once(recipe, variants):
+    with pytest.raises(ValueError, match=r"`variants` must be among \['unpaced', 'near'\], each once, got"):
+        recipe.PaceGrid(variants=variants)
 
 
 def test_one_seed_is_refused(compare, small_run, tmp_path):
