@@ -19,7 +19,7 @@ HYPERNETWORKS = ["hyperformer", "polyhistor", "polyhistor_lite"]
 
 @pytest.fixture
 def recipe(load_recipe, registry):
-    return load_recipe("compare_paces")
+    return load_recipe("compare_rates")
 
 
 @pytest.fixture
@@ -27,8 +27,9 @@ def compare(recipe):
     """`compare(arguments)`: the changes by method and learning rate."""
 
     def compare(arguments):
-        classes = recipe.Settings, recipe.PaceGrid
-        return recipe.main(*parse_settings(arguments, "", recipe.DEFAULT_CONFIG, *classes))
+        classes = recipe.Settings, recipe.RateGrid
+        rows = recipe.main(*parse_settings(arguments, "", recipe.DEFAULT_CONFIG, *classes))
+        return {label: row.changes for label, row in rows.items()}
 
     return compare
 
@@ -65,7 +66,10 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
         calls.append((method, run.learning_rate, run.decoder_learning_rate, run.seed, run.output_dir))
         if run.learning_rate == 1 and "polyhistor_lite_near" in method and run.seed:
             raise FloatingPointError("Step 3 is bad")
-        return {"scores": {"semseg": {"mIoU": 50.0 if method == "decoders" else 50 + 50 * run.learning_rate}}}
+        return {
+            "parameters": {"encoder": 1234},
+            "scores": {"semseg": {"mIoU": 50.0 if method == "decoders" else 50 + 50 * run.learning_rate}},
+        }
 
     monkeypatch.setattr(recipe, "train", train)
     methods = ("--methods", "decoders", "polyhistor_lite", "adapter", "--variants", "near", "--tasks", "semseg")
@@ -79,11 +83,13 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
     ]
     assert len(calls) == 2 * (1 + 6)
     assert ({"polyhistor_lite_near": {}}, 1, 2, 1, str(tmp_path / "seed1" / "1.0")) in calls
-    table = (tmp_path / "paces.md").read_text()
-    assert "| polyhistor_lite_near | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
+    table = (tmp_path / "rates.md").read_text()
+    assert (
+        "| polyhistor_lite_near | 1,234 | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
+    )
     assert "order of Table 1" not in table  # which has four tasks
-    assert "polyhistor_lite_near" in (tmp_path / "paces.svg").read_text()
-    assert json.loads((tmp_path / "paces.json").read_text())["adapter"]["1.0"] == [100, 100]
+    assert "polyhistor_lite_near" in (tmp_path / "rates.svg").read_text()
+    assert json.loads((tmp_path / "rates.json").read_text())["adapter"]["changes"]["1.0"] == [100, 100]
     printed = capsys.readouterr()
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
 
@@ -96,27 +102,33 @@ def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, smal
         method = method if isinstance(method, str) else "polyhistor_lite_unpaced"
         gain = 0 if method == "decoders" else gains[method] if run.learning_rate == 0.1 else 21 - gains[method]
         units = {"semseg": "mIoU", "human_parts": "mIoU", "saliency": "mIoU", "normals": "mErr"}
-        return {"scores": {t: {unit: 50 - gain if unit == "mErr" else 50 + gain} for t, unit in units.items()}}
+        return {
+            "parameters": {"encoder": 1234},
+            "scores": {t: {unit: 50 - gain if unit == "mErr" else 50 + gain} for t, unit in units.items()},
+        }
 
     monkeypatch.setattr(recipe, "train", train)
     methods = ("--methods", "decoders", "adapter", "full", "peft_lora", "polyhistor_lite", "--variants", "unpaced")
     compare(small_run(tmp_path, *methods, "--learning_rates", "0.1", "1", "--seeds", "0"))
-    table = (tmp_path / "paces.md").read_text()
-    assert "| order of Table 1 | 0.80 of 4 | 0.40 of 4 | 1.00 of 4 |" in table
-    assert "| order of Table 1, unpaced | 1.00 of 4 | 0.20 of 4 | 1.00 of 4 |" in table
+    table = (tmp_path / "rates.md").read_text()
+    assert "| order of Table 1 |  | 0.80 of 4 | 0.40 of 4 | 1.00 of 4 |" in table
+    assert "| order of Table 1, unpaced |  | 1.00 of 4 | 0.20 of 4 | 1.00 of 4 |" in table
     assert "order of Table 1, near" not in table
 
 
 def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe, small_run, tmp_path, monkeypatch):
     def train(method, run):
-        return {"scores": {"semseg": {"mIoU": 50.0 * (run.seed + (method != "decoders"))}}}
+        return {
+            "parameters": {"encoder": 1234},
+            "scores": {"semseg": {"mIoU": 50.0 * (run.seed + (method != "decoders"))}},
+        }
 
     monkeypatch.setattr(recipe, "train", train)
     methods = ("--methods", "decoders", "adapter", "--tasks", "semseg", "--learning_rates", "0.1")
     [first, second] = compare(small_run(tmp_path, *methods))["adapter"]["0.1"]
     assert math.isnan(first) and second == 100
-    table = (tmp_path / "paces.md").read_text()
-    assert "| adapter | not measured in 1 of 2 runs |" in table and "a score of the decoders is 0." in table
+    table = (tmp_path / "rates.md").read_text()
+    assert "| adapter | 1,234 | not measured in 1 of 2 runs |" in table and "a score of the decoders is 0." in table
 
 
 @pytest.mark.slow
@@ -136,13 +148,13 @@ def test_reference_is_needed(compare, small_run, tmp_path):
 
 def test_grid_needs_a_rate(recipe):
     with pytest.raises(ValueError, match="`learning_rates` is empty"):
-        recipe.PaceGrid(learning_rates=[])
+        recipe.RateGrid(learning_rates=[])
 
 
 @pytest.mark.parametrize("variants", [["slow"], ["near", "near"]])
 def test_variants_are_known_and_named_once(recipe, variants):
     with pytest.raises(ValueError, match=r"`variants` must be among \['unpaced', 'near'\], each once, got"):
-        recipe.PaceGrid(variants=variants)
+        recipe.RateGrid(variants=variants)
 
 
 def test_one_seed_is_refused(compare, small_run, tmp_path):

@@ -1,8 +1,8 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares variants of hypernetworks over learning rates and seeds.
+"""Compares methods, and variants of hypernetworks, over learning rates and seeds.
 
-    accelerate launch recipes/compare_paces.py CONFIG --learning_rates 1e-4 3e-4 1e-3 3e-3 1e-2 --seeds 0 1 \\
+    accelerate launch recipes/compare_rates.py CONFIG --learning_rates 1e-4 3e-4 1e-3 3e-3 1e-2 --seeds 0 1 \\
         --methods decoders polyhistor_lite adapter --variants unpaced near
 
 The hypernetworks of this package have gains that set the pace of the weights they generate (`PacedLinear` in
@@ -12,16 +12,16 @@ peft_polyhistor/layers/factors.py). --variants also trains each hypernetwork cha
 - `near`: the embeddings of the tasks are near one another.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
-the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes paces.json,
-paces.md and paces.svg: the change relative to decoders alone with the same seed, by method and learning rate. For the
-paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1. Other programs
-cannot load the checkpoints of variants.
+the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes rates.json,
+rates.md and rates.svg: the change relative to decoders alone with the same seed, by method and learning rate. For the
+paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1, for the first of
+several settings of a method. Other programs cannot load the checkpoints of variants.
 """
 
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import ClassVar
@@ -51,8 +51,9 @@ from peft_polyhistor.training.methods import parse_methods
 TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
 BEST = "best"
 NOTE = """\
-Mean relative change of the scores, in percent, against decoders alone with the same seed, by learning rate. Several
-seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0. best: highest mean."""
+encoder: trainable parameters there. By learning rate: mean relative change of the scores, in percent, against decoders
+alone with the same seed. Several seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0.
+best: highest mean."""
 RANKS_NOTE = """\
 order of Table 1: Spearman's rank correlation of the column with the change in the paper's Table 1 (arXiv:2210.03265),
 decoders alone included, and the number of methods; with the hypernetworks as they are, and with a variant in their
@@ -101,7 +102,7 @@ def register_variants() -> None:
 
 
 @dataclass
-class PaceGrid:
+class RateGrid:
     """Settings of the grid."""
 
     variants: list[str] = option([], f"changes of hypernetworks to train too, of {', '.join(VARIANTS)}")
@@ -131,73 +132,72 @@ def add_variants(methods: list, variants: list[str]) -> list:
     return entries
 
 
-def change_of(method: str | dict, settings: Settings, reference: dict[str, float]) -> float:
-    """Trains a method, and returns its change against the reference in percent.
+@dataclass
+class Row:
+    """A method of the grid."""
 
-    NaN if the run diverges, or if a score of the reference is 0, to which no change is relative.
-    """
-    try:
-        scores = headline(train(method, settings)["scores"])
-    except FloatingPointError as error:  # one rate that is too high must not end the grid
-        print(f"{method}, learning rate {settings.learning_rate:g}: {error}", file=sys.stderr)
-        return math.nan
-    return relative_change(scores, reference) if all(reference.values()) else math.nan
+    method: str  # its name, which may be that of a variant
+    parameters: int | None = None  # trainable in the encoder; `None` until a run has finished
+    changes: dict[str, list[float]] = field(default_factory=dict)  # in percent, one per seed, by learning rate
+
+    def add(self, entry: str | dict, settings: Settings, reference: dict[str, float]) -> None:
+        """Trains the method, and adds its change against the reference.
+
+        NaN if the run diverges, or if a score of the reference is 0, to which no change is relative.
+        """
+        change = math.nan
+        try:
+            results = train(entry, settings)
+        except FloatingPointError as error:  # one rate that is too high must not end the grid
+            print(f"{entry}, learning rate {settings.learning_rate:g}: {error}", file=sys.stderr)
+        else:
+            self.parameters = results["parameters"]["encoder"]
+            if all(reference.values()):
+                change = relative_change(headline(results["scores"]), reference)
+        self.changes.setdefault(repr(settings.learning_rate), []).append(change)
+
+    def mean(self, column: str) -> float:
+        """Returns the mean change at a learning rate, or the highest of these means; NaN if a run has none."""
+        if column != BEST:
+            return mean(self.changes[column])
+        return max(map(self.mean, self.changes), key=lambda value: (not math.isnan(value), value))
 
 
-Changes = dict[str, dict[str, list[float]]]  # in percent, one per seed, by method and learning rate
-
-
-def mean_of(changes: dict[str, list[float]], column: str) -> float:
-    """Returns the mean change at a learning rate, or the highest of these means; NaN if a run has none."""
-    if column != BEST:
-        return mean(changes[column])
-    return max((mean_of(changes, rate) for rate in changes), key=lambda value: (not math.isnan(value), value))
-
-
-def rank_rows(changes: Changes, names: dict[str, str], columns: list[str]) -> list[list[str]]:
-    """Returns rows of rank correlations with the paper's Table 1.
-
-    Args:
-        changes: Changes by the label of the method.
-        names: Name of the method, which may be a variant, by label.
-        columns: Learning rates, and the best of them.
-    """
-    papers = pd.Series({row.as_ours()[0]: float(row.change) for row in read_rows(TABLES) if row.table == 1})
-    rows = []
+def rank_rows(rows: dict[str, Row], columns: list[str]) -> list[list[str]]:
+    """Returns the rank correlations of columns with the paper's Table 1, a line per kind of hypernetworks."""
+    papers = {row.as_ours()[0]: float(row.change) for row in read_rows(TABLES) if row.table == 1}
+    lines = []
     for suffix in ("", *(f"_{variant}" for variant in VARIANTS)):
-        hypernetworks = {f"{name}{suffix}": name for name in HYPERNETWORKS}
-        rows_of_table = {name: name for name in papers.index if name not in HYPERNETWORKS} | hypernetworks
-        found = {label: rows_of_table[name] for label, name in names.items() if name in rows_of_table}
-        if any(names[label] in hypernetworks for label in found):
-            cells = []
+        names = {f"{name}{suffix}" if name in HYPERNETWORKS else name: name for name in papers}
+        found = {names[row.method]: row for row in reversed(rows.values()) if row.method in names}
+        if found.keys() & set(HYPERNETWORKS):
+            lines.append([f"order of Table 1{suffix.replace('_', ', ')}"])
             for column in columns:
-                ours = {paper: mean_of(changes[label], column) for label, paper in found.items()}
-                value, count = correlate(pd.Series({"decoders": 0.0} | ours), papers)
-                cells.append(f"{value:.2f} of {count}")
-            title = f"order of Table 1, {suffix.removeprefix('_')}" if suffix else "order of Table 1"
-            rows.append([title, *cells])
-    return rows
+                ours = {"decoders": 0.0} | {name: row.mean(column) for name, row in found.items()}
+                value, count = correlate(pd.Series(ours), pd.Series(papers))
+                lines[-1].append(f"{value:.2f} of {count}")
+    return lines
 
 
-def write_all(folder: Path, changes: Changes, names: dict[str, str], is_paper: bool) -> None:
+def write_all(folder: Path, rows: dict[str, Row], is_paper: bool) -> None:
     """Writes and prints the grid; `is_paper`: whether the tasks are those of the paper."""
-    columns = [*next(iter(changes.values())), BEST]
-    cells = [
-        [label, *(format_scores(found, "+") for found in row.values()), f"{mean_of(row, BEST):+.2f}"]
-        for label, row in changes.items()
-    ]
-    ranks = rank_rows(changes, names, columns) if is_paper else []
-    rows, note = [["method", *columns], *cells, *ranks], f"{NOTE}\n{RANKS_NOTE}" if ranks else NOTE
-    write_json(folder / "paces.json", changes)
-    write_text(folder / "paces.md", to_markdown(rows, note))
-    points = {label: {float(rate): found for rate, found in row.items()} for label, row in changes.items()}
+    rates = list(next(iter(rows.values())).changes)
+    lines = [["method", "encoder", *rates, BEST]]
+    for label, row in rows.items():
+        cells = (format_scores(row.changes[rate], "+") for rate in rates)
+        lines.append([label, f"{row.parameters:,}" if row.parameters else "-", *cells, f"{row.mean(BEST):+.2f}"])
+    ranks = [[title, "", *cells] for title, *cells in (rank_rows(rows, [*rates, BEST]) if is_paper else [])]
+    note = f"{NOTE}\n{RANKS_NOTE}" if ranks else NOTE
+    write_json(folder / "rates.json", {label: asdict(row) for label, row in rows.items()})
+    write_text(folder / "rates.md", to_markdown(lines + ranks, note))
+    points = {label: {float(rate): row.changes[rate] for rate in rates} for label, row in rows.items()}
     figure = figures.draw_rates(points, REFERENCES["decoders"], figures.MEDIUM)
-    figures.save_svg(figure, f"Change by learning rate of {', '.join(points)}", folder / "paces.svg")
-    print(align(rows), note, sep="\n")
+    figures.save_svg(figure, f"Change by learning rate of {', '.join(points)}", folder / "rates.svg")
+    print(align(lines + ranks), note, sep="\n")
 
 
-def main(settings: Settings, grid: PaceGrid) -> Changes:
-    """Trains the grid; returns the changes in percent by method and learning rate, one per seed."""
+def main(settings: Settings, grid: RateGrid) -> dict[str, Row]:
+    """Trains the grid; returns its rows by the label of the method."""
     if settings.seed != Settings.seed:
         raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
     register_variants()
@@ -206,23 +206,21 @@ def main(settings: Settings, grid: PaceGrid) -> Changes:
     entries = {choice.label: entry for choice, entry in zip(choices, methods, strict=True)}
     if "decoders" not in entries or len(entries) == 1:
         raise ValueError(f"`methods` must be 'decoders', the reference, and others, got {settings.methods}.")
-    decoders, rates = entries.pop("decoders"), list(map(repr, grid.learning_rates))
-    output = Path(settings.output_dir)
+    decoders, output = entries.pop("decoders"), Path(settings.output_dir)
     settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
-    changes: Changes = {label: {rate: [] for rate in rates} for label in entries}
+    rows = {choice.label: Row(choice.name) for choice in choices if choice.label in entries}
     for seed in grid.seeds:
         folder = output / f"seed{seed}"
         settings = replace(settings, seed=seed, resume=True, output_dir=str(folder))
         reference = headline(train(decoders, settings)["scores"])
         for label, entry in entries.items():
-            for rate, found in changes[label].items():
-                run = replace(settings, learning_rate=float(rate), output_dir=str(folder / rate))
-                found.append(change_of(entry, run, reference))
+            for rate in grid.learning_rates:
+                run = replace(settings, learning_rate=rate, output_dir=str(folder / repr(rate)))
+                rows[label].add(entry, run, reference)
     if PartialState().is_main_process:
-        names = {choice.label: choice.name for choice in choices if choice.label in changes}
-        write_all(output, changes, names, is_paper=set(declare_tasks(settings.tasks)) == set(PASCAL_TASKS))
-    return changes
+        write_all(output, rows, is_paper=set(declare_tasks(settings.tasks)) == set(PASCAL_TASKS))
+    return rows
 
 
 if __name__ == "__main__":
-    run_recipe(main, __doc__, DEFAULT_CONFIG, Settings, PaceGrid)
+    run_recipe(main, __doc__, DEFAULT_CONFIG, Settings, RateGrid)
