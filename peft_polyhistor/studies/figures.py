@@ -34,6 +34,7 @@ STYLE = Path(__file__).parents[1] / "assets" / "figures.css"
 WIDE, MEDIUM, NARROW = 1000, 760, 360  # pixels: width of a desktop page, of a Markdown document, and of a phone
 NAME_HEIGHT = 15  # pixels of a line of text
 LINEAR_CHANGE = 10  # percent: changes beyond it are drawn on a logarithmic axis
+CHANGE_TICKS = (-100, -30, -10, -5, 0, 5, 10, 30, 100)
 INK, SOFT, GRID, ACCENT, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"  # stand-in colours
 LINES = tuple(f"#0101{number}0" for number in range(8))
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
@@ -200,6 +201,8 @@ def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: 
             axes.plot(list(points), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
             axes.vlines(list(points), [*map(min, points.values())], [*map(max, points.values())], color=colours[-1])
     axes.set_xticks(ticks)
+    lowest, highest = axes.get_ylim()
+    axes.set_yticks([change for change in CHANGE_TICKS if lowest <= change <= highest])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda change, _: f"{change:+g}" if change else "0"))
