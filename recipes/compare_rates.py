@@ -8,7 +8,8 @@
 The hypernetworks of this package have gains that set the pace of the weights they generate (`PacedLinear` in
 peft_polyhistor/layers/factors.py). --variants also trains each hypernetwork changed when training starts:
 
-- `unpaced`: all gains are 1. The first adapters, the parameters and the functions stay the same.
+- `unpaced`: all gains are 1, so that a step of the optimiser moves the adapters further. The first adapters and the
+  number of parameters stay the same.
 - `near`: the embeddings of the tasks are near one another.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
@@ -29,7 +30,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from accelerate import PartialState
-from paper.ranks import HYPERNETWORKS, TABLES, correlate
+from paper.ranks import HYPERNETWORKS, LEAST, TABLES, correlate, to_cell
 from torch import nn
 from train_pascal import DEFAULT_CONFIG, Settings, train
 
@@ -53,11 +54,11 @@ BEST = "best"
 NOTE = """\
 encoder: trainable parameters there. By learning rate: mean relative change of the scores, in percent, against decoders
 alone with the same seed. Several seeds: mean (range). not measured: the run diverged, or a score of the decoders is 0.
-best: highest mean."""
+best: highest mean, of scores that it is chosen on."""
 RANKS_NOTE = """\
 order of Table 1: Spearman's rank correlation of the column with the change in the paper's Table 1 (arXiv:2210.03265),
-decoders alone included, and the number of methods; with the hypernetworks as they are, and with a variant in their
-place."""
+decoders alone included, and the number of methods. A line with the name of a variant has it in place of the
+hypernetworks."""
 
 
 @torch.no_grad()
@@ -170,12 +171,12 @@ def rank_rows(rows: dict[str, Row], columns: list[str]) -> list[list[str]]:
     for suffix in ("", *(f"_{variant}" for variant in VARIANTS)):
         names = {f"{name}{suffix}" if name in HYPERNETWORKS else name: name for name in papers}
         found = {names[row.method]: row for row in reversed(rows.values()) if row.method in names}
-        if found.keys() & set(HYPERNETWORKS):
+        if found.keys() & set(HYPERNETWORKS) and len(found) + 1 >= LEAST:
             lines.append([f"order of Table 1{suffix.replace('_', ', ')}"])
             for column in columns:
                 ours = {"decoders": 0.0} | {name: row.mean(column) for name, row in found.items()}
                 value, count = correlate(pd.Series(ours), pd.Series(papers))
-                lines[-1].append(f"{value:.2f} of {count}")
+                lines[-1].append(f"{to_cell(value)} ({count} methods)")
     return lines
 
 
@@ -185,14 +186,21 @@ def write_all(folder: Path, rows: dict[str, Row], is_paper: bool) -> None:
     lines = [["method", "encoder", *rates, BEST]]
     for label, row in rows.items():
         cells = (format_scores(row.changes[rate], "+") for rate in rates)
-        lines.append([label, f"{row.parameters:,}" if row.parameters else "-", *cells, f"{row.mean(BEST):+.2f}"])
+        lines.append(
+            [
+                label,
+                "-" if row.parameters is None else f"{row.parameters:,}",
+                *cells,
+                format_scores([row.mean(BEST)], "+"),
+            ]
+        )
     ranks = [[title, "", *cells] for title, *cells in (rank_rows(rows, [*rates, BEST]) if is_paper else [])]
     note = f"{NOTE}\n{RANKS_NOTE}" if ranks else NOTE
     write_json(folder / "rates.json", {label: asdict(row) for label, row in rows.items()})
     write_text(folder / "rates.md", to_markdown(lines + ranks, note))
     points = {label: {float(rate): row.changes[rate] for rate in rates} for label, row in rows.items()}
     figure = figures.draw_rates(points, REFERENCES["decoders"], figures.MEDIUM)
-    figures.save_svg(figure, f"Change by learning rate of {', '.join(points)}", folder / "rates.svg")
+    figures.save_svg(figure, f"Change by learning rate: {', '.join(points)}", folder / "rates.svg")
     print(align(lines + ranks), note, sep="\n")
 
 

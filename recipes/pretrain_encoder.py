@@ -14,7 +14,8 @@ the answers are the column `label`.
 Then the student trains. `encoder` in --output-dir holds the best student in float16, with its settings and losses. An
 interrupted run resumes from its last save. With --decay-steps 0 the learning rate stays constant after the warm-up,
 and more --steps prolong the run. --start-from branches off such a run, e.g. to let the learning rate fall. --student
-starts a run from the weights of a Swin. --steps 0 only makes answers.
+starts a run from the weights of a Swin; a command that resumes or branches off this run needs the same --student, and
+takes the weights of the last save. --steps 0 only makes answers.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--smallest-crop", type=float, default=0.25, help="smallest fraction of the photograph's area in a crop")
     add("--teacher-batch-size", type=int, default=16, help="crops per batch of the teacher")
     add("--start-from", type=Path, help="output folder of a run to branch off")
-    add("--student", help="folder or Hub id of a Swin whose weights the student starts from, in place of random ones")
+    add("--student", help="folder or Hub id of a Swin whose weights the student starts from, not random ones")
     add("--embed-dim", type=int, default=32, help="channels of the student's first stage")
     add("--depths", type=int, nargs=4, default=[2, 2, 4, 2], help="blocks per stage of the student")
     add("--heads", type=int, nargs=4, default=[2, 4, 8, 16], help="attention heads per stage of the student")
@@ -228,15 +229,22 @@ def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -
     """Loads or builds the student.
 
     Raises:
-        ValueError: A window is larger than the last map of the crops, or files do not have the weights of a Swin.
+        ValueError: A window is larger than the last map of the crops, or the files do not have the weights of a Swin
+            of four stages with patches of 4 px.
     """
-    settings = {"image_size": image_size, "num_labels": classes, "drop_path_rate": 0.0}
+    settings: dict = {"image_size": image_size, "num_labels": classes}
+    settings |= dict.fromkeys(("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
     model = load_student(arguments.student, settings) if arguments.student else build_student(arguments, settings)
     window = model.config.window_size
+    if (model.config.patch_size, len(model.config.depths)) != (4, 4):
+        raise ValueError(
+            f"--student {arguments.student} has patches of {model.config.patch_size} px and "
+            f"{len(model.config.depths)} stages. Give a Swin with patches of 4 px and four stages."
+        )
     if image_size < 32 * window:  # 32 is the stride of the last of four stages
         raise ValueError(
             f"The crops have {image_size} pixels; one window of {window} tokens needs {32 * window} to fit the last "
-            "map. Make larger crops (--image-size), or take a student with smaller windows."
+            "map. Lower --window, give another --student, or make larger crops in another --answers folder."
         )
     return model
 
@@ -246,9 +254,13 @@ def load_student(source: str, settings: dict) -> SwinForImageClassification:
     model, found = SwinForImageClassification.from_pretrained(
         source, **settings, ignore_mismatched_sizes=True, dtype=torch.float32, output_loading_info=True
     )
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("classifier.")):
-        raise ValueError(f"--student {source}: the weights {missing} of a Swin are missing. Give a Swin.")
-    return model
+    random = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if wrong := sorted(name for name in random if not name.startswith("classifier.")):
+        raise ValueError(
+            f"--student {source}: the weights {wrong} are missing or have other shapes. Give a Swin whose weights do "
+            "not depend on the size of the images."
+        )
+    return model.train()
 
 
 def build_student(arguments: argparse.Namespace, settings: dict) -> SwinForImageClassification:

@@ -28,7 +28,8 @@ from .sources import is_hub_id
 
 TEMPLATE = ASSETS / "model_card.md"
 METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # names of metrics on the Hub
-DIRECTIONS = {"mIoU": "up", "maxF": "up", "AbsRel": "down", "delta_1.25": "up"}  # of scores beside the headline
+# Better directions of scores beside the headline; `within` stands for all limits.
+DIRECTIONS = {"mIoU": "up", "maxF": "up", "AbsRel": "down", "delta_1.25": "up", "median": "down", "within": "up"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
         row = TASKS[task]
         for metric, value in values.items():
             is_headline = metric == row.score
-            direction = row.better if is_headline else DIRECTIONS.get(metric, "-")
+            direction = row.better if is_headline else DIRECTIONS.get(re.sub(r"^within_.*", "within", metric), "-")
             cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, format_score(value)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:

@@ -143,13 +143,14 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             stages to take.
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
+    is_embedded = name in embedded  # which a path such as ./swin-mini is not
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~")) or "/" not in name
-    name = str(Path(os.path.expanduser(name)) if is_path else name)
-    if is_path and name not in embedded and not Path(name).is_dir():
+    name = str(Path(os.path.expanduser(name)) if is_path and name else name)
+    if is_path and not is_embedded and not (name and Path(name).is_dir()):
         raise FileNotFoundError(
             f"There is no folder '{name}'. Give one, a Hub id such as 'owner/name', or one of {list(embedded)}."
         )
-    source = str(embedded.get(name, name))
+    source = str(embedded[name]) if is_embedded else name
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)  # `False` prevents a prompt
     model_class = _class_of(config, name)
     if issubclass(model_class, BackboneMixin) and len(config.out_features) != 4:
@@ -175,8 +176,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     if config.model_type != "timm_wrapper":
         encoder.image_statistics = _image_statistics(source, kwargs)
     # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
-    encoder.config.name_or_path = "" if name in embedded else name
-    if name in embedded:
+    encoder.config.name_or_path = "" if is_embedded else name
+    if is_embedded:
         encoder.config.embedded_name = name  # `peft_polyhistor.load` finds it by this name
     return encoder
 

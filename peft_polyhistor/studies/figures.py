@@ -34,7 +34,7 @@ STYLE = Path(__file__).parents[1] / "assets" / "figures.css"
 WIDE, MEDIUM, NARROW = 1000, 760, 360  # pixels: width of a desktop page, of a Markdown document, and of a phone
 NAME_HEIGHT = 15  # pixels of a line of text
 LINEAR_CHANGE = 10  # percent: changes beyond it are drawn on a logarithmic axis
-CHANGE_TICKS = (-100, -30, -10, -5, 0, 5, 10, 30, 100)
+CHANGE_TICKS = (-300, -100, -30, -10, -5, -2, 0, 2, 5, 10, 30, 100, 300)
 INK, SOFT, GRID, ACCENT, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"  # stand-in colours
 LINES = tuple(f"#0101{number}0" for number in range(8))
 VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", ACCENT: "accent", PAPER: "paper"}
@@ -177,7 +177,7 @@ def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], x_title: str,
 def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: str, width: int = WIDE) -> Figure:
     """Draws change by learning rate: a line per method through its means, and bars over the ranges of the seeds.
 
-    A rate without a finite change in each run, such as one at which a run diverged, has no point.
+    A line breaks at a rate without a finite change in each run, such as one at which a run diverged.
 
     Args:
         rates: Changes in percent, one per seed, by the name of the method and the learning rate.
@@ -194,19 +194,19 @@ def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: 
     for number, (name, row) in enumerate(rates.items()):
         points = {rate: changes for rate, changes in sorted(row.items()) if all(map(math.isfinite, changes))}
         if points:
-            means = [sum(changes) / len(changes) for changes in points.values()]
-            ends[name] = (max(points), means[-1])
+            means = [sum(row[rate]) / len(row[rate]) if rate in points else math.nan for rate in sorted(row)]
+            ends[name] = (max(points), means[sorted(row).index(max(points))])
             colours.append(LINES[number % len(LINES)])
             dashes = DASHES[number // len(LINES) % len(DASHES)]
-            axes.plot(list(points), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
+            axes.plot(sorted(row), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
             axes.vlines(list(points), [*map(min, points.values())], [*map(max, points.values())], color=colours[-1])
+    axes.axhline(0, color=SOFT, linewidth=1)
     axes.set_xticks(ticks)
     lowest, highest = axes.get_ylim()
     axes.set_yticks([change for change in CHANGE_TICKS if lowest <= change <= highest])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda change, _: f"{change:+g}" if change else "0"))
-    axes.axhline(0, color=SOFT, linewidth=1)
     axes.set_xlabel("learning rate")
     axes.set_ylabel(f"change against {reference}, percent")
     _write_names(axes, height, ends, colours)

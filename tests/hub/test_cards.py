@@ -13,7 +13,16 @@ from methods_table import TASKS as NAMES
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_dense, make_swin
 
-from peft_polyhistor import TASKS, PolyhistorConfig, TrainingRecord, binary, publish, register_task, regression
+from peft_polyhistor import (
+    TASKS,
+    PolyhistorConfig,
+    TrainingRecord,
+    binary,
+    publish,
+    register_task,
+    regression,
+    vectors,
+)
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.hub.cards import TEMPLATE, Base, count_saved, make_card, score_rows
 from peft_polyhistor.hub.merged_cards import Origin, make_merged_card
@@ -101,7 +110,19 @@ def test_several_seeds_have_a_mean_and_a_range():
     runs = {seed: {"semseg": {"mIoU": value}} for seed, value in ((0, 30.0), (3, 31.4159), (7, 35.0))}
     record = replace(RECORD, scores=runs[3], scores_by_seed=runs)
     assert score_rows(record) == [["semseg", "mIoU, percent", "up", "31.42", "32.14 (30.00 to 35.00)"]]
-    assert "mean of seeds 0, 3, 7 (range)" in card_of(make_model(make_dense()), training=record).text
+
+
+def test_scores_beside_the_headline_have_their_better_direction():
+    register_task(regression("depth", valid=(0.1, 80)))
+    register_task(vectors("surface"))
+    expected = {
+        "depth": {"RMSE": "down", "AbsRel": "down", "delta_1.25": "up"},
+        "surface": {"mErr": "down", "median": "down", "within_11.25": "up"},
+        "saliency": {"mIoU": "up", "maxF": "up"},
+    }
+    record = replace(RECORD, scores={task: dict.fromkeys(found, 1.0) for task, found in expected.items()})
+    found = {(row[0], row[1].partition(",")[0]): row[2] for row in score_rows(record)}
+    assert found == {(task, name): way for task, ways in expected.items() for name, way in ways.items()}
 
 
 def test_data_that_is_not_on_the_hub_is_no_dataset_of_it():

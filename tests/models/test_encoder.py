@@ -3,6 +3,7 @@
 """Stage maps of encoders against the models they come from."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,7 +237,10 @@ def test_a_folder_that_holds_no_encoder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere.*one of \['swin-mini'\]"):
         load_encoder(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"There is no folder 'swin_mini'.*one of \['swin-mini'\]"):
-        load_encoder("swin_mini")  # no form of a Hub id, so the Hub is not asked
+        load_encoder("swin_mini")  # names without an owner are not looked up on the Hub
+    for name in ("./swin-mini", Path("swin-mini"), ""):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
+            load_encoder(name)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
     with pytest.raises(TypeError, match="holds a vit model, which is no backbone"):

@@ -88,7 +88,7 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
         "| polyhistor_lite_near | 1,234 | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
     )
     assert "order of Table 1" not in table  # which has four tasks
-    assert "polyhistor_lite_near" in (tmp_path / "rates.svg").read_text()
+    assert ">polyhistor_lite_near</text>" in (tmp_path / "rates.svg").read_text()
     assert json.loads((tmp_path / "rates.json").read_text())["adapter"]["changes"]["1.0"] == [100, 100]
     printed = capsys.readouterr()
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
@@ -111,8 +111,8 @@ def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, smal
     methods = ("--methods", "decoders", "adapter", "full", "peft_lora", "polyhistor_lite", "--variants", "unpaced")
     compare(small_run(tmp_path, *methods, "--learning_rates", "0.1", "1", "--seeds", "0"))
     table = (tmp_path / "rates.md").read_text()
-    assert "| order of Table 1 |  | 0.80 of 4 | 0.40 of 4 | 1.00 of 4 |" in table
-    assert "| order of Table 1, unpaced |  | 1.00 of 4 | 0.20 of 4 | 1.00 of 4 |" in table
+    assert "| order of Table 1 |  | 0.80 (4 methods) | 0.40 (4 methods) | 1.00 (4 methods) |" in table
+    assert "| order of Table 1, unpaced |  | 1.00 (4 methods) | 0.20 (4 methods) | 1.00 (4 methods) |" in table
     assert "order of Table 1, near" not in table
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import ResNetConfig, ResNetForImageClassification, SwinModel, ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinModel, ViTImageProcessor
 
 from peft_polyhistor import load_encoder
 
@@ -183,6 +183,7 @@ def test_student_starts_from_given_weights(answer, train, recipe, tmp_path):
     arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", given])
     student, pixels = recipe.make_student(arguments, 96, 7).eval(), torch.randn(1, 3, 96, 96)
     assert student.config.image_size == 96 and student.classifier.out_features == 7
+    assert recipe.make_student(arguments, 96, 7).training
     wanted = SwinModel.from_pretrained(given, dtype=torch.float32).eval()(pixels).last_hidden_state
     assert torch.equal(student.swin(pixels).last_hidden_state, wanted)
     words = [
@@ -204,6 +205,22 @@ def test_student_is_a_swin(recipe, transformers_teacher):
     arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", transformers_teacher])
     with pytest.raises(ValueError, match=r"--student .*: the weights \['swin\..*Give a Swin"):
         recipe.make_student(arguments, 64, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_absolute_embeddings": True}, r"\['swin\.embeddings\.position_embeddings'\] are missing or have other"),
+        ({"patch_size": 2}, "has patches of 2 px and 4 stages"),
+        ({"depths": [1, 1], "num_heads": [1, 2]}, "has patches of 4 px and 2 stages"),
+    ],
+)
+def test_students_that_cannot_learn_are_refused(recipe, tmp_path, change, message):
+    shape = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 2, 2], "window_size": 2}
+    SwinModel(SwinConfig(**shape | change)).save_pretrained(tmp_path)
+    arguments = recipe.parse_arguments(["--answers", "x", "--output-dir", "y", "--student", str(tmp_path)])
+    with pytest.raises(ValueError, match=message):
+        recipe.make_student(arguments, 96, 5)
 
 
 def test_best_student_stays(answer, train, recipe, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
@@ -78,25 +79,34 @@ def test_a_diverged_method_has_no_point():
 
 def test_rates_have_a_line_per_method_through_finite_means_and_bars_over_the_seeds():
     rates = {
-        "a": {1e-3: [-50.0, -70.0], 1e-4: [1.0, 3.0]},  # rates in any order
-        "diverged": {1e-4: [math.nan], 1e-3: [math.nan]},
-        "b": {1e-4: [0.5], 1e-3: [math.nan]},
+        "a": {1e-2: [-50.0, -70.0], 1e-4: [1.0, 3.0], 1e-3: [1.0, math.nan]},  # rates in any order
+        "diverged": {1e-4: [math.nan], 1e-3: [math.nan], 1e-2: [math.nan]},
+        "b": {1e-4: [0.5], 1e-3: [0.5], 1e-2: [math.nan]},
     }
     figure = figures.draw_rates(rates, "decoders alone", figures.MEDIUM)
     figure.draw_without_rendering()
     [axes] = figure.axes
     first, second, zero = axes.lines
-    assert [*zip(first.get_xdata(), first.get_ydata(), strict=True)] == [(1e-4, 2), (1e-3, -60)]
-    assert [*zip(second.get_xdata(), second.get_ydata(), strict=True)] == [(1e-4, 0.5)]
+    assert first.get_xdata().tolist() == second.get_xdata().tolist() == [1e-4, 1e-3, 1e-2]
+    np.testing.assert_array_equal(first.get_ydata(), [2, math.nan, -60])  # lines break at NaN
+    np.testing.assert_array_equal(second.get_ydata(), [0.5, 0.5, math.nan])
+    assert names_of(figure)["b"].xy == (1e-3, 0.5)
     assert list(zero.get_ydata()) == [0, 0]
     bars = [segment.tolist() for collection in axes.collections for segment in collection.get_segments()]
-    assert bars[0] == [[1e-4, 1], [1e-4, 3]] and len(bars) == 3
+    assert bars[0] == [[1e-4, 1], [1e-4, 3]] and len(bars) == 4
     assert {name: text.get_color() for name, text in names_of(figure).items()} == {
         "a": first.get_color(),
         "b": second.get_color(),
     }
-    assert axes.get_xticks().tolist() == [1e-4, 1e-3]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.001"]
+    assert axes.get_xticks().tolist() == [1e-4, 1e-3, 1e-2]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.001", "0.01"]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [([1.0, 4.0], [0, 2]), ([6, 8], [0, 2, 5]), ([-200, -400], [0])])
+def test_the_axis_of_rates_has_ticks_in_its_range_with_zero(changes, expected):
+    figure = figures.draw_rates({"a": {1e-3: changes}}, "decoders alone")
+    ticks = figure.axes[0].get_yticks().tolist()
+    assert set(expected) <= set(ticks) and len(ticks) > 1
 
 
 def test_curves_break_where_a_figure_is_not_finite():

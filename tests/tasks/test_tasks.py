@@ -137,6 +137,7 @@ def test_a_registered_task_works_like_the_others(depth):
     ({"values": 3}, r"`values` of task .* must be a list of stored values, got 3"),
     ({"ignore": None}, r"`ignore` of task .* must be a list of stored values, got None"),
     ({"classes": ()}, "2 to 254 different names"),
+    ({"classes": ("road",)}, "2 to 254 different names, got .'road',.. For one class against a background"),
 ])  # fmt: skip
 def test_a_row_that_cannot_work_is_refused(change, message):
     with pytest.raises(ValueError, match=message):

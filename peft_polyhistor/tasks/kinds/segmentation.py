@@ -61,8 +61,8 @@ class Segmentation(Task):
         count = len(names) if are_names else 0
         if not 2 <= count < IGNORE_INDEX or len(set(names)) < count:
             raise ValueError(
-                f"`classes` of task '{self.name}' must be 2 to {IGNORE_INDEX - 1} different names, got {names!r}. A "
-                "task of one class and its background has the kind `binary`, or both as classes."
+                f"`classes` of task '{self.name}' must be 2 to {IGNORE_INDEX - 1} different names, got {names!r}. For "
+                "one class against a background, use the kind `binary`, or name both as classes."
             )
         for setting, what in (("colors", "colours"), ("values", "stored values"), ("ignore", "stored values")):
             given = getattr(self, setting)
