@@ -30,7 +30,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from accelerate import PartialState
-from paper.ranks import HYPERNETWORKS, LEAST, TABLES, correlate, to_cell
+from paper.ranks import HYPERNETWORKS, LEAST, correlate, read_table, to_cell
 from torch import nn
 from train_pascal import DEFAULT_CONFIG, Settings, train
 
@@ -40,7 +40,6 @@ from peft_polyhistor.layers.bottleneck import BottleneckTuner
 from peft_polyhistor.layers.factors import PacedLinear
 from peft_polyhistor.registry import register
 from peft_polyhistor.studies import figures
-from peft_polyhistor.studies.paper import read_rows
 from peft_polyhistor.studies.rates import check_rates, check_seeds
 from peft_polyhistor.studies.tables import REFERENCES, align, to_markdown
 from peft_polyhistor.tasks import declare_tasks, relative_change
@@ -166,16 +165,16 @@ class Row:
 
 def rank_rows(rows: dict[str, Row], columns: list[str]) -> list[list[str]]:
     """Returns the rank correlations of columns with the paper's Table 1, a line per kind of hypernetworks."""
-    papers = {row.as_ours()[0]: float(row.change) for row in read_rows(TABLES) if row.table == 1}
+    papers = pd.Series({name: float(row.change) for name, row in read_table().items()})
     lines = []
     for suffix in ("", *(f"_{variant}" for variant in VARIANTS)):
-        names = {f"{name}{suffix}" if name in HYPERNETWORKS else name: name for name in papers}
+        names = {f"{name}{suffix}" if name in HYPERNETWORKS else name: name for name in papers.index}
         found = {names[row.method]: row for row in reversed(rows.values()) if row.method in names}
         if found.keys() & set(HYPERNETWORKS) and len(found) + 1 >= LEAST:
             lines.append([f"order of Table 1{suffix.replace('_', ', ')}"])
             for column in columns:
                 ours = {"decoders": 0.0} | {name: row.mean(column) for name, row in found.items()}
-                value, count = correlate(pd.Series(ours), pd.Series(papers))
+                value, count = correlate(pd.Series(ours), papers)
                 lines[-1].append(f"{to_cell(value)} ({count} methods)")
     return lines
 
@@ -186,14 +185,8 @@ def write_all(folder: Path, rows: dict[str, Row], is_paper: bool) -> None:
     lines = [["method", "encoder", *rates, BEST]]
     for label, row in rows.items():
         cells = (format_scores(row.changes[rate], "+") for rate in rates)
-        lines.append(
-            [
-                label,
-                "-" if row.parameters is None else f"{row.parameters:,}",
-                *cells,
-                format_scores([row.mean(BEST)], "+"),
-            ]
-        )
+        parameters = "-" if row.parameters is None else f"{row.parameters:,}"
+        lines.append([label, parameters, *cells, format_scores([row.mean(BEST)], "+")])
     ranks = [[title, "", *cells] for title, *cells in (rank_rows(rows, [*rates, BEST]) if is_paper else [])]
     note = f"{NOTE}\n{RANKS_NOTE}" if ranks else NOTE
     write_json(folder / "rates.json", {label: asdict(row) for label, row in rows.items()})

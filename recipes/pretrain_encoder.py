@@ -236,11 +236,6 @@ def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -
     settings |= dict.fromkeys(("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
     model = load_student(arguments.student, settings) if arguments.student else build_student(arguments, settings)
     window = model.config.window_size
-    if (model.config.patch_size, len(model.config.depths)) != (4, 4):
-        raise ValueError(
-            f"--student {arguments.student} has patches of {model.config.patch_size} px and "
-            f"{len(model.config.depths)} stages. Give a Swin with patches of 4 px and four stages."
-        )
     if image_size < 32 * window:  # 32 is the stride of the last of four stages
         raise ValueError(
             f"The crops have {image_size} pixels; one window of {window} tokens needs {32 * window} to fit the last "
@@ -259,6 +254,12 @@ def load_student(source: str, settings: dict) -> SwinForImageClassification:
         raise ValueError(
             f"--student {source}: the weights {wrong} are missing or have other shapes. Give a Swin whose weights do "
             "not depend on the size of the images."
+        )
+    patch, stages = model.config.patch_size, len(model.config.depths)
+    if (patch, stages) != (4, 4):
+        raise ValueError(
+            f"--student {source} has patches of {patch} px and {stages} stages. Give a Swin with patches of 4 px and "
+            "four stages."
         )
     return model.train()
 

@@ -192,14 +192,14 @@ def draw_rates(rates: Mapping[str, Mapping[float, Sequence[float]]], reference: 
     axes.set_xlim(0.8 * ticks[0], 1.25 * ticks[-1])
     ends, colours = {}, []
     for number, (name, row) in enumerate(rates.items()):
-        points = {rate: changes for rate, changes in sorted(row.items()) if all(map(math.isfinite, changes))}
-        if points:
-            means = [sum(row[rate]) / len(row[rate]) if rate in points else math.nan for rate in sorted(row)]
-            ends[name] = (max(points), means[sorted(row).index(max(points))])
+        means = {rate: sum(changes) / len(changes) for rate, changes in sorted(row.items())}  # NaN if one is
+        if finite := [rate for rate, mean in means.items() if math.isfinite(mean)]:
+            ends[name] = (finite[-1], means[finite[-1]])
             colours.append(LINES[number % len(LINES)])
             dashes = DASHES[number // len(LINES) % len(DASHES)]
-            axes.plot(sorted(row), means, color=colours[-1], dashes=dashes, marker="o", markersize=5)
-            axes.vlines(list(points), [*map(min, points.values())], [*map(max, points.values())], color=colours[-1])
+            axes.plot(list(means), list(means.values()), color=colours[-1], dashes=dashes, marker="o", markersize=5)
+            ranges = [(min(row[rate]), max(row[rate])) for rate in finite]
+            axes.vlines(finite, *zip(*ranges, strict=True), color=colours[-1])
     axes.axhline(0, color=SOFT, linewidth=1)
     axes.set_xticks(ticks)
     lowest, highest = axes.get_ylim()

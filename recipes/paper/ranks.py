@@ -22,7 +22,7 @@ import pandas as pd
 
 from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.evaluation import headline
-from peft_polyhistor.studies.paper import read_rows
+from peft_polyhistor.studies.paper import PaperRow, read_rows
 from peft_polyhistor.studies.tables import align
 from peft_polyhistor.training.methods import parse_methods
 
@@ -31,6 +31,11 @@ TABLES = Path(__file__).with_name("tables.csv")
 CHANGE = "change"
 HYPERNETWORKS = "hyperformer", "polyhistor", "polyhistor_lite"
 LEAST = 3  # methods in an order
+
+
+def read_table() -> dict[str, PaperRow]:
+    """Returns the rows of Table 1 by our names of the methods."""
+    return {row.as_ours()[0]: row for row in read_rows(TABLES) if row.table == 1}
 
 
 def read_columns(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
@@ -48,7 +53,7 @@ def read_columns(file: Path) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
         methods = json.loads(file.read_text(encoding="utf-8"))["methods"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no comparison.json of compare_methods.py ({error!r}).") from error
-    table = {row.as_ours()[0]: row for row in read_rows(TABLES) if row.table == 1}
+    table = read_table()
     ours, papers, hypernetworks = {}, {}, []
     for label, study in methods.items():
         first = study["runs"][0]
