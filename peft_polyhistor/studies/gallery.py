@@ -26,7 +26,7 @@ from ..models.image_processor import DenseImageProcessor
 
 
 GALLERY = "gallery"  # folder inside the folder of a run
-PREVIEWED = 3  # images in predictions.png
+PREVIEWED = 2  # images in predictions.png
 BATCH = 6  # images per forward pass
 SIDE = 256  # maximum length of the longer side of an image in the gallery, in pixels
 
@@ -51,7 +51,7 @@ def draw_pictures(model: PreTrainedModel | PeftModel, data: Dataset, details: Ma
     """
     grid = draw_grid(*_predict(model, data, range(min(PREVIEWED, len(data)))))
     unfinished = folder / f"{PREVIEW}.new"
-    grid.save(unfinished, format="png")
+    grid.save(unfinished, format="png", optimize=True)
     os.replace(unfinished, folder / PREVIEW)
 
     unfinished, gallery = folder / f"{GALLERY}.new", folder / GALLERY

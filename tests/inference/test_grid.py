@@ -17,12 +17,17 @@ def make_batch(count, height, width):
     return images, labels, logits
 
 
+def bottom_of_maps(grid, width):
+    """Returns the row below the last prediction of saliency, which is black."""
+    return 1 + np.flatnonzero((np.asarray(grid)[:, -width:] == 0).all((1, 2)))[-1]
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 96), (16, 16)])
 def test_a_column_of_a_task_has_the_label_above_the_prediction(height, width):
     images, labels, logits = make_batch(2, height, width)
     grid = np.asarray(draw_grid(images, labels, logits))
     for i in range(2):
-        below = len(grid) - (1 - i) * (2 * (height + GAP) + GAP)
+        below = bottom_of_maps(grid, width) - (1 - i) * (2 * (height + GAP) + GAP)
         prediction, label = grid[below - height : below], grid[below - 2 * height - GAP : below - height - GAP]
         assert (label[:, -width:] == 255).all() and (prediction[:, -width:] == 0).all()  # saliency
         semseg = slice(-2 * width - GAP, -width - GAP)
@@ -37,10 +42,41 @@ def test_captions_stand_inside_their_column_however_long_the_name(monkeypatch):
     long = "a_task_with_a_name_that_is_wider_than_its_column"
     monkeypatch.setitem(TASKS, long, TASKS["semseg"])
     grid = np.asarray(draw_grid(images, {long: labels["semseg"]}, {long: logits["semseg"]}))
-    top = len(grid) - 2 * 32 - GAP
+    top = np.flatnonzero((grid[:, -1] == (192, 128, 128)).all(-1))[0]  # of the label
     assert (grid[:top, -32 - GAP : -32] == 255).all() and (grid[:top, -32:] < 200).any()
 
 
 def test_large_maps_are_shrunk():
     grid = draw_grid(*make_batch(1, 8, 600))
     assert grid.width < 5 * 220
+
+
+def colours_of_legend(grid):
+    """Returns the colours below the maps of 64 pixels, each of at least 100 pixels."""
+    legend = np.asarray(grid)[bottom_of_maps(grid, 64) :]
+    found, counts = np.unique(legend.reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(colour.tolist()) for colour, count in zip(found, counts, strict=True) if count >= 100}
+
+
+def test_a_legend_names_the_classes_of_labels_and_predictions():
+    images, labels, logits = make_batch(2, 64, 64)
+    labels["semseg"][0, 0] = 255  # unlabelled
+    logits["semseg"][1, 7] = 1
+    palette = TASKS["semseg"].palette
+    shown = colours_of_legend(draw_grid(images, labels, logits)) & set(palette)
+    assert shown == {palette[0], palette[7], palette[15]}
+
+
+def test_a_legend_of_many_classes_breaks_lines():
+    images, labels, logits = make_batch(1, 64, 64)
+    one_line = draw_grid(images, labels, logits)
+    labels["semseg"][0, 0, :21] = torch.arange(21)
+    grid = draw_grid(images, labels, logits)
+    assert grid.height > one_line.height and colours_of_legend(grid) >= set(TASKS["semseg"].palette)
+
+
+def test_a_grid_without_classes_has_no_legend():
+    images, labels, logits = make_batch(1, 64, 64)
+    del labels["semseg"], logits["semseg"]
+    grid = draw_grid(images, labels, logits)
+    assert grid.height == bottom_of_maps(grid, 64)
