@@ -1,27 +1,24 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares methods, and variants of hypernetworks, over learning rates and seeds.
+"""Compares methods over learning rates and seeds.
 
     accelerate launch recipes/compare_rates.py CONFIG --learning_rates 1e-4 3e-4 1e-3 3e-3 1e-2 --seeds 0 1 \\
-        --methods decoders polyhistor_lite adapter --variants unpaced near
+        --methods decoders polyhistor_lite adapter --paper_start True
 
 The hypernetworks of this package have gains that set the pace of the weights they generate (`PacedLinear` in
-peft_polyhistor/layers/factors.py). --variants also trains each hypernetwork changed when training starts:
-
-- `unpaced`: all gains are 1, so that a step of the optimiser moves the adapters further. The first adapters and the
-  number of parameters stay the same.
-- `near`: the embeddings of the tasks are near one another.
+peft_polyhistor/layers/factors.py), and inputs that start as unit vectors (peft_polyhistor/methods/polyhistor.py).
+--paper_start also trains each hypernetwork as in the paper, as `..._paper`: its embeddings and projectors start at
+random, and all gains are 1. The number of parameters stays the same.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
 the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes rates.json,
 rates.md and rates.svg: the change relative to decoders alone with the same seed, by method and learning rate. For the
 paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1, for the first of
-several settings of a method. Other programs cannot load the checkpoints of variants.
+several settings of a method. Other programs cannot load the checkpoints of `..._paper`.
 """
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -37,7 +34,7 @@ from train_pascal import DEFAULT_CONFIG, Settings, train
 from peft_polyhistor import PASCAL_TASKS, HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.evaluation import format_scores, headline
 from peft_polyhistor.layers.bottleneck import BottleneckTuner
-from peft_polyhistor.layers.factors import PacedLinear
+from peft_polyhistor.layers.factors import PacedLinear, Projector
 from peft_polyhistor.registry import register
 from peft_polyhistor.studies import figures
 from peft_polyhistor.studies.rates import check_rates, check_seeds
@@ -48,7 +45,7 @@ from peft_polyhistor.training.files import write_json, write_text
 from peft_polyhistor.training.methods import parse_methods
 
 
-TASK_STD = 0.1  # of the entries of task embeddings around their common vector, which is drawn from N(0, 1)
+PAPER = "_paper"  # ends the names of hypernetworks that start as in the paper
 BEST = "best"
 NOTE = """\
 encoder: trainable parameters there. By learning rate: mean relative change of the scores, in percent, against decoders
@@ -56,56 +53,47 @@ alone with the same seed. Several seeds: mean (range). not measured: the run div
 best: highest mean, of scores that it is chosen on."""
 RANKS_NOTE = """\
 order of Table 1: Spearman's rank correlation of the column with the change in the paper's Table 1 (arXiv:2210.03265),
-decoders alone included, and the number of methods. A line with the name of a variant has it in place of the
-hypernetworks."""
+decoders alone included, and the number of methods. "paper": with the start of the paper for hypernetworks."""
 
 
 @torch.no_grad()
-def remove_pace(generator: nn.Module) -> None:
+def start_as_in_paper(generator: nn.Module) -> None:
+    """Draws embeddings and projectors at random, and sets all gains to 1."""
+    generator.task_embedding.normal_()
     for layer in generator.modules():
         if isinstance(layer, PacedLinear):
             layer.weight.mul_(layer.gain)
             layer.gain.fill_(1)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.zeros_(layer.bias)
+    for projector in generator.modules():
+        if isinstance(projector, Projector):
+            nn.init.kaiming_normal_(projector[2].weight, nonlinearity="relu")
 
 
-@torch.no_grad()
-def draw_near(generator: nn.Module) -> None:
-    embedding = generator.task_embedding
-    embedding.copy_(torch.randn_like(embedding[0]) + TASK_STD * torch.randn_like(embedding))
-
-
-VARIANTS: dict[str, Callable[[nn.Module], None]] = {"unpaced": remove_pace, "near": draw_near}
-
-
-def register_variant(config_class: type, variant: str) -> None:
-    """Registers the variant of a method, whose config has the same fields."""
+def register_with_paper_start(config_class: type) -> None:
+    """Registers a method that differs from that of the config in its start alone."""
 
     @dataclass
-    class VariantConfig(config_class):
-        method: ClassVar[str] = f"{config_class.method}_{variant.upper()}"
+    class PaperConfig(config_class):
+        method: ClassVar[str] = f"{config_class.method}{PAPER.upper()}"
 
         def make_generator(self, sites):
             generator = super().make_generator(sites)
-            VARIANTS[variant](generator)
+            start_as_in_paper(generator)
             return generator
 
-    class VariantModel(BottleneckTuner):
-        prefix = f"{VariantConfig.method.lower()}_"
+    class PaperModel(BottleneckTuner):
+        prefix = f"{PaperConfig.method.lower()}_"
 
-    register(VariantConfig.method, VariantConfig, VariantModel)
-
-
-def register_variants() -> None:
-    for config_class in (HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig):
-        for variant in VARIANTS:
-            register_variant(config_class, variant)
+    register(PaperConfig.method, PaperConfig, PaperModel)
 
 
 @dataclass
 class RateGrid:
     """Settings of the grid."""
 
-    variants: list[str] = option([], f"changes of hypernetworks to train too, of {', '.join(VARIANTS)}")
+    paper_start: bool = option(False, "train each hypernetwork with the start of the paper too")
     learning_rates: list[float] = option([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], "rates of each method, each above 0")
     seeds: list[int] = option([0, 1], "seeds of the runs of each method and rate, each 0 or more")
 
@@ -113,22 +101,18 @@ class RateGrid:
         check_options(self)
         if not self.learning_rates:
             raise ValueError("`learning_rates` is empty; give --learning_rates, each above 0.")
-        if not set(self.variants) <= VARIANTS.keys() or len(set(self.variants)) < len(self.variants):
-            raise ValueError(f"`variants` must be among {[*VARIANTS]}, each once, got {self.variants}.")
         check_rates(self.learning_rates)
         check_seeds(self.seeds)
 
 
-def add_variants(methods: list, variants: list[str]) -> list:
-    """Returns the methods, and after each hypernetwork its variants with the same settings."""
+def add_paper_starts(methods: list) -> list:
+    """Returns the methods, and after each hypernetwork the one with the paper's start and the same settings."""
     entries = []
     for choice, entry in zip(parse_methods(methods), methods, strict=True):
         entries.append(entry)
-        for variant in variants if choice.name in HYPERNETWORKS else []:
-            fields = dict(choice.fields)
-            if choice.label != choice.name:
-                fields["label"] = f"{choice.label}_{variant}"
-            entries.append({f"{choice.name}_{variant}": fields})
+        if choice.name in HYPERNETWORKS:
+            label = {} if choice.label == choice.name else {"label": f"{choice.label}{PAPER}"}
+            entries.append({f"{choice.name}{PAPER}": {**choice.fields, **label}})
     return entries
 
 
@@ -136,7 +120,7 @@ def add_variants(methods: list, variants: list[str]) -> list:
 class Row:
     """A method of the grid."""
 
-    method: str  # its name, which may be that of a variant
+    method: str  # its name
     parameters: int | None = None  # trainable in the encoder; `None` until a run has finished
     changes: dict[str, list[float]] = field(default_factory=dict)  # in percent, one per seed, by learning rate
 
@@ -164,10 +148,10 @@ class Row:
 
 
 def rank_rows(rows: dict[str, Row], columns: list[str]) -> list[list[str]]:
-    """Returns the rank correlations of columns with the paper's Table 1, a line per kind of hypernetworks."""
+    """Returns the rank correlations of columns with the paper's Table 1, a line per start of hypernetworks."""
     papers = pd.Series({name: float(row.change) for name, row in read_table().items()})
     lines = []
-    for suffix in ("", *(f"_{variant}" for variant in VARIANTS)):
+    for suffix in ("", PAPER):
         names = {f"{name}{suffix}" if name in HYPERNETWORKS else name: name for name in papers.index}
         found = {names[row.method]: row for row in reversed(rows.values()) if row.method in names}
         if found.keys() & set(HYPERNETWORKS) and len(found) + 1 >= LEAST:
@@ -201,8 +185,9 @@ def main(settings: Settings, grid: RateGrid) -> dict[str, Row]:
     """Trains the grid; returns its rows by the label of the method."""
     if settings.seed != Settings.seed:
         raise ValueError(f"`seed` has no effect here, got {settings.seed}. Give --seeds {settings.seed}.")
-    register_variants()
-    methods = add_variants(settings.methods, grid.variants)
+    for config_class in (HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig):
+        register_with_paper_start(config_class)
+    methods = add_paper_starts(settings.methods) if grid.paper_start else settings.methods
     choices = parse_methods(methods)
     entries = {choice.label: entry for choice, entry in zip(choices, methods, strict=True)}
     if "decoders" not in entries or len(entries) == 1:

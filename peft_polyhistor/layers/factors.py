@@ -77,6 +77,13 @@ class Projector(nn.Sequential):
             PacedLinear(hidden, embedding_dim, inputs, std=math.sqrt(2 / hidden), size=0.4),
         )
 
+    @torch.no_grad()
+    def fit(self, raw: Tensor, outputs: Tensor) -> None:
+        """Sets W2 so that embeddings `(rows, raw)` map to outputs `(rows, embedding_dim)`, by least squares."""
+        first, relu, second = self
+        inverse = torch.linalg.pinv(relu(first(raw)), rtol=0.005)  # W2 stays small if embeddings are much alike
+        second.weight = nn.Parameter((inverse @ outputs).T / second.gain)
+
 
 class Hypernetworks(nn.Module):
     """Linear hypernetworks that read the same embedding, evaluated in one matrix product.
@@ -88,15 +95,23 @@ class Hypernetworks(nn.Module):
         shapes: Shape of each output, by name.
         inputs: Number of different embeddings.
         stds: Standard deviation of the entries of each output at the start, by name.
+        size: Mean size of the entries of an embedding at the start.
 
     Parameters: (embedding_dim + 1) * sum of the sizes of the outputs.
     """
 
-    def __init__(self, embedding_dim: int, shapes: dict[str, tuple[int, ...]], inputs: int, stds: Mapping[str, float]):
+    def __init__(
+        self,
+        embedding_dim: int,
+        shapes: dict[str, tuple[int, ...]],
+        inputs: int,
+        stds: Mapping[str, float],
+        size: float = 0.8,
+    ):
         super().__init__()
         self.shapes = shapes
         self.sizes = [math.prod(shape) for shape in shapes.values()]
-        self.linear = PacedLinear(embedding_dim, sum(self.sizes), inputs, std=1 / math.sqrt(embedding_dim))
+        self.linear = PacedLinear(embedding_dim, sum(self.sizes), inputs, 1 / math.sqrt(embedding_dim), size)
         with torch.no_grad():
             for name, rows in zip(shapes, self.linear.weight.split(self.sizes), strict=True):
                 rows.mul_(stds[name])

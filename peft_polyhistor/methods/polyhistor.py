@@ -2,6 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Polyhistor and Polyhistor-Lite (arXiv:2210.03265, NeurIPS 2022).
 
+The start. Inputs v and v' share the hypernetwork W. A step along the gradient of W v moves W v' by a multiple of
+v . v', so the weights of one task and layer disturb those of others. All inputs therefore start as multiples of unit
+vectors: of its own for each task in Polyhistor, and for each template of each layer in Polyhistor-Lite, whose task
+embeddings start near each other. The paper draws random embeddings and projectors. The functions that the methods can
+express, and their numbers of parameters, are the same (recipes/results/learning.md has the effect).
+
 Letters of the paper and names in this file:
 
     t, l            task, site (one per transformer block)
@@ -36,6 +42,9 @@ from ..layers.factors import (
 )
 from ..registry import register
 from ..tuner.site import Site
+
+
+TASK_STD = 0.1  # of the entries of task embeddings in Polyhistor-Lite around their common vector, which is N(0, 1)
 
 
 @dataclass
@@ -125,10 +134,8 @@ class Polyhistor(nn.Module):
     def __init__(self, tasks: int, shapes: list[dict[str, tuple[int, ...]]], embedding_dim: int, identity: bool):
         super().__init__()
         self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
-        self.projectors = nn.ModuleList(make_projector(RAW_EMBEDDING, embedding_dim, tasks) for _ in shapes)
-        self.hypernetworks = nn.ModuleList(
-            Hypernetworks(embedding_dim, shape, tasks, start_of(shape, identity)) for shape in shapes
-        )
+        self.projectors = nn.ModuleList(make_projector(self.task_embedding, embedding_dim, tasks) for _ in shapes)
+        self.hypernetworks = nn.ModuleList(make_hypernetworks(embedding_dim, shape, identity) for shape in shapes)
 
     def forward(self, tasks: Tensor) -> list[BottleneckWeights]:
         """Maps indices `(tasks,)` to the weights of each site."""
@@ -172,12 +179,13 @@ class PolyhistorLite(nn.Module):
         super().__init__()
         self.scales = scales
         self.groups = group_equal(scales)
-        self.task_embedding = nn.Parameter(torch.randn(tasks, RAW_EMBEDDING))
+        common = torch.randn(RAW_EMBEDDING)
+        self.task_embedding = nn.Parameter(common + TASK_STD * torch.randn(tasks, RAW_EMBEDDING))
         # One row per summand of each site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
-        inputs = tasks * sum(scales)
-        self.projector = make_projector(2 * RAW_EMBEDDING, embedding_dim, inputs)
-        self.hypernetworks = Hypernetworks(embedding_dim, shapes, inputs, start_of(shapes, identity))
+        pairs = torch.cat([common.expand(self.layer_embedding.shape), self.layer_embedding], dim=-1)
+        self.projector = make_projector(pairs, embedding_dim, inputs=tasks * len(pairs))
+        self.hypernetworks = make_hypernetworks(embedding_dim, shapes, identity)
         scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
         self.scaling: Sequence[ScalingKernels] = scaling  # type: ignore[assignment]  # a ModuleList has no item type
 
@@ -211,9 +219,28 @@ def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, fl
     return stds | {"down_left": 1 / math.sqrt(3 * width)} | zero
 
 
-def make_projector(raw: int, embedding_dim: int, inputs: int) -> nn.Module:
-    """Makes Hyperformer's projector with a norm behind it, which the parameter counts of Polyhistor contain."""
-    return nn.Sequential(Projector(raw, HIDDEN, embedding_dim, inputs), nn.LayerNorm(embedding_dim))
+def make_projector(raw: Tensor, embedding_dim: int, inputs: int) -> nn.Module:
+    """Makes Hyperformer's projector with a norm behind it, which the parameter counts of Polyhistor contain.
+
+    It maps row i of `raw` to the unit vector of entry i mod k, times k / sqrt(k - 1), for k = `embedding_dim`. More
+    than some 100 rows are fitted by least squares.
+
+    Args:
+        raw: Raw embeddings `(rows, length)`.
+        embedding_dim: Length of a projected embedding.
+        inputs: Number of different embeddings, for `PacedLinear`.
+    """
+    projector, norm = Projector(raw.shape[1], HIDDEN, embedding_dim, inputs), nn.LayerNorm(embedding_dim)
+    units = torch.eye(embedding_dim)[torch.arange(len(raw)) % embedding_dim]
+    projector.fit(raw, math.sqrt(embedding_dim) * units)
+    nn.init.constant_(norm.bias, 1 / math.sqrt(max(1, embedding_dim - 1)))  # the norm maps zeros to minus this
+    return nn.Sequential(projector, norm)
+
+
+def make_hypernetworks(embedding_dim: int, shapes: dict[str, tuple[int, ...]], identity: bool) -> Hypernetworks:
+    """Makes the hypernetworks for inputs that start as unit vectors times about sqrt(k), so that none are shared."""
+    stds, size = start_of(shapes, identity), 1 / math.sqrt(embedding_dim)
+    return Hypernetworks(embedding_dim, shapes, inputs=1, stds=stds, size=size)
 
 
 def multiply_factors(outputs: dict[str, Tensor]) -> BottleneckWeights:

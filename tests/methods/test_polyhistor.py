@@ -230,6 +230,39 @@ def test_without_init_weights_nothing_is_zero(config_class):
         assert all(tensor.any() for tensor in site)
 
 
+def units(rows, k):
+    return k / math.sqrt(k - 1) * torch.eye(k)[torch.arange(rows) % k]
+
+
+@torch.no_grad()
+def test_each_task_of_polyhistor_starts_at_a_unit_vector_of_its_own():
+    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(sites_of(16, 32, 48))
+    for projector in generator.projectors:
+        torch.testing.assert_close(projector(generator.task_embedding), units(3, 5), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [4, 64])  # for 46 templates on Swin-T
+def test_each_template_of_polyhistor_lite_starts_near_a_unit_vector_for_all_tasks(k):
+    widths = [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
+    generator = PolyhistorLiteConfig(tasks=TASKS, embedding_dim=k).make_generator(sites_of(*widths))
+    layers = generator.layer_embedding
+    for task in generator.task_embedding:
+        v = generator.projector(torch.cat([task.expand(len(layers), -1), layers], dim=-1))
+        torch.testing.assert_close(v, units(46, k), rtol=0, atol=0.25 * math.sqrt(k))
+
+
+def test_a_step_for_one_task_of_polyhistor_moves_no_other_task():
+    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(sites_of(16))
+    linear = generator.hypernetworks[0].linear
+    before = generator(torch.arange(3))[0].up
+    generator(torch.tensor([1]))[0].up.sum().backward()
+    with torch.no_grad():
+        linear.weight -= linear.weight.grad
+        moved = (generator(torch.arange(3))[0].up - before).abs().amax((1, 2))
+    assert moved[1] > 1 and moved[[0, 2]].max() < 1e-3
+
+
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_two_steps_from_the_start_reach_every_output_and_task(config_class):
     widths = [16, 32, 48]

@@ -8,13 +8,11 @@ import math
 import pytest
 import torch
 
+from peft_polyhistor import HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.layers.bottleneck import ParallelLayer
-from peft_polyhistor.layers.factors import PacedLinear
+from peft_polyhistor.layers.factors import PacedLinear, Projector
 from peft_polyhistor.training import parse_settings
 from peft_polyhistor.tuner.site import Site
-
-
-HYPERNETWORKS = ["hyperformer", "polyhistor", "polyhistor_lite"]
 
 
 @pytest.fixture
@@ -40,23 +38,21 @@ def make_generator(config_class):
     return config.make_generator([Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate((8, 16))])
 
 
-@pytest.mark.parametrize("method", HYPERNETWORKS)
-def test_unpaced_generator_starts_as_the_same_function_with_gains_of_one(recipe, registry, method):
-    recipe.register_variants()
-    paced, unpaced = (make_generator(registry[name]) for name in (method, f"{method}_unpaced"))
-    for site, other in zip(paced(torch.arange(2)), unpaced(torch.arange(2)), strict=True):
-        torch.testing.assert_close(tuple(site), tuple(other))
-    gains = [{float(m.gain) for m in g.modules() if isinstance(m, PacedLinear)} for g in (paced, unpaced)]
+@pytest.mark.parametrize("config_class", [HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig])
+def test_the_start_of_the_paper_is_random_with_gains_of_one(recipe, registry, config_class):
+    recipe.register_with_paper_start(config_class)
+    method = config_class.method.lower()
+    ours, papers = (make_generator(registry[name]) for name in (method, f"{method}_paper"))
+    gains = [{float(m.gain) for m in g.modules() if isinstance(m, PacedLinear)} for g in (ours, papers)]
     assert max(gains[0]) < 1 and gains[1] == {1.0}
-    assert [p.shape for p in paced.parameters()] == [p.shape for p in unpaced.parameters()]
-
-
-@pytest.mark.parametrize("method", HYPERNETWORKS)
-def test_near_tasks_differ_by_a_tenth(recipe, registry, method):
-    recipe.register_variants()
-    first, second = make_generator(registry[f"{method}_near"]).task_embedding
-    assert 0.8 < first.std() < 1.2  # of 512 entries of N(0, 1)
-    assert 0.12 < (first - second).std() < 0.16  # sqrt(2) * 0.1
+    assert [p.shape for p in ours.parameters()] == [p.shape for p in papers.parameters()]
+    first, second = papers.task_embedding
+    assert 1.2 < (first - second).std() < 1.6  # sqrt(2), of 512 entries
+    [projector, *_] = (module for module in papers.modules() if isinstance(module, Projector))
+    assert 0.11 < projector[2].weight.std() < 0.14  # sqrt(2 / 128)
+    assert not any(m.bias.any() for m in papers.modules() if isinstance(m, torch.nn.LayerNorm))
+    outputs = [tensor for site in papers(torch.arange(2)) for tensor in (site.down, site.up)]
+    assert all(0.01 < tensor.std() < 1 for tensor in outputs)
 
 
 def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small_run, tmp_path, monkeypatch, capsys):
@@ -64,7 +60,7 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
 
     def train(method, run):
         calls.append((method, run.learning_rate, run.decoder_learning_rate, run.seed, run.output_dir))
-        if run.learning_rate == 1 and "polyhistor_lite_near" in method and run.seed:
+        if run.learning_rate == 1 and "polyhistor_lite_paper" in method and run.seed:
             raise FloatingPointError("Step 3 is bad")
         return {
             "parameters": {"encoder": 1234},
@@ -72,23 +68,23 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
         }
 
     monkeypatch.setattr(recipe, "train", train)
-    methods = ("--methods", "decoders", "polyhistor_lite", "adapter", "--variants", "near", "--tasks", "semseg")
+    methods = ("--methods", "decoders", "polyhistor_lite", "adapter", "--paper_start", "--tasks", "semseg")
     rates = ("--learning_rate", "2", "--decoder_learning_rate", "0", "--learning_rates", "0.1", "1")
     changes = compare(small_run(tmp_path, *methods, *rates))
     assert changes["adapter"] == {"0.1": pytest.approx([10, 10]), "1.0": pytest.approx([100, 100])}
-    assert changes["polyhistor_lite_near"]["1.0"][0] == 100 and math.isnan(changes["polyhistor_lite_near"]["1.0"][1])
+    assert changes["polyhistor_lite_paper"]["1.0"] == [100, pytest.approx(math.nan, nan_ok=True)]
     assert calls[:2] == [
         ("decoders", 2, 2, 0, str(tmp_path / "seed0")),
         ("polyhistor_lite", 0.1, 2, 0, str(tmp_path / "seed0" / "0.1")),
     ]
     assert len(calls) == 2 * (1 + 6)
-    assert ({"polyhistor_lite_near": {}}, 1, 2, 1, str(tmp_path / "seed1" / "1.0")) in calls
+    assert ({"polyhistor_lite_paper": {}}, 1, 2, 1, str(tmp_path / "seed1" / "1.0")) in calls
     table = (tmp_path / "rates.md").read_text()
     assert (
-        "| polyhistor_lite_near | 1,234 | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
+        "| polyhistor_lite_paper | 1,234 | +10.00 (+10.00 to +10.00) | not measured in 1 of 2 runs | +10.00 |" in table
     )
     assert "order of Table 1" not in table  # which has four tasks
-    assert ">polyhistor_lite_near</text>" in (tmp_path / "rates.svg").read_text()
+    assert ">polyhistor_lite_paper</text>" in (tmp_path / "rates.svg").read_text()
     assert json.loads((tmp_path / "rates.json").read_text())["adapter"]["changes"]["1.0"] == [100, 100]
     printed = capsys.readouterr()
     assert "relative change of the scores" in printed.out and "Step 3 is bad" in printed.err
@@ -96,10 +92,10 @@ def test_the_table_has_the_change_of_each_method_and_rate(compare, recipe, small
 
 def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, small_run, recipe, tmp_path, monkeypatch):
     # Table 1: decoders -11.02, adapter -2.71, Polyhistor-Lite 1.74, full 2.23.
-    gains = {"adapter": 10, "full": 20, "peft_lora": 7, "polyhistor_lite": 5, "polyhistor_lite_unpaced": 15}
+    gains = {"adapter": 10, "full": 20, "peft_lora": 7, "polyhistor_lite": 5, "polyhistor_lite_paper": 15}
 
     def train(method, run):
-        method = method if isinstance(method, str) else "polyhistor_lite_unpaced"
+        method = method if isinstance(method, str) else "polyhistor_lite_paper"
         gain = 0 if method == "decoders" else gains[method] if run.learning_rate == 0.1 else 21 - gains[method]
         units = {"semseg": "mIoU", "human_parts": "mIoU", "saliency": "mIoU", "normals": "mErr"}
         return {
@@ -108,12 +104,11 @@ def test_the_order_of_table_1_is_that_of_one_kind_of_hypernetworks(compare, smal
         }
 
     monkeypatch.setattr(recipe, "train", train)
-    methods = ("--methods", "decoders", "adapter", "full", "peft_lora", "polyhistor_lite", "--variants", "unpaced")
+    methods = ("--methods", "decoders", "adapter", "full", "peft_lora", "polyhistor_lite", "--paper_start")
     compare(small_run(tmp_path, *methods, "--learning_rates", "0.1", "1", "--seeds", "0"))
     table = (tmp_path / "rates.md").read_text()
     assert "| order of Table 1 |  | 0.80 (4 methods) | 0.40 (4 methods) | 1.00 (4 methods) |" in table
-    assert "| order of Table 1, unpaced |  | 1.00 (4 methods) | 0.20 (4 methods) | 1.00 (4 methods) |" in table
-    assert "order of Table 1, near" not in table
+    assert "| order of Table 1, paper |  | 1.00 (4 methods) | 0.20 (4 methods) | 1.00 (4 methods) |" in table
 
 
 def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe, small_run, tmp_path, monkeypatch):
@@ -132,12 +127,12 @@ def test_a_reference_of_zero_leaves_the_other_seeds_in_the_table(compare, recipe
 
 
 @pytest.mark.slow
-def test_variants_train(compare, small_run, tmp_path):
+def test_the_start_of_the_paper_trains(compare, small_run, tmp_path):
     lite = "polyhistor_lite: {rank: 2, label: lite}"
-    methods = ("--methods", "decoders", lite, "--variants", "unpaced", "--seeds", "0", "--learning_rates", "1e-3")
+    methods = ("--methods", "decoders", lite, "--paper_start", "--seeds", "0", "--learning_rates", "1e-3")
     changes = compare(small_run(tmp_path, *methods, "--steps", "1"))
-    assert changes.keys() == {"lite", "lite_unpaced"} and math.isfinite(changes["lite_unpaced"]["0.001"][0])
-    assert (tmp_path / "seed0" / "0.001" / "lite_unpaced" / "results.json").exists()
+    assert changes.keys() == {"lite", "lite_paper"} and math.isfinite(changes["lite_paper"]["0.001"][0])
+    assert (tmp_path / "seed0" / "0.001" / "lite_paper" / "results.json").exists()
 
 
 def test_reference_is_needed(compare, small_run, tmp_path):
@@ -149,12 +144,6 @@ def test_reference_is_needed(compare, small_run, tmp_path):
 def test_grid_needs_a_rate(recipe):
     with pytest.raises(ValueError, match="`learning_rates` is empty"):
         recipe.RateGrid(learning_rates=[])
-
-
-@pytest.mark.parametrize("variants", [["slow"], ["near", "near"]])
-def test_variants_are_known_and_named_once(recipe, variants):
-    with pytest.raises(ValueError, match=r"`variants` must be among \['unpaced', 'near'\], each once, got"):
-        recipe.RateGrid(variants=variants)
 
 
 def test_one_seed_is_refused(compare, small_run, tmp_path):
