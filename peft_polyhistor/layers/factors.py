@@ -90,6 +90,9 @@ class Hypernetworks(nn.Module):
 
         output_j = reshape(W_j v + b_j)    for each named output j
 
+    At the start, b_j is zero, and unit vectors v give vectors of normal numbers, and matrices with orthogonal rows or
+    columns, so that the factors of a product pass on all directions of a gradient alike.
+
     Args:
         embedding_dim: Length of the embedding v, whose entries are about N(0, 1).
         shapes: Shape of each output, by name.
@@ -113,7 +116,10 @@ class Hypernetworks(nn.Module):
         self.sizes = [math.prod(shape) for shape in shapes.values()]
         self.linear = PacedLinear(embedding_dim, sum(self.sizes), inputs, 1 / math.sqrt(embedding_dim), size)
         with torch.no_grad():
-            for name, rows in zip(shapes, self.linear.weight.split(self.sizes), strict=True):
+            for (name, shape), rows in zip(shapes.items(), self.linear.weight.split(self.sizes), strict=True):
+                if len(shape) == 2:
+                    rows.copy_(draw_orthogonal(embedding_dim, *shape).flatten(1).mT)
+                    rows.div_(self.linear.gain * math.sqrt(embedding_dim))  # as `PacedLinear` draws them
                 rows.mul_(stds[name])
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
@@ -123,6 +129,13 @@ class Hypernetworks(nn.Module):
             name: output.unflatten(-1, shape)
             for (name, shape), output in zip(self.shapes.items(), outputs, strict=True)
         }
+
+
+def draw_orthogonal(count: int, rows: int, cols: int) -> Tensor:
+    """Draws matrices `(count, rows, cols)` with orthogonal rows, or columns if these are fewer; mean square 1."""
+    long, short = max(rows, cols), min(rows, cols)
+    columns = math.sqrt(long) * torch.linalg.qr(torch.randn(count, long, short)).Q
+    return columns if rows >= cols else columns.mT
 
 
 def around_one(weights: BottleneckWeights) -> BottleneckWeights:

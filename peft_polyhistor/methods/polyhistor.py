@@ -179,11 +179,11 @@ class PolyhistorLite(nn.Module):
         super().__init__()
         self.scales = scales
         self.groups = group_equal(scales)
-        common = torch.randn(RAW_EMBEDDING)
-        self.task_embedding = nn.Parameter(common + TASK_STD * torch.randn(tasks, RAW_EMBEDDING))
+        self.task_embedding = nn.Parameter(torch.randn(RAW_EMBEDDING) + TASK_STD * torch.randn(tasks, RAW_EMBEDDING))
         # One row per summand of each site, site by site.
         self.layer_embedding = nn.Parameter(torch.randn(sum(scales), RAW_EMBEDDING))
-        pairs = torch.cat([common.expand(self.layer_embedding.shape), self.layer_embedding], dim=-1)
+        mean = self.task_embedding.mean(0).expand(self.layer_embedding.shape)
+        pairs = torch.cat([mean, self.layer_embedding], dim=-1)
         self.projector = make_projector(pairs, embedding_dim, inputs=tasks * len(pairs))
         self.hypernetworks = make_hypernetworks(embedding_dim, shapes, identity)
         scaling = nn.ModuleList(ScalingKernels(scale) for scale in scales)
@@ -231,7 +231,7 @@ def make_projector(raw: Tensor, embedding_dim: int, inputs: int) -> nn.Module:
         inputs: Number of different embeddings, for `PacedLinear`.
     """
     projector, norm = Projector(raw.shape[1], HIDDEN, embedding_dim, inputs), nn.LayerNorm(embedding_dim)
-    units = torch.eye(embedding_dim)[torch.arange(len(raw)) % embedding_dim]
+    units = torch.eye(embedding_dim, device=raw.device)[torch.arange(len(raw)) % embedding_dim]
     projector.fit(raw, math.sqrt(embedding_dim) * units)
     nn.init.constant_(norm.bias, 1 / math.sqrt(max(1, embedding_dim - 1)))  # the norm maps zeros to minus this
     return nn.Sequential(projector, norm)

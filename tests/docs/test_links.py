@@ -30,20 +30,6 @@ def test_pictures_are_small():
     assert all(size <= 300_000 for size in sizes.values()), sizes
 
 
-def test_the_picture_of_the_readme_is_cut_out_of_that_of_a_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("runs/scenes/polyhistor_lite", "recipes/results"):
-        (tmp_path / folder).mkdir(parents=True)
-    Image.new("RGB", (818, 826)).save("runs/scenes/polyhistor_lite/predictions.png")
-    [block] = blocks_of(INDEX, "python")
-    exec(compile(block, str(INDEX), "exec"), {})
-    with (
-        Image.open("recipes/results/predictions.png") as cut,
-        Image.open(INDEX.with_name("predictions.png")) as stored,
-    ):
-        assert cut.size == stored.size
-
-
 def test_documents_speak_of_the_project_alone():
     text = "\n".join(read(file) for file in DOCUMENTS) + json.dumps(read(ROOT / "recipes" / "quickstart.ipynb"))
     for foreign in ("/tmp/", "/root/", "/home/", "/work/"):
