@@ -5,8 +5,7 @@
 import json
 
 import pytest
-from documents import DOCUMENTS, INDEX, ROOT, anchors_of, blocks_of, links_of, read
-from PIL import Image
+from documents import DOCUMENTS, INDEX, ROOT, anchors_of, links_of, read
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.relative_to(ROOT).as_posix())
