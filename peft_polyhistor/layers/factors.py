@@ -81,8 +81,9 @@ class Projector(nn.Sequential):
     def fit(self, raw: Tensor, outputs: Tensor) -> None:
         """Sets W2 so that embeddings `(rows, raw)` map to outputs `(rows, embedding_dim)`, by least squares."""
         first, relu, second = self
-        inverse = torch.linalg.pinv(relu(first(raw)), rtol=0.005)  # W2 stays small if embeddings are much alike
-        second.weight = nn.Parameter((inverse @ outputs).T / second.gain)
+        hidden = relu(first(raw)).float()  # torch.linalg has no 16-bit types
+        inverse = torch.linalg.pinv(hidden, rtol=0.005)  # W2 stays small if embeddings are much alike
+        second.weight = nn.Parameter((inverse @ outputs.float()).T.to(raw.dtype) / second.gain)
 
 
 class Hypernetworks(nn.Module):
@@ -94,9 +95,9 @@ class Hypernetworks(nn.Module):
     columns, so that the factors of a product pass on all directions of a gradient alike.
 
     Args:
-        embedding_dim: Length of the embedding v, whose entries are about N(0, 1).
+        embedding_dim: Length k of the embedding v, whose norm is about sqrt(k) at the start.
         shapes: Shape of each output, by name.
-        inputs: Number of different embeddings.
+        inputs: Number of different embeddings; 1 if each is a multiple of a unit vector of its own.
         stds: Standard deviation of the entries of each output at the start, by name.
         size: Mean size of the entries of an embedding at the start.
 
@@ -134,7 +135,7 @@ class Hypernetworks(nn.Module):
 def draw_orthogonal(count: int, rows: int, cols: int) -> Tensor:
     """Draws matrices `(count, rows, cols)` with orthogonal rows, or columns if these are fewer; mean square 1."""
     long, short = max(rows, cols), min(rows, cols)
-    columns = math.sqrt(long) * torch.linalg.qr(torch.randn(count, long, short)).Q
+    columns = math.sqrt(long) * torch.linalg.qr(torch.randn(count, long, short, dtype=torch.float32)).Q
     return columns if rows >= cols else columns.mT
 
 

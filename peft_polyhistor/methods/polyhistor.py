@@ -4,9 +4,9 @@
 
 The start. Inputs v and v' share the hypernetwork W. A step along the gradient of W v moves W v' by a multiple of
 v . v', so the weights of one task and layer disturb those of others. All inputs therefore start as multiples of unit
-vectors: of its own for each task in Polyhistor, and for each template of each layer in Polyhistor-Lite, whose task
-embeddings start near each other. The paper draws random embeddings and projectors. The functions that the methods can
-express, and their numbers of parameters, are the same (recipes/results/learning.md has the effect).
+vectors: one per task in Polyhistor, and one per template of a layer in Polyhistor-Lite, whose task embeddings start
+near each other. The paper draws random embeddings and projectors. The functions that the methods can express, and
+their numbers of parameters, are the same (recipes/results/learning.md has the effect).
 
 Letters of the paper and names in this file:
 
@@ -210,7 +210,7 @@ def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, fl
     """Returns the standard deviations of the outputs at the start, by name.
 
     down starts like a linear layer. The left factor of up starts at zero, with a gradient that is not zero. A right
-    factor of N(0, 1 / rank) lets the product change as fast as its left factor.
+    factor with entries of 1 / sqrt(rank) lets the product change as fast as its left factor.
     """
     rank, width = shapes["down_right"]
     right = 1 / math.sqrt(rank)
@@ -238,7 +238,7 @@ def make_projector(raw: Tensor, embedding_dim: int, inputs: int) -> nn.Module:
 
 
 def make_hypernetworks(embedding_dim: int, shapes: dict[str, tuple[int, ...]], identity: bool) -> Hypernetworks:
-    """Makes the hypernetworks for inputs that start as unit vectors times about sqrt(k), so that none are shared."""
+    """Makes hypernetworks for the outputs of `make_projector`."""
     stds, size = start_of(shapes, identity), 1 / math.sqrt(embedding_dim)
     return Hypernetworks(embedding_dim, shapes, inputs=1, stds=stds, size=size)
 

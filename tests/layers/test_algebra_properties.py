@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of Kronecker sums, hypernetworks, bottlenecks and generators, on numbers of chance."""
 
+import math
+
 import pytest
 import torch
 from tiny_models import randomise
@@ -118,6 +120,15 @@ def test_hypernetworks_start_with_the_deviations_that_are_named():
     outputs = hypernetworks(torch.randn(1000, 50))
     assert not outputs["second"].any() and not hypernetworks.linear.bias.any()
     assert abs(outputs["first"].std() - 0.3) < 0.03 and abs(outputs["third"].std() - 2.0) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (1, 5), (5, 1)])
+def test_unit_vectors_give_orthogonal_matrices_at_the_start(shape):
+    matrices = Hypernetworks(6, {"matrix": shape}, 1, {"matrix": 0.5})(math.sqrt(6) * torch.eye(6))["matrix"]
+    wide = matrices if shape[0] <= shape[1] else matrices.mT
+    expected = 0.25 * max(shape) * torch.eye(min(shape)).expand(6, -1, -1)
+    torch.testing.assert_close(wide @ wide.mT, expected, rtol=1e-5, atol=1e-5)
+    assert (matrices[0] - matrices[1]).abs().max() > 0.1
 
 
 def test_what_multiplies_two_factors_grows_with_the_square_of_the_embedding():
