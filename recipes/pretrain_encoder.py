@@ -20,6 +20,7 @@ takes the weights of the last save. --steps 0 only makes answers.
 
 import argparse
 import math
+import os
 import time
 from datetime import timedelta
 from functools import cache
@@ -426,9 +427,19 @@ def draw(shards: list[Shard], count: int, rng: np.random.Generator) -> tuple[Sha
 
 
 def main(arguments: argparse.Namespace) -> dict | None:
-    """Makes the answers and trains the student; returns the progress of the run."""
+    """Makes the answers and trains the student; returns the progress of the run.
+
+    Raises:
+        ValueError: Several processes were started that do not train together.
+    """
     # The other processes wait while one process makes the answers.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:  # each process would train alone, and write the same files
+        raise ValueError(
+            f"{started} processes were started, and accelerate joins {accelerator.num_processes}. Start one, or on a "
+            "CPU use `accelerate launch --cpu`."
+        )
     if arguments.data and accelerator.is_main_process:
         make_answers(arguments, accelerator.device)
     accelerator.wait_for_everyone()

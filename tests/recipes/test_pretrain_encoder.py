@@ -315,6 +315,13 @@ def test_crops_smaller_than_a_window(recipe):
         recipe.make_student(arguments, 64, 5)
 
 
+def test_processes_that_would_train_apart_are_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    folders = ["--answers", str(tmp_path), "--output-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"2 processes were started, and accelerate joins 1\. .* --cpu"):
+        recipe.main(recipe.parse_arguments(folders))
+
+
 def test_columns_are_needed(recipe, tmp_path):
     Dataset.from_dict({"picture": [1]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['image'\]; it has \['picture'\]"):
