@@ -86,9 +86,9 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of
     again = settings_of(tmp_path, *short, "--resume", "--log_every", "5", "--methods", "decoders", "phm: {order: 1}")
     assert recipe.train("decoders", again) == results  # a run depends on its own method alone
     with pytest.raises(
-        ValueError, match=r"other settings: learning_rate was 0\.003 and is 0\.001; seed was 0 and is 1"
+        ValueError, match=r"other settings: learning_rate was 0\.001 and is 0\.002; seed was 0 and is 1"
     ):
-        recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--learning_rate", "1e-3", "--seed", "1"))
+        recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--learning_rate", "2e-3", "--seed", "1"))
     (tmp_path / "decoders" / "results.json").unlink()
     with pytest.raises(ValueError, match=r"progress\.json was made with other settings: batch_size was 2 and is 3"):
         recipe.train("decoders", settings_of(tmp_path, *short, "--resume", "--batch_size", "3"))
