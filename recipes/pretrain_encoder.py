@@ -11,7 +11,8 @@ arXiv:2104.10858). The teacher sees each crop once, and any number of runs can l
 distillation", arXiv:2112.01528). A larger --shards adds shards; without --data no shards are made. Without --teacher
 the answers are the column `label`.
 
-Then the student trains. `encoder` in --output-dir holds the best student in float16, with its settings and losses. An
+Then the student trains. With several folders of --answers, e.g. of crops of several sizes, each step takes the next
+folder in turn. `encoder` in --output-dir holds the best student in float16, with its settings and losses. An
 interrupted run resumes from its last save. With --decay-steps 0 the learning rate stays constant after the warm-up,
 and more --steps prolong the run. --start-from branches off such a run, e.g. to let the learning rate fall. --student
 starts a run from the weights of a Swin; a command that resumes or branches off this run needs the same --student, and
@@ -50,6 +51,7 @@ LOGITS_WEIGHT = 0.1  # weight of the divergence of logits and of places; the los
 AT_LEAST_ONE = ["embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"]
 AT_LEAST_ONE += ["teacher_batch_size"]
 OF_ALL_SHARDS = ("teacher", "shard_size", "teacher_size", "image_size")  # settings that shards of one folder share
+FOLDERS = ("answers", "output_dir", "start_from")  # arguments that the record of a run leaves out
 OF_STUDENT = ("embed_dim", "depths", "heads", "window")  # settings of a student that starts at random
 Shard = dict[str, Tensor]  # images, and labels or the teacher's answers; the first axis is the crop
 
@@ -61,7 +63,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         options["help"] += "" if default is None else " (default: %(default)s)"
         parser.add_argument(name, default=default, **options)
 
-    add("--answers", type=Path, required=True, help="folder of the shards; the first shard is held out for validation")
+    text = "folder of the shards, or several to train on in turn; the first shard of each is held out for validation"
+    add("--answers", type=Path, required=True, nargs="+", help=text)
     add("--output-dir", type=Path, required=True, help="folder of the run")
     metavar, text = "FOLDER[=SHARE]", "photographs (train*.parquet with the column `image`, or an image folder)"
     add("--data", default=[], nargs="+", metavar=metavar, help=f"{text} and their share of the crops")
@@ -88,6 +91,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-minutes", type=float, default=10, help="minutes between saves")
     add("--seed", type=int, default=0, help="seed of the student and its batches")
     arguments = parser.parse_args(argv)
+    if arguments.data and len(arguments.answers) > 1:
+        parser.error(f"--data fills one folder of --answers, got {len(arguments.answers)}. Fill one after the other.")
     for name in AT_LEAST_ONE:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}.")
@@ -197,17 +202,17 @@ def make_answers(arguments: argparse.Namespace, device: torch.device) -> None:
     Raises:
         ValueError: The shards that are there are answers of another teacher, or of other sizes.
     """
-    shares = split_shares(arguments.data)
+    (folder,), shares = arguments.answers, split_shares(arguments.data)
     columns = ["image"] if arguments.teacher else ["image", "label"]
-    data = [load_photographs(folder, columns) for folder in shares]
+    data = [load_photographs(source, columns) for source in shares]
     teacher = Teacher(arguments.teacher, device) if arguments.teacher else None
-    arguments.answers.mkdir(parents=True, exist_ok=True)
-    settings, record = {name: getattr(arguments, name) for name in OF_ALL_SHARDS}, arguments.answers / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings, record = {name: getattr(arguments, name) for name in OF_ALL_SHARDS}, folder / "settings.json"
     if record.exists() and (found := read_json(record)) != settings:
-        raise ValueError(f"--answers {arguments.answers} has shards of {found}, not {settings}. Give another folder.")
+        raise ValueError(f"--answers {folder} has shards of {found}, not {settings}. Give another folder.")
     write_json(record, settings)
     for number in trange(arguments.shards, desc="shards"):
-        file = arguments.answers / f"{number:05}.safetensors"
+        file = folder / f"{number:05}.safetensors"
         if not file.exists():
             shard = make_shard(number, data, list(shares.values()), teacher, arguments)
             with replacing(file) as fresh:
@@ -224,6 +229,23 @@ def load_shards(folder: Path) -> list[Shard]:
     if wrong := next((file for file, shape in zip(files, shapes, strict=True) if shape != shapes[0]), None):
         raise ValueError(f"{wrong} and {files[0]} were made with other settings. Give a folder for each.")
     return shards
+
+
+def load_folders(folders: list[Path]) -> list[list[Shard]]:
+    """Loads the shards of each folder, those of the smallest crops first.
+
+    Raises:
+        ValueError: The answers of two folders are of other kinds, e.g. of teachers with other maps.
+    """
+    loaded = sorted(map(load_shards, folders), key=lambda shards: shards[0]["images"].shape[-1])
+    kinds = [{name: answers.shape[1:2] for name, answers in shards[0].items()} for shards in loaded]
+    if wrong := next((kind for kind in kinds if kind != kinds[0]), None):
+        kind, other = ({name: size[0] if size else 1 for name, size in k.items()} for k in (kinds[0], wrong))
+        raise ValueError(
+            f"--answers {' '.join(map(str, folders))} have answers with these channels: {kind} and {other}. Give "
+            "folders of one teacher."
+        )
+    return loaded
 
 
 def make_student(arguments: argparse.Namespace, image_size: int, classes: int) -> SwinForImageClassification:
@@ -363,12 +385,15 @@ def resizing_matrix(size: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(lesson: Lesson, shard: Shard, batch_size: int) -> dict[str, float]:
-    """Returns the mean losses over the held-out shard."""
+def validate(lesson: Lesson, shards: list[Shard], batch_size: int) -> dict[str, float]:
+    """Returns the mean losses over the held-out shards."""
     device = next(lesson.parameters()).device
     lesson.eval()
-    batches = zip(*(answers.to(device).split(batch_size) for answers in shard.values()), strict=True)
-    plain = [lesson(dict(zip(shard, b, strict=True)), torch.zeros(len(b[0]), device=device).bool()) for b in batches]
+    plain = []
+    for shard in shards:
+        for batch in zip(*(answers.to(device).split(batch_size) for answers in shard.values()), strict=True):
+            crops = dict(zip(shard, batch, strict=True))
+            plain.append(lesson(crops, torch.zeros(len(batch[0]), device=device).bool()))
     lesson.train()
     return {name: round(sum(losses[name].item() for losses in plain) / len(plain), 4) for name in plain[0]}
 
@@ -386,7 +411,7 @@ def save(arguments: argparse.Namespace, lesson: Lesson, optimizer, progress: dic
     state = {"lesson": lesson.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     if is_best:
-        settings = {name: value for name, value in vars(arguments).items() if not isinstance(value, Path)}
+        settings = {name: value for name, value in vars(arguments).items() if name not in FOLDERS}
         weights = {name: weight.half() for name, weight in lesson.student.state_dict().items()}
         with replacing(arguments.output_dir / "encoder") as folder:
             lesson.student.save_pretrained(folder, state_dict=weights)  # loads in float32, as the config says
@@ -448,11 +473,12 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
 def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
     """Trains the student from the start, or from the last save of the run."""
-    first, *shards = load_shards(arguments.answers)
-    labels = [int(shard["labels"].max()) for shard in (first, *shards) if "labels" in shard]
-    classes = 1 + max(labels) if labels else first["logits"].shape[1]
+    folders = load_folders(arguments.answers)
+    held_out = [shards.pop(0) for shards in folders]
+    labels = [int(shard["labels"].max()) for shards in (held_out, *folders) for shard in shards if "labels" in shard]
+    classes = 1 + max(labels) if labels else held_out[0]["logits"].shape[1]
     torch.manual_seed(arguments.seed)
-    lesson = Lesson(arguments, first, classes)
+    lesson = Lesson(arguments, held_out[0], classes)
     groups = [
         {"params": [p for p in lesson.parameters() if p.ndim >= 2], "weight_decay": arguments.weight_decay},
         {"params": [p for p in lesson.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -466,6 +492,7 @@ def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, arguments)
         rng = np.random.default_rng((arguments.seed, step, accelerator.process_index))  # the same in a resumed run
+        shards = folders[step % len(folders)]
         batch, flip = send_to_device(draw(shards, arguments.batch_size, rng), accelerator.device)
         losses = model(batch, flip)
         accelerator.backward(sum(losses.values()))
@@ -474,7 +501,7 @@ def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
         optimizer.zero_grad()
         is_due = step + 1 == arguments.steps or time.time() - saved > 60 * arguments.save_minutes
         if is_due and accelerator.is_main_process:
-            scores = validate(lesson, first, arguments.batch_size)
+            scores = validate(lesson, held_out, arguments.batch_size)
             progress |= {"step": step + 1, "seconds": progress["seconds"] + time.time() - saved}
             saved = time.time()
             save(arguments, lesson, optimizer, progress, scores)

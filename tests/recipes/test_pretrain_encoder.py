@@ -256,6 +256,32 @@ def test_shards_of_other_settings_are_refused(recipe, answer, timm_teacher):
         recipe.load_shards(folder)
 
 
+def test_folders_of_answers_take_turns(recipe, answer, train, timm_teacher, tmp_path, monkeypatch):
+    large = answer("--teacher", timm_teacher, "--image-size", "96", name="large")
+    small, sizes, forward = answer("--teacher", timm_teacher, name="small"), [], recipe.Lesson.forward
+
+    def watched(lesson, shard, flip):
+        sizes.append(shard["images"].shape[-1])
+        return forward(lesson, shard, flip)
+
+    monkeypatch.setattr(recipe.Lesson, "forward", watched)
+    train(large, tmp_path / "run", "--answers", str(large), str(small), "--steps", "3")
+    assert sizes == [64, 96, 64, 64, 64, 96, 96]  # three steps, then two batches of each held-out shard
+    assert load_encoder(str(tmp_path / "run" / "encoder")).config.image_size == 64
+
+
+def test_folders_of_other_teachers_are_refused(recipe, answer, timm_teacher, transformers_teacher):
+    folders = [answer("--teacher", teacher, name=teacher[-3:]) for teacher in (timm_teacher, transformers_teacher)]
+    with pytest.raises(ValueError, match=r"have answers with these channels: .*'map8': .*Give folders of one teacher"):
+        recipe.load_folders(folders)
+
+
+def test_data_fills_one_folder(recipe, capsys):
+    with pytest.raises(SystemExit):
+        recipe.parse_arguments(["--answers", "x", "y", "--data", "z", "--output-dir", "o"])
+    assert "--data fills one folder of --answers, got 2. Fill one after the other." in capsys.readouterr().err
+
+
 def test_rate_rises_stays_and_falls(recipe):
     words = ["--answers", "x", "--output-dir", "y", "--learning-rate", "1", "--steps", "10", "--warmup-steps", "2"]
     rates = [recipe.rate_at(step, recipe.parse_arguments([*words, "--decay-steps", "4"])) for step in range(10)]
