@@ -44,6 +44,7 @@ from ..registry import register
 from ..tuner.site import Site
 
 
+RIGHT_SIZE = 2.0  # of right factors at the start, in multiples of 1 / sqrt(rank)
 TASK_STD = 0.1  # of the entries of task embeddings in Polyhistor-Lite around their common vector, which is N(0, 1)
 
 
@@ -210,13 +211,14 @@ def start_of(shapes: dict[str, tuple[int, ...]], identity: bool) -> dict[str, fl
     """Returns the standard deviations of the outputs at the start, by name.
 
     down starts like a linear layer. The left factor of up starts at zero, with a gradient that is not zero. A right
-    factor with entries of 1 / sqrt(rank) lets the product change as fast as its left factor.
+    factor with entries of 1 / sqrt(rank) lets the product change as fast as its left factor. Here it starts larger, so
+    that the left factor learns faster than the right one, as in LoRA+ (arXiv:2402.12354).
     """
     rank, width = shapes["down_right"]
-    right = 1 / math.sqrt(rank)
+    right = RIGHT_SIZE / math.sqrt(rank)
     stds = dict.fromkeys(shapes, SMALL_STD) | {"down_right": right, "up_right": right}
     zero = {"up_left": 0.0, "up_bias": 0.0} if identity else {}
-    return stds | {"down_left": 1 / math.sqrt(3 * width)} | zero
+    return stds | {"down_left": 1 / (RIGHT_SIZE * math.sqrt(3 * width))} | zero
 
 
 def make_projector(raw: Tensor, embedding_dim: int, inputs: int) -> nn.Module:
