@@ -123,7 +123,7 @@ def run_check(options: argparse.Namespace) -> int:
 
     tasks, layout = read_data_options(options)
     report = check_archive(options.source, tasks, options.splits, layout=layout, workers=options.workers)
-    for line in (*report.faults, *report.notes):
+    for line in (*report.faults, *(f"Note: {note}" for note in report.notes)):
         print(line)
     if report.faults:
         if not options.config and not options.tasks:

@@ -9,10 +9,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..checks import check_image
 from ..tasks import PASCAL_TASKS, TASKS
+from ..tasks.kinds.regression import Regression
 from .archive import SPLITS, PascalArchive
 from .columns import is_encoded_turned, keep_encoded
 from .decode import Size
@@ -31,7 +33,8 @@ class DataReport:
     Args:
         faults: Faults, one line each. The loader refuses a dataset that has one, but for a task without labels or
             without valid values.
-        notes: Labels that are missing or that have a special interpretation, one line for each kind.
+        notes: Labels that are missing, that have a special interpretation or that differ from others, and images that
+            several splits share, one line for each kind.
         counts: Number of images by split.
     """
 
@@ -42,11 +45,12 @@ class DataReport:
 
 @dataclass
 class _Findings:
-    """Faults of an image and its labels, notes such as "Labels of depth that are missing", and contents by task."""
+    """Faults of an image and its labels, notes such as "Labels of depth that are missing", and what labels hold."""
 
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     contents: dict[str, Collection[Any]] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def add_image(self, size: Size) -> None:
         """Adds the note of an image that is too small for the encoders."""
@@ -65,6 +69,7 @@ class _Findings:
         if note := row.note(image, found):
             self.notes.append(f"Labels of {task} {note}")
         self.contents[task] = row.contents(found)
+        self.dtypes[task] = np.asarray(label).dtype.name
 
 
 def _missing(task: str) -> str:
@@ -111,12 +116,18 @@ def check_archive(
         found = _check_rows(data_dir, tasks, splits, layout, report)
     noted: dict[str, list[str]] = {}
     contents: dict[str, list[Collection[Any]]] = {}
+    dtypes: dict[str, dict[str, list[str]]] = {}
     for image_id, findings in found:
         report.faults += findings.faults
         for note in findings.notes:
             noted.setdefault(note, []).append(image_id)
         for task, held in findings.contents.items():
             contents.setdefault(task, []).append(held)
+        for task, dtype in findings.dtypes.items():
+            dtypes.setdefault(task, {}).setdefault(dtype, []).append(image_id)
+    for task, ids_by_dtype in dtypes.items():
+        if TASKS[task].kind == Regression.kind and "uint8" in ids_by_dtype and len(ids_by_dtype) > 1:
+            noted[f"Labels of {task} with 8 bits a pixel, beside labels with more"] = ids_by_dtype["uint8"]
     report.notes += [f"{note}: {len(ids)}, such as {ids[0]}." for note, ids in sorted(noted.items())]
     for task, labels in contents.items():
         try:
@@ -135,16 +146,21 @@ def _check_folder(
     if unknown:
         raise ValueError(f"Unknown splits {unknown}; PASCAL_MT has {', '.join(SPLITS)}.")
     image_ids: dict[str, None] = {}
+    shared: dict[str, None] = {}
     for split in splits:
         try:
             lines = folder.read_lines(split)
             ids = list(filter(folder.is_id, lines))
+            shared |= {image_id: None for image_id in ids if image_id in image_ids}
             image_ids |= dict.fromkeys(ids)
             report.counts[split] = len(lines)
             report.faults += folder.find_unlabeled(ids, tasks, split)
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
+    if shared:
+        named = ", ".join(splits)
+        report.notes.append(f"Images in several of the splits {named}: {len(shared)}, such as {next(iter(shared))}.")
     yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking images")
 
 
@@ -212,6 +228,7 @@ def _read_alone(folder: DenseFolder, tasks: Sequence[str], image_id: str) -> _Fi
         result.faults = list(dict.fromkeys(result.faults + found.faults))
         result.notes += found.notes
         result.contents |= found.contents
+        result.dtypes |= found.dtypes
     return result
 
 

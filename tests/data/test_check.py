@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from peft_polyhistor import TASKS
+from peft_polyhistor import TASKS, register_task, regression
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import check_archive, decode, load_pascal_context
 
@@ -64,7 +64,7 @@ def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
     assert semseg.startswith("No label of semseg holds 17 of its classes: bicycle, bird,")
     assert parts == "No label of human_parts holds 3 of its classes: upper arm, upper leg, lower leg."
     assert main(["data", "check", str(archive), "--tasks", "saliency"]) == 0
-    assert "\nLabels of saliency with the values 0 and 1 only" in capsys.readouterr().out
+    assert "\nNote: Labels of saliency with the values 0 and 1 only" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a worker must inherit what is patched")
@@ -100,7 +100,7 @@ def test_command_lists_faults_and_fails(archive, capsys):
     damage(archive)
     assert main(["data", "check", str(archive), "--tasks", "saliency", "--splits", "val"]) == 1
     output = capsys.readouterr()
-    faults = [line for line in output.out.splitlines() if not line.startswith("Images below")]
+    faults = [line for line in output.out.splitlines() if not line.startswith("Note: ")]
     assert [line.split(": ")[1][:9] for line in faults] == ["found ids", "no such f"]
     assert output.err.endswith(f"2 faults in {archive}.\n")
 
@@ -131,6 +131,26 @@ def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
     TASKS.pop("depth")
     config.write_text(f"{row}, scale: 0.001}}]")
     assert main(["data", "check", str(tmp_path), "--config", str(config)]) == 0
+
+
+def test_images_of_two_splits_and_labels_of_fewer_bits_are_noted(tmp_path):
+    names = ["one", "two", "three"]
+    for folder, modes in (("images", ["RGB"] * 3), ("depth", ["I;16", "L", "I;16"])):
+        (tmp_path / folder).mkdir()
+        for name, mode in zip(names, modes, strict=True):
+            Image.new(mode, (40, 40), 200 if folder == "depth" else None).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    (tmp_path / "val.txt").write_text("two\nthree\n")
+    register_task(regression("depth", unit="m", scale=0.001))
+    report = check_archive(tmp_path, ["depth"])
+    assert report.faults == []
+    assert report.notes == [
+        "Images in several of the splits train, val: 1, such as two.",
+        "Labels of depth with 8 bits a pixel, beside labels with more: 1, such as two.",
+    ]
+    assert check_archive(tmp_path, ["depth"], ["train"]).notes == report.notes[1:]
+    Image.new("I;16", (40, 40), 200).save(tmp_path / "depth" / "two.png")
+    assert check_archive(tmp_path, ["depth"], ["train"]).notes == []
 
 
 def test_an_archive_with_a_layout_is_told_from_a_folder_without_images(archive):

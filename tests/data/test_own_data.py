@@ -121,9 +121,10 @@ def test_the_command_checks_what_a_recipes_file_describes(folder, tmp_path, caps
     assert main(["data", "check", str(folder), "--config", str(file)]) == 0
     output = capsys.readouterr().out.splitlines()
     assert output[-1] == f"No faults in {folder}: images 4 train, 4 val; tasks lanes, depth."
-    assert output[:2] == [
-        "Labels of depth that are missing: 2, such as 2.",
-        "Labels of lanes that are missing: 2, such as 1.",
+    assert output[:3] == [
+        "Note: Images in several of the splits train, val: 4, such as 0.",
+        "Note: Labels of depth that are missing: 2, such as 2.",
+        "Note: Labels of lanes that are missing: 2, such as 1.",
     ]
 
 

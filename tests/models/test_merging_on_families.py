@@ -5,10 +5,11 @@
 import pytest
 import torch
 from methods_table import PLACED_BY_FILE, tensors_of
-from peft import get_peft_model
-from transformers import PvtV2Config, PvtV2Model, TimmBackbone, TimmBackboneConfig
+from peft import PeftModel, get_peft_model
+from transformers import PvtV2Config, PvtV2Model, SwinModel, TimmBackbone, TimmBackboneConfig
 
-from peft_polyhistor import AdapterConfig, BitFitConfig, MultiTaskDenseModel, SharedAdapterConfig
+from peft_polyhistor import AdapterConfig, BitFitConfig, MultiTaskDenseModel, SharedAdapterConfig, load_encoder
+from peft_polyhistor.models.encoder import ASSETS
 
 
 SINGLE = {"rtol": 1e-5, "atol": 1e-5}
@@ -69,6 +70,19 @@ def test_a_merged_dense_model_is_saved_and_loaded(family, make_model, perturb, m
     check_close(merged(pixels), expected, **SINGLE)
     merged.save_pretrained(tmp_path)
     check_close(MultiTaskDenseModel.from_pretrained(tmp_path)(pixels), merged(pixels), **PLACED_BY_FILE)
+
+
+@torch.no_grad()
+def test_adapters_of_swin_mini_merge_into_a_swin_of_transformers(perturb, tmp_path):
+    """Adapters that were trained on `load_encoder("swin-mini")`, whose output are stage maps, fit its files."""
+    trained = perturb(get_peft_model(load_encoder("swin-mini"), AdapterConfig(tasks=["a", "b"])).eval())
+    trained.save_pretrained(tmp_path / "adapters")
+    swin = SwinModel.from_pretrained(ASSETS / "swin-mini").eval()
+    merged = PeftModel.from_pretrained(swin, tmp_path / "adapters").merge_and_unload(task="b")
+    merged.save_pretrained(tmp_path / "merged")
+    plain, pixels = SwinModel.from_pretrained(tmp_path / "merged").eval(), torch.randn(1, 3, 128, 128)
+    maps = plain(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
+    check_close(list(maps.reshaped_hidden_states[1:]), trained(pixels, task="b"), **SINGLE)
 
 
 def test_a_relu_in_front_of_the_convolution_lets_no_channel_through():
