@@ -238,11 +238,10 @@ def load_folders(folders: list[Path]) -> list[list[Shard]]:
         ValueError: The answers of two folders are of other kinds, e.g. of teachers with other maps.
     """
     loaded = sorted(map(load_shards, folders), key=lambda shards: shards[0]["images"].shape[-1])
-    kinds = [{name: answers.shape[1:2] for name, answers in shards[0].items()} for shards in loaded]
+    kinds = [{name: math.prod(answers.shape[1:2]) for name, answers in shards[0].items()} for shards in loaded]
     if wrong := next((kind for kind in kinds if kind != kinds[0]), None):
-        kind, other = ({name: size[0] if size else 1 for name, size in k.items()} for k in (kinds[0], wrong))
         raise ValueError(
-            f"--answers {' '.join(map(str, folders))} have answers with these channels: {kind} and {other}. Give "
+            f"--answers {' '.join(map(str, folders))} have answers with these channels: {kinds[0]} and {wrong}. Give "
             "folders of one teacher."
         )
     return loaded

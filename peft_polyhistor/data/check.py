@@ -69,7 +69,8 @@ class _Findings:
         if note := row.note(image, found):
             self.notes.append(f"Labels of {task} {note}")
         self.contents[task] = row.contents(found)
-        self.dtypes[task] = np.asarray(label).dtype.name
+        if isinstance(row, Regression):
+            self.dtypes[task] = np.asarray(label).dtype.name
 
 
 def _missing(task: str) -> str:
@@ -126,7 +127,7 @@ def check_archive(
         for task, dtype in findings.dtypes.items():
             dtypes.setdefault(task, {}).setdefault(dtype, []).append(image_id)
     for task, ids_by_dtype in dtypes.items():
-        if TASKS[task].kind == Regression.kind and "uint8" in ids_by_dtype and len(ids_by_dtype) > 1:
+        if "uint8" in ids_by_dtype and len(ids_by_dtype) > 1:
             noted[f"Labels of {task} with 8 bits a pixel, beside labels with more"] = ids_by_dtype["uint8"]
     report.notes += [f"{note}: {len(ids)}, such as {ids[0]}." for note, ids in sorted(noted.items())]
     for task, labels in contents.items():
