@@ -167,6 +167,11 @@ def _open_dataset(
     folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return _load_parquet(_parquet_files(folder, name), name, **kwargs)
+    if str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1:
+        raise FileNotFoundError(
+            f"There is no folder '{source}'. Give a folder of images and labels, or the id of a dataset on the Hub, "
+            "'user/name'."
+        )
     try:
         return load_dataset(str(source), split=name, **kwargs)
     except (ConnectionError, FileNotFoundError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..checks import check_image
 from ..models.image_processor import from_array
@@ -42,12 +42,13 @@ def open_image(source: ImageSource) -> Image.Image:
     else:
         file = Path(source).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(
-                f"There is no file '{source}'. Give the path of an image, or a URL with http(s)://."
-            )
+            found = f"'{source}' is a folder" if file.is_dir() else f"There is no file '{source}'"
+            raise FileNotFoundError(f"{found}. Give the path of an image, or a URL with http(s)://.")
     try:
         with Image.open(file) as image:
             return _to_rgb(image, "it")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"'{source}' is no image. Give a file that Pillow reads, such as JPEG or PNG.") from error
     except Exception as error:
         raise ValueError(f"'{source}' cannot be read as an image: {error}") from error
 

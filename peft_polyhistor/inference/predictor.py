@@ -158,11 +158,12 @@ class MultiTaskPredictor:
 
         Raises:
             OSError: There is no such file, or the URL cannot be downloaded.
+            TypeError: An image, or the list of them, has another type.
             ValueError: An image cannot be read, or `batch_size` is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if isinstance(pictures, ImageSource):
+        if not isinstance(pictures, Sequence) or isinstance(pictures, str):
             return self._predict([open_image(pictures)])[0]
         batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
         return [prediction for batch in batches for prediction in self._predict(list(map(open_image, batch)))]

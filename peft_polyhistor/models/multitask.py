@@ -269,7 +269,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             ValueError: An image is too small, a task is unknown, or a label does not fit.
         """
         tasks = self.config.choose_tasks(tasks)
-        self._check_size(pixel_values)
+        self._check_images(pixel_values)
         logits = self.decoders(self.encoder(pixel_values, tasks=tasks))
         losses = self._losses(logits, labels, counts or {}) if labels is not None else None
         weights = {task: self.config.loss_weights.get(task, TASKS[task].loss_weight) for task in tasks}
@@ -298,9 +298,17 @@ class MultiTaskDenseModel(PreTrainedModel):
             )
         return losses
 
-    def _check_size(self, pixel_values: Tensor) -> None:
+    def _check_images(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(f"Images must be (batch, 3, height, width), got {tuple(pixel_values.shape)}.")
+            raise ValueError(
+                f"Images must be (batch, 3, height, width), got {tuple(pixel_values.shape)}. `DenseImageProcessor` makes "
+                "such a batch of images of any mode."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"Images must be normalised floating-point values, got {pixel_values.dtype}. `DenseImageProcessor` "
+                "makes them of 8-bit images."
+            )
         (height, width), least = pixel_values.shape[-2:], self.encoder.strides[-1]
         if min(height, width) < least:
             raise ValueError(

@@ -94,8 +94,10 @@ def get_tasks(names: Sequence[str], decoders: Sequence[str] | None = None) -> li
     known = f"This model has {allowed}."
     if decoders is None:
         known = f"Known tasks: {', '.join(TASKS)}. `register_task` or a recipe's YAML file adds one."
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    if isinstance(names, str):
         raise ValueError(f"Tasks must be a list of names, got {names!r}. Write [{names!r}]. {known}")
+    if not isinstance(names, Iterable):
+        raise ValueError(f"Tasks must be a list of names, got a value of type {type(names).__name__}. {known}")
     names = list(names)
     if not names:
         raise ValueError(f"No task was given; at least one is needed. {known}")

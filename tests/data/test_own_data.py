@@ -340,6 +340,14 @@ def test_a_folder_that_is_missing_is_named_before_the_hub(kind, tmp_path, monkey
         load_dense_dataset("some/data", ["semseg"], "train")
 
 
+@pytest.mark.parametrize("source", ["./data", "~/data", "/some/data", "some/data/images"])
+def test_what_can_be_no_id_of_the_hub_is_not_looked_for_there(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_dataset", pytest.fail)
+    with pytest.raises(FileNotFoundError, match=rf"There is no folder '{source}'\. Give a folder of images and labels"):
+        load_dense_dataset(source, ["semseg"], "train")
+
+
 def test_tasks_may_share_a_column(hub_like):
     register_task(segmentation("lanes2", classes=["road", "lane", "curb"]))
     dataset = load_dense_dataset(hub_like, ["lanes", "lanes2"], "val", layout=NAMES | {"lanes2": "mask"})

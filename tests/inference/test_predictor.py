@@ -226,11 +226,12 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
     picture.save(stored, "PNG")
     (tmp_path / "cut.png").write_bytes(stored.getvalue()[:900])
     (tmp_path / "text.png").write_text("no picture")
-    for name in ("cut", "text"):
-        with pytest.raises(ValueError, match=rf"{name}\.png' cannot be read as an image"):
-            predictor(tmp_path / f"{name}.png")
-    for missing in (tmp_path, tmp_path / "nothing.png"):
-        with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(ValueError, match=r"cut\.png' cannot be read as an image"):
+        predictor(tmp_path / "cut.png")
+    with pytest.raises(ValueError, match=r"text\.png' is no image\. Give a file that Pillow reads"):
+        predictor(tmp_path / "text.png")
+    for missing, message in ((tmp_path, "is a folder"), (tmp_path / "nothing.png", "There is no file")):
+        with pytest.raises(FileNotFoundError, match=message):
             predictor(missing)
     Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(
@@ -240,8 +241,9 @@ def test_what_is_no_picture_is_named(model, picture, tmp_path, monkeypatch):
     for array in (np.zeros((4, 5, 3)), np.zeros((4, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(ValueError, match="image array must be uint8"):
             predictor(array)
-    with pytest.raises(TypeError, match="got int"):
-        predictor([3])
+    for other in (3, [3]):
+        with pytest.raises(TypeError, match="got int"):
+            predictor(other)
     picture.save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"large\.png' cannot be read as an image: .*decompression bomb"):

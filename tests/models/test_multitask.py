@@ -434,6 +434,11 @@ def test_pictures_of_a_wrong_shape_are_an_error(make_dense, shape, message):
         make_dense(ALL_TASKS)(torch.randn(shape))
 
 
+def test_pictures_of_whole_numbers_are_an_error(make_dense):
+    with pytest.raises(ValueError, match=r"normalised floating-point values, got torch\.uint8\. `DenseImageProcessor`"):
+        make_dense(ALL_TASKS)(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(("task", "spoil", "message"), [
     ("semseg", lambda label: label[:1], r"Labels of semseg have shape \(1, 64, 96\)"),
     ("semseg", lambda label: label[:, None], r"Labels of semseg have shape \(2, 1, 64, 96\)"),
