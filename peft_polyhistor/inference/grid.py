@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
+from ..tasks.task import KeyEntry
 from .paint import paint_pair
 
 
@@ -26,7 +27,8 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     """Draws the images below each other, each beside a row of labels and a row of predictions.
 
     Each task has a column. The maps are shrunk to at most 256 pixels, and an image is as high as both its rows. A
-    legend below them names the classes in the labels and the predictions, with their colours.
+    legend below them names the colours of the classes in the labels and the predictions, and the values that black
+    and white stand for, in all rows alike.
 
     Args:
         images: RGB images `(batch, height, width, 3)` uint8.
@@ -40,7 +42,8 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     top, left = titles[0].height, 2 * (width + GAP) + sides[0].height  # of the first map
     pitch = 2 * (height + GAP) + GAP  # from an image to the next one
     right, bottom = left + len(logits) * (width + GAP) - GAP, top + len(images) * pitch - 2 * GAP
-    legend = _draw_legend({task: _find_classes(task, labels[task], logits[task], full) for task in logits}, right)
+    ends = {task: TASKS[task].find_ends(labels[task]) for task in logits}
+    legend = _draw_legend({task: _find_key(task, labels[task], logits[task], full) for task in logits}, right)
     sheet = Image.new("RGB", (right, bottom + legend.height), "white")
     sheet.paste(legend, (0, bottom))
     sheet.paste(titles[0], ((width + GAP) // 2, 0))  # above the middle of the images
@@ -53,46 +56,38 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
         for side, y in zip(sides, tops, strict=True):
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
         for column, task in enumerate(logits):
-            pair = paint_pair(task, labels[task][i], logits[task][i], full)
+            pair = paint_pair(task, labels[task][i], logits[task][i], full, ends[task])
             for painted, y in zip(pair, tops, strict=True):
                 sheet.paste(Image.fromarray(painted).reduce(factor), (left + column * (width + GAP), y))
     return sheet
 
 
-def _find_classes(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> list[int]:
-    """Returns the ids of the classes in a batch of labels or its predictions of (height, width) `size`.
-
-    A task without classes has none.
-    """
-    count = len(TASKS[task].class_names)
-    if not count:
-        return []
+def _find_key(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> list[KeyEntry]:
+    """Returns `Task.key` of a batch of labels and its predictions of (height, width) `size`."""
     prediction = TASKS[task].predict(resize_to_label(logits.detach().cpu(), torch.empty(1, *size)))
-    found = torch.cat([label.cpu().flatten(), prediction.flatten()]).unique().tolist()
-    return [number for number in found if number < count]  # others are unlabelled
+    return list(TASKS[task].key(label.cpu(), prediction))
 
 
-def _draw_legend(classes: Mapping[str, Sequence[int]], width: int) -> Image.Image:
-    """Draws the names and colours of classes, in lines below the name of their task, on an image of this width."""
+def _draw_legend(keys: Mapping[str, Sequence[KeyEntry]], width: int) -> Image.Image:
+    """Draws texts and colours, in lines that begin with the name of their task, on an image of this width."""
     font, line = ImageFont.load_default(LEGEND_FONT), math.ceil(1.5 * LEGEND_FONT)
-    legend = Image.new("RGB", (width, line * sum(1 + len(ids) for ids in classes.values())), "white")
+    legend = Image.new("RGB", (width, line * sum(1 + len(entries) for entries in keys.values())), "white")
     draw, top = ImageDraw.Draw(legend), GAP
-    for task, ids in classes.items():
-        if not ids:
+    for task, entries in keys.items():
+        if not entries:
             continue
         left, middle = math.ceil(font.getlength(f"{task}: ")), top + line / 2
         draw.text((0, middle), f"{task}: ", fill="black", font=font, anchor="lm")
-        for number in ids:
-            name, colour = TASKS[task].class_names[number], TASKS[task].palette[number]
-            length = LEGEND_FONT + GAP + math.ceil(font.getlength(name))
+        for text, colour in entries:
+            length = LEGEND_FONT + GAP + math.ceil(font.getlength(text))
             if left + length > width:
                 left, middle = 0, middle + line
             square = left, middle - LEGEND_FONT / 2, left + LEGEND_FONT, middle + LEGEND_FONT / 2
             draw.rectangle(square, fill=colour, outline="black")
-            draw.text((left + LEGEND_FONT + GAP, middle), name, fill="black", font=font, anchor="lm")
+            draw.text((left + LEGEND_FONT + GAP, middle), text, fill="black", font=font, anchor="lm")
             left += length + 3 * GAP
         top = math.ceil(middle + line / 2)
-    return legend.crop((0, 0, width, top if any(classes.values()) else 0))
+    return legend.crop((0, 0, width, top if any(keys.values()) else 0))
 
 
 def _write(texts: Sequence[str], width: int) -> list[Image.Image]:

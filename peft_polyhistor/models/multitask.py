@@ -301,8 +301,8 @@ class MultiTaskDenseModel(PreTrainedModel):
     def _check_images(self, pixel_values: Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(
-                f"Images must be (batch, 3, height, width), got {tuple(pixel_values.shape)}. `DenseImageProcessor` makes "
-                "such a batch of images of any mode."
+                f"Images must be (batch, 3, height, width), got {tuple(pixel_values.shape)}. `DenseImageProcessor` "
+                "makes such a batch of images of any mode."
             )
         if not pixel_values.is_floating_point():
             raise ValueError(

@@ -26,6 +26,7 @@ MODES = "L", "P"  # Pillow modes of 8-bit label images; in a palette image, the 
 
 Ends = tuple[float, float]
 Colour = tuple[int, int, int]
+KeyEntry = tuple[str, Colour]  # text and colour
 LegendEntry = tuple[str, Colour | None, str]  # text, colour (`None`: transparent), and share of the pixels or ""
 
 
@@ -265,6 +266,10 @@ class Task:
     def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the colours to lay over an image, and their opacity by pixel; by default, a tint."""
         return np.array(HIGHLIGHT), painted[..., :1] / 255 * opacity
+
+    def key(self, label: Tensor, prediction: Tensor) -> Iterator[KeyEntry]:
+        """Yields the meaning of the colours in which a batch of labels and its predictions are painted, if any."""
+        return iter(())
 
     def legend(self, label: Tensor) -> Iterator[LegendEntry]:
         """Yields the legend of a prediction that is laid over an image."""

@@ -344,7 +344,9 @@ def test_a_folder_that_is_missing_is_named_before_the_hub(kind, tmp_path, monkey
 def test_what_can_be_no_id_of_the_hub_is_not_looked_for_there(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load_dataset", pytest.fail)
-    with pytest.raises(FileNotFoundError, match=rf"There is no folder '{source}'\. Give a folder of images and labels"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"There is no folder '{source}'\. Give a folder of images and labels"
+    ):
         load_dense_dataset(source, ["semseg"], "train")
 
 

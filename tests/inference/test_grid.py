@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_polyhistor import TASKS
+from peft_polyhistor import TASKS, regression
 from peft_polyhistor.inference.grid import GAP, draw_grid
 
 
@@ -73,6 +73,23 @@ def test_a_legend_of_many_classes_breaks_lines():
     labels["semseg"][0, 0, :21] = torch.arange(21)
     grid = draw_grid(images, labels, logits)
     assert grid.height > one_line.height and colours_of_legend(grid) >= set(TASKS["semseg"].palette)
+
+
+def test_a_legend_names_the_values_that_are_black_and_white_in_all_rows(monkeypatch):
+    depth = regression("depth", unit="m")
+    monkeypatch.setitem(TASKS, "depth", depth)
+    label = torch.linspace(1, 9, 64).expand(2, 1, 64, 64).clone()
+    label[1] = 3 + label[1] / 9
+    label[:, :, :8] = torch.nan
+    assert list(depth.key(label, label)) == [("1 m", (0, 0, 0)), ("9 m", (255, 255, 255))]
+    images, _, _ = make_batch(2, 64, 64)
+    grid = np.asarray(draw_grid(images, {"depth": label}, {"depth": label}))
+    top = np.flatnonzero((grid[:, -1] == 224).any(-1))[0]  # of the unlabelled rows of the first label
+    pitch = 2 * (64 + GAP) + GAP
+    first, second = grid[top + 32, -64:, 0], grid[top + pitch + 32, -64:, 0]
+    assert (first == np.round(255 * np.arange(64) / 63)).all()
+    assert second.min() == round(255 * (28 / 9 - 1) / 8) and second.max() == round(255 * 3 / 8)
+    assert len(grid) > top + 2 * pitch  # the legend
 
 
 def test_a_grid_without_classes_has_no_legend():

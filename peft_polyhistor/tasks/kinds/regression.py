@@ -16,7 +16,7 @@ from ...checks import check_number
 from ..labels import check_scalar_labels
 from ..losses import count_images, count_numbers, l1_loss, scale_invariant_loss
 from ..scalar_metrics import DEFAULT_LARGEST, ScalarErrors
-from ..task import HIGHLIGHT, Ends, LegendEntry, Task
+from ..task import HIGHLIGHT, Ends, KeyEntry, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Regression(Task):
         zoom: Change of the values when the augmentation enlarges an image: `"keep"`, `"divide"` by the scale, as for
             depth, or `"multiply"`, as for lengths in pixels.
         value_range: Values that are painted black and white; values beyond are clipped. By default the lowest and the
-            highest value of the map.
+            highest value of the map, or of the labels that are shown together.
     """
 
     unit: str = "units"
@@ -145,6 +145,10 @@ class Regression(Task):
             return 0.0, 1.0
         lowest, highest = float(values.min()), float(values.max())
         return lowest, highest if highest > lowest else lowest + 1  # a constant map is black
+
+    def key(self, label: Tensor, prediction: Tensor) -> Iterator[KeyEntry]:
+        for value, colour in zip(self.find_ends(label), ((0, 0, 0), (255, 255, 255)), strict=True):
+            yield f"{value:.4g} {self.unit}", colour
 
     def legend(self, label: Tensor) -> Iterator[LegendEntry]:
         for value, colour in zip(self.find_ends(label), (None, HIGHLIGHT), strict=True):

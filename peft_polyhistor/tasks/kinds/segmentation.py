@@ -15,7 +15,7 @@ from ..classes import voc_palette
 from ..labels import check_class_labels
 from ..losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
 from ..metrics import MeanIoU
-from ..task import MODES, UNLABELED, Colour, Ends, LegendEntry, Task
+from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task
 
 
 if TYPE_CHECKING:
@@ -183,6 +183,11 @@ class Segmentation(Task):
     def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
         shown = label.numpy() > 0 if self.background else np.ones(label.shape, bool)
         return painted, shown[..., None] * opacity
+
+    def key(self, label: Tensor, prediction: Tensor) -> Iterator[KeyEntry]:
+        for number in torch.cat([label.flatten(), prediction.flatten()]).unique().tolist():
+            if number < self.channels:  # others are unlabelled
+                yield self.class_names[number], self.palette[number]
 
     def legend(self, label: Tensor) -> Iterator[LegendEntry]:
         colours: dict[str, Colour | None] = dict(zip(self.class_names, self.palette, strict=True))
