@@ -11,6 +11,7 @@ each in its own folder under --output_dir, with the checkpoints `best` and `last
 """
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import islice
@@ -83,7 +84,7 @@ class Settings:
     gradient_checkpointing: bool = option(False, "recompute the encoder in the backward pass to save memory")
     backward_per_task: bool = option(False, "one backward pass per task, for the same gradients in less memory")
     threads: int = option(0, "CPU threads of PyTorch per process; 0 keeps the number that it has", at_least=0)
-    workers: int = option(4, "processes that load images", at_least=0)
+    workers: int = option(min(4, os.cpu_count() or 1), "processes that load images", at_least=0)
     preparation_workers: int = option(2, "processes that prepare the data before its first use", at_least=1)
     holdout: float = option(0.0, "fraction of the training images used as the split val", at_least=0, below=1)
     left_out: float = option(0.0, "fraction of the training images that is not used", at_least=0, below=1)

@@ -28,8 +28,15 @@ from .sources import is_hub_id
 
 TEMPLATE = ASSETS / "model_card.md"
 METRIC_TYPES = {"mIoU": "mean_iou", "maxF": "f1", "mErr": "mean_angular_error"}  # names of metrics on the Hub
-# Better directions of scores beside the headline; `within` stands for all limits.
-DIRECTIONS = {"mIoU": "up", "maxF": "up", "AbsRel": "down", "delta_1.25": "up", "median": "down", "within": "up"}
+# Unit and better direction of scores beside the headline; `within` stands for all limits.
+FURTHER_SCORES = {
+    "mIoU": ("percent", "up"),
+    "maxF": ("percent", "up"),
+    "AbsRel": ("percent", "down"),
+    "delta_1.25": ("percent", "up"),
+    "median": ("degrees", "down"),
+    "within": ("percent", "up"),
+}
 
 
 @dataclass(frozen=True)
@@ -211,9 +218,10 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
     for task, values in training.scores.items():
         row = TASKS[task]
         for metric, value in values.items():
-            is_headline = metric == row.score
-            direction = row.better if is_headline else DIRECTIONS.get(re.sub(r"^within_.*", "within", metric), "-")
-            cells = [task, f"{metric}, {row.unit}" if is_headline else metric, direction, format_score(value)]
+            unit, direction = row.unit, row.better
+            if metric != row.score:
+                unit, direction = FURTHER_SCORES.get(re.sub(r"^within_.*", "within", metric), ("", "-"))
+            cells = [task, f"{metric}, {unit}" if unit else metric, direction, format_score(value)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:
                 cells.append(format_scores(of_seeds))

@@ -112,17 +112,24 @@ def test_several_seeds_have_a_mean_and_a_range():
     assert score_rows(record) == [["semseg", "mIoU, percent", "up", "31.42", "32.14 (30.00 to 35.00)"]]
 
 
-def test_scores_beside_the_headline_have_their_better_direction():
-    register_task(regression("depth", valid=(0.1, 80)))
+def test_scores_beside_the_headline_have_their_unit_and_better_direction():
+    register_task(regression("depth", unit="m", valid=(0.1, 80)))
     register_task(vectors("surface"))
-    expected = {
-        "depth": {"RMSE": "down", "AbsRel": "down", "delta_1.25": "up"},
-        "surface": {"mErr": "down", "median": "down", "within_11.25": "up"},
-        "saliency": {"mIoU": "up", "maxF": "up"},
-    }
-    record = replace(RECORD, scores={task: dict.fromkeys(found, 1.0) for task, found in expected.items()})
-    found = {(row[0], row[1].partition(",")[0]): row[2] for row in score_rows(record)}
-    assert found == {(task, name): way for task, ways in expected.items() for name, way in ways.items()}
+    expected = [
+        ["depth", "RMSE, m", "down"],
+        ["depth", "AbsRel, percent", "down"],
+        ["depth", "delta_1.25, percent", "up"],
+        ["surface", "mErr, degrees", "down"],
+        ["surface", "median, degrees", "down"],
+        ["surface", "within_11.25, percent", "up"],
+        ["saliency", "mIoU, percent", "up"],
+        ["saliency", "maxF, percent", "up"],
+        ["saliency", "of_another_kind", "-"],
+    ]
+    scores: dict = {}
+    for task, score, _ in expected:
+        scores.setdefault(task, {})[score.partition(",")[0]] = 1.0
+    assert [row[:3] for row in score_rows(replace(RECORD, scores=scores))] == expected
 
 
 def test_data_that_is_not_on_the_hub_is_no_dataset_of_it():
