@@ -5,6 +5,7 @@
 import json
 import re
 
+import numpy as np
 import paper.parameters
 import pytest
 import yaml
@@ -16,7 +17,15 @@ from tiny_models import make_swin
 from train_pascal import Settings
 
 import peft_polyhistor
-from peft_polyhistor import PASCAL_TASKS, TASKS, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor import (
+    PASCAL_TASKS,
+    TASKS,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    declare_tasks,
+    load,
+    load_encoder,
+)
 from peft_polyhistor.studies.paper import read_rows
 
 
@@ -91,6 +100,20 @@ def test_the_settings_of_the_readme_are_those_of_the_recipe():
     assert depth == {
         "depth": {"kind": "regression", "unit": "m", "scale": 0.001, "valid": [0.1, 80], "objective": "silog"}
     }
+
+
+def test_the_tasks_of_all_kinds_read_the_labels_that_the_guide_describes():
+    [block] = blocks_of(RECIPES, "yaml")
+    lanes, depth, edges, surface = declare_tasks(yaml.safe_load(block)["tasks"])
+
+    def read_label(task, values, dtype=np.uint8):
+        return TASKS[task].read(Image.fromarray(np.array(values, dtype)))
+
+    assert read_label(lanes, [[0, 1, 3]]).tolist() == [[255, 0, 2]]
+    assert np.array_equal(read_label(depth, [[50, 7500]], np.uint16), [[np.nan, 7.5]], equal_nan=True)
+    assert read_label(edges, [[0, 128, 255]]).tolist() == [[0, 255, 1]]
+    vector, valid = read_label(surface, [[[255, 127, 127], [0, 0, 0]]])
+    assert valid.tolist() == [[True, False]] and vector[:, 0, 0].round().tolist() == [1, 0, 0]
 
 
 def test_the_two_commands_stand_as_they_are_run():

@@ -39,7 +39,7 @@ _MIN_LENGTH = 1e-6  # shorter vectors hold no direction
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors(Task):
-    """Unit vectors (x, y, z) in the frame of the image: L1 or cosine loss, and angles in degrees.
+    """Unit vectors (x, y, z), x to the right and y down in the image: L1 or cosine loss, and angles in degrees.
 
     Labels are RGB images, component = value / 127.5 - 1. A colour whose length differs from 1 by more than 0.25, such
     as black, white and grey, has no direction. Targets are float32 `(3, height, width)`, zero where unlabelled. A flip
