@@ -14,7 +14,8 @@ LARGEST = 2**16
 IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 # Keys of `made_for`, and of its entry `decoders`, where the oldest adapters have only those that are needed.
-RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
+NEEDED_RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
+RECORD = NEEDED_RECORD | {"block_sizes"}
 NEEDED_DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights"}
 DECODERS = NEEDED_DECODERS | {"image_size", "image_mean", "image_std", "tasks"}
 
@@ -73,13 +74,16 @@ def check_record(made_for: Any) -> None:
     """
     if made_for is None:
         return
-    is_record = isinstance(made_for, dict) and made_for.keys() >= RECORD
+    is_record = isinstance(made_for, dict) and made_for.keys() >= NEEDED_RECORD
     decoders = made_for["decoders"] if is_record else None
     is_complete = decoders is None or (isinstance(decoders, dict) and decoders.keys() >= NEEDED_DECODERS)
-    if not is_record or not is_complete or not isinstance(made_for["encoder"], str | None):
+    sizes = made_for.get("block_sizes") if is_record else None
+    are_sizes = sizes is None or (isinstance(sizes, list) and [*map(type, sizes)] == [float] * made_for["blocks"])
+    if not is_record or not is_complete or not are_sizes or not isinstance(made_for["encoder"], str | None):
         raise ValueError(
-            f"`made_for` must be the record that an adapter saved, with the keys {sorted(RECORD)}, and at least "
-            f"{sorted(NEEDED_DECODERS)} in `decoders`; got {made_for!r}. Leave it out for a new adapter."
+            f"`made_for` must be the record that an adapter saved, with the keys {sorted(NEEDED_RECORD)}, at least "
+            f"{sorted(NEEDED_DECODERS)} in `decoders`, and a number for each block in `block_sizes`; got "
+            f"{made_for!r}. Leave it out for a new adapter."
         )
     unknown = [*(made_for.keys() - RECORD), *((decoders or {}).keys() - DECODERS)]
     if unknown:

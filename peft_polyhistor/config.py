@@ -78,8 +78,9 @@ class MultiTaskConfig(PeftConfig):
     )
     made_for: dict[str, Any] | None = setting(
         None,
-        "Encoder architecture and decoder settings of the adapted model. Set automatically in the model's own copy of "
-        "the config. `load` rebuilds the model from it; loading onto another encoder raises an error.",
+        "Encoder and decoder settings of the adapted model. Set automatically in the model's own copy of the config. "
+        "`load` rebuilds the model from it. Loading onto another architecture raises an error, and onto other weights "
+        "of the same architecture gives a warning.",
     )
 
     def __post_init__(self) -> None:

@@ -79,7 +79,8 @@ def test_collections_become_lists_of_one_order():
 
 
 NO_POSITIVE_INTEGER = [0, -1, 1.5, "2", True]
-INCOMPLETE = {"encoder": None, "model_type": "swin", "blocks": 1, "widths": [8], "decoders": {"decoder_width": 8}}
+RECORD = {"encoder": None, "model_type": "swin", "blocks": 1, "widths": [8], "decoders": None}
+INCOMPLETE = RECORD | {"decoders": {"decoder_width": 8}}
 BAD_FIELDS = [
     *(("reduction_factor", v, ValueError, "an integer of at least 1, got") for v in [*NO_POSITIVE_INTEGER, None]),
     *(("embedding_dim", v, ValueError, "an integer of at least 1, got") for v in [*NO_POSITIVE_INTEGER, None]),
@@ -100,7 +101,8 @@ BAD_FIELDS = [
     *(("sublayers", v, ValueError, "a list of one or both") for v in [3, [["attention"]], None]),
     *((name, 2**31, ValueError, "at most 65536") for name in ["rank", "embedding_dim", "reduction_factor"]),
     *(("made_for", v, ValueError, "the record that an adapter saved") for v in [[], {}, "x", {"decoders": 3}]),
-    ("made_for", INCOMPLETE, ValueError, r"at least .*'shared_norms'\] in `decoders`; got .*'decoder_width': 8"),
+    ("made_for", INCOMPLETE, ValueError, r"at least .*'shared_norms'\] in `decoders`, .*; got .*'decoder_width': 8"),
+    *(("made_for", RECORD | {"block_sizes": v}, ValueError, "a number for each block") for v in ["x", [], ["x"]]),
     ("target_modules", "(", ValueError, "unterminated subpattern"),
     ("base_model_name_or_path", 3, TypeError, "a string or None, got 3"),
     ("modules_to_save", "head", TypeError, "a list of names, got 'head'"),

@@ -1,22 +1,29 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Records the model that an adapter was trained on, and refuses any other architecture at load time."""
+"""Records the model that an adapter was trained on.
 
+At load time, another architecture is an error, and other weights of the same architecture give a warning.
+"""
+
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
-from ..models.blocks import find_blocks
+from ..models.blocks import Block, find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.stages import StageEncoder
 from .site import Site
 
 
-# The keys that tell architectures apart. They do not tell apart two encoders of one architecture.
+# The keys that tell architectures apart; `block_sizes` tells apart the weights of one architecture.
 ARCHITECTURE = ("model_type", "blocks", "widths")
+# Relative difference of the sizes of equal weights. Rounding to bfloat16 changes the size of 10,000 weights by 1e-5.
+SIZE_TOLERANCE = 2e-4
 # The keys of `decoders` that tell how decoders were trained; the others are sizes.
 TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
@@ -30,17 +37,38 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     """Returns the `made_for` of adapters at these sites.
 
     Its keys are `encoder` (the name of an embedded encoder, for which PEFT has no field), `model_type`, `blocks`
-    (their number), `widths` (of the sites, in channels) and `decoders` (the `decoder_settings` of a dense model). A
-    value that does not exist is `None`.
+    (their number), `widths` (of the sites, in channels), `block_sizes` (see `measure_blocks`) and `decoders` (the
+    `decoder_settings` of a dense model). A value that does not exist is `None`.
     """
-    config = getattr(routed_module(model), "config", None)
+    config, blocks = getattr(routed_module(model), "config", None), find_blocks(model)
     return {
         "encoder": getattr(config, "embedded_name", None),
         "model_type": getattr(config, "model_type", None),
-        "blocks": len(find_blocks(model)),
+        "blocks": len(blocks),
         "widths": [site.width for site in sites],
+        "block_sizes": measure_blocks(model, blocks),
         "decoders": model.config.decoder_settings() if isinstance(model, MultiTaskDenseModel) else None,
     }
+
+
+def measure_blocks(model: nn.Module, blocks: Sequence[Block]) -> list[float] | None:
+    """Returns the root mean square of the matrices and kernels of each block, which hardly depends on their precision.
+
+    `None` if it is not known: without blocks, or if weights are quantised, sharded, offloaded or not loaded yet.
+    """
+    sizes = []
+    for block in blocks:
+        named = model.get_submodule(block.name).named_parameters()
+        weights = [weight.detach() for name, weight in named if weight.ndim > 1 and "modules_to_save" not in name]
+        if not all(map(_is_plain, weights)):
+            return None
+        size = math.hypot(*(float(weight.float().norm()) for weight in weights))
+        sizes.append(float(f"{size / math.sqrt(sum(map(Tensor.numel, weights))):.6g}"))
+    return sizes or None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    return type(weight) is Tensor and weight.is_floating_point() and weight.numel() > 0 and not weight.is_meta
 
 
 def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -57,14 +85,26 @@ def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str
 
 
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
-    """Raises ValueError if a saved adapter was made for another architecture, or for other norms of the stage maps."""
+    """Compares the encoder that a saved adapter was made for with the model at hand, and warns of other weights.
+
+    Raises:
+        ValueError: The adapter was made for another architecture, or for other norms of the stage maps.
+    """
     made_for = config.made_for or base
+    name = config.base_model_name_or_path or made_for["encoder"] or "an encoder"
     if any(made_for[key] != base[key] for key in ARCHITECTURE):
         theirs, ours = ({key: known[key] for key in ARCHITECTURE} for known in (made_for, base))
         raise ValueError(
-            f"The adapter was made for {config.base_model_name_or_path or made_for['encoder'] or 'an encoder'} with "
-            f"{theirs}, and this encoder has {ours}. Load it onto the encoder it was made for; to train a new adapter "
-            "on this encoder, make a config with made_for=None."
+            f"The adapter was made for {name} with {theirs}, and this encoder has {ours}. Load it onto the encoder it "
+            "was made for; to train a new adapter on this encoder, make a config with made_for=None."
+        )
+    pairs = zip(made_for.get("block_sizes") or [], base["block_sizes"] or [], strict=False)
+    if any(not math.isclose(*pair, rel_tol=SIZE_TOLERANCE) for pair in pairs):
+        warnings.warn(
+            f"The adapter was made for {name} with other weights than this encoder has, so its outputs mean nothing "
+            "here. Load it onto the weights it was made for: the same revision, or the same version of an encoder "
+            "that comes with a package.",
+            stacklevel=2,
         )
     norms = [known["decoders"]["shared_norms"] for known in (made_for, base) if known["decoders"]]
     if len(set(norms)) > 1:

@@ -5,6 +5,7 @@
 import json
 import re
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from methods_table import (
 )
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers import SwinBackbone, SwinModel
 
 from peft_polyhistor import TASKS as TASKS_OF_MODELS
 from peft_polyhistor import load, regression, segmentation
@@ -238,6 +240,50 @@ def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
     assert differ(maps, plain.encoder(pixels))
     logits = loaded(pixels, tasks=["normals"], full_resolution=False).logits["normals"]
     check_equal(logits, plain.decoders.heads["normals"](maps))
+
+
+OTHER_WEIGHTS = "was made for an encoder with other weights than this encoder has"
+
+
+@for_two_methods
+def test_an_encoder_with_other_weights_is_told(adapt, make_swin, make_dense, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    other = make_swin()
+    other.encoder.layers[1].blocks[0].mlp.fc1.weight.data *= 1.01
+    for model in (deepcopy(other), make_dense(encoder=deepcopy(other))):
+        with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
+            PeftModel.from_pretrained(model, tmp_path)
+    adapted = adapt(other)
+    with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
+        adapted.load_adapter(tmp_path, "second")
+
+
+@for_two_methods
+def test_the_same_weights_are_known_in_any_precision_and_class(adapt, make_swin, make_dense, tmp_path):
+    model = adapt(make_swin(), modules_to_save=["layernorm"])
+    model.save_pretrained(tmp_path / "first")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other weights")
+        for encoder in (make_swin().bfloat16(), make_swin().half(), make_swin(SwinBackbone)):
+            PeftModel.from_pretrained(make_dense(encoder=encoder), tmp_path / "first")
+        adapt(make_dense()).load_adapter(tmp_path / "first", "second")
+        model.load_adapter(tmp_path / "first", "second")
+        sizes = model.peft_config["second"].made_for["block_sizes"]
+        assert sizes == model.peft_config["default"].made_for["block_sizes"]
+    for block, size in zip(make_swin().encoder.layers[2].blocks, sizes[2:4], strict=True):
+        weights = torch.cat([weight.flatten() for weight in block.parameters() if weight.ndim > 1])
+        assert size == pytest.approx(float(weights.square().mean().sqrt()), rel=1e-5)
+
+
+@for_two_methods
+def test_weights_that_cannot_be_read_are_not_compared(adapt, make_swin, tmp_path):
+    adapt(make_swin()).save_pretrained(tmp_path)
+    with torch.device("meta"):
+        blank = SwinModel(make_swin().config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other weights")
+        loaded = PeftModel.from_pretrained(blank, tmp_path)
+    assert loaded.peft_config["default"].made_for["block_sizes"] is None
 
 
 @rows(lambda row: row.starts_frozen)
