@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -27,6 +28,8 @@ from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
 from .weights import CONFIG, WEIGHTS
 
 
+# huggingface_hub raises the errors of its HTTP library, httpx or httpx2, and derives its own from their base class.
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # Files that `load` prefers to those of a merged model, or that describe the weights beside them.
 OWN_FILES = {CONFIG, WEIGHTS, PROCESSOR, PREVIEW, RESULTS, TRAINING}
 
@@ -76,7 +79,7 @@ def publish(
             `processor` is of another class.
         ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or for a
             merged model `training` is given or `license` is not.
-        ConnectionError: The upload was interrupted.
+        ConnectionError: The Hub cannot be reached, or the upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
     is_adapter = isinstance(model, PeftModel)
@@ -147,7 +150,15 @@ def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
 
 def _open_repository(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> str:
     """Creates repository and branch if they are missing, and returns the full name of the repository."""
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    except HfHubHTTPError:
+        raise
+    except TRANSPORT_ERROR as error:
+        raise ConnectionError(
+            f"The Hub at {api.endpoint} cannot be reached ({error}). Nothing was uploaded. Run the same again with a "
+            "connection to it; the environment variable HF_ENDPOINT names another one."
+        ) from error
     if private and not api.model_info(repo_id).private:
         raise ValueError(
             f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "

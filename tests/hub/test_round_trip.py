@@ -3,6 +3,8 @@
 """Publishing and loading through a Hub: published, found, downloaded, loaded, and every way that it can fail."""
 
 import json
+import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers import SwinModel, ViTImageProcessor
 
 from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
 from peft_polyhistor.hub import publish as upload
+from peft_polyhistor.hub import publishing
 from peft_polyhistor.inference import MultiTaskPredictor
 from peft_polyhistor.training import parse_settings
 
@@ -217,6 +220,16 @@ def test_what_cannot_be_loaded_says_why(hub, model):
     hub.repos[REPO].add("main", {**others, "adapter_model.bin": content})
     with pytest.raises(FileNotFoundError, match=r"no adapter_model\.safetensors.*any other format are not read"):
         load(REPO)
+
+
+def test_a_hub_that_is_not_reached_is_named(hub, model, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(publishing, "HfApi", partial(HfApi, endpoint=closed))
+    with pytest.raises(ConnectionError, match=rf"The Hub at {closed} cannot be reached .*Nothing was uploaded"):
+        model.push_to_hub(REPO)
 
 
 def test_an_upload_that_broke_off_is_gone_on_with(hub, model, monkeypatch):
