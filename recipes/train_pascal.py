@@ -40,7 +40,14 @@ from peft_polyhistor.training import (
     key_of_weights,
     option,
 )
-from peft_polyhistor.training.loaders import count_steps, load_splits, make_loader, rest_of_epoch, sample_labels
+from peft_polyhistor.training.loaders import (
+    check_labels_exist,
+    count_steps,
+    load_splits,
+    make_loader,
+    rest_of_epoch,
+    sample_labels,
+)
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
 from peft_polyhistor.training.run_folder import RESULTS
 
@@ -157,6 +164,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             inputs["the weights of the decoders"] = key_of_weights(trained)
         if results := run.open(settings.resume, inputs):
             return results
+        check_labels_exist(data["train"], tasks)
 
         # Model: the encoder, a decoder per task, and the adapters of the method.
         model = MultiTaskDenseModel.from_encoder(

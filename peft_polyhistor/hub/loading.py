@@ -154,8 +154,9 @@ def _download(name: str, files: list[str], revision: str | None, token: str | bo
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files, **kwargs))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"'{name}' at revision {revision or 'main'!r} is not in the cache, and the Hub was not asked or did not "
-            f"answer ({error}). Connect to the Hub, without local_files_only."
+            f"There is no folder '{name}'. As a repository, at revision {revision or 'main'!r}, it is not in the "
+            f"cache, and the Hub was not asked or did not answer ({error}). Correct the folder, or connect to the "
+            "Hub, without local_files_only."
         ) from error
     except RevisionNotFoundError as error:
         refs = HfApi(token=token).list_repo_refs(name)
@@ -202,10 +203,12 @@ def _read_config(folder: Path, name: str) -> tuple[MultiTaskConfig, dict[str, An
 
 
 def _damage(file: Path, name: str, error: Exception) -> str:
-    return (
-        f"{file.name} of '{name}' is damaged ({error}; {file.stat().st_size} bytes). Load it with "
-        "force_download=True. If that does not help, the published file is damaged: try another revision."
+    how = (
+        "Load it with force_download=True. If that does not help, the published file is damaged: try another revision."
     )
+    if Path(os.path.expanduser(name)).is_dir():
+        how = "Copy the folder again, or save it again."
+    return f"{file.name} of '{name}' is damaged ({error}; {file.stat().st_size} bytes). {how}"
 
 
 def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, **kwargs: Any) -> nn.Module:

@@ -34,13 +34,15 @@ class PredictionPage:
         title: Title of the page.
 
     Raises:
-        FileExistsError: The folder is not empty.
+        FileExistsError: The folder is not empty, or a file.
         OSError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, title: str):
         self.folder, self.title = Path(folder).expanduser(), title
         self._entries: list[dict[str, Any]] = []
+        if self.folder.is_file():
+            raise FileExistsError(f"'{folder}' is a file. Give a new folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if any(self.folder.iterdir()):
             raise FileExistsError(f"'{folder}' is not empty. Give a new folder, so that nothing in it is lost.")

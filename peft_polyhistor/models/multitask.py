@@ -258,7 +258,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             pixel_values: Normalised images `(batch, 3, height, width)`. Both sides are at least the coarsest stride of
                 the encoder.
             labels: Labels by task, as the row in `TASKS` describes them. A predicted task without a label has no loss;
-                labels of other tasks are ignored.
+                labels of other tasks in `TASKS` are ignored.
             tasks: Names of the tasks to predict; `None` for all.
             full_resolution: Return logits at the size of the image instead of at the first stage's stride of 4.
             return_dict: `False` returns a tuple of the fields that are not `None`.
@@ -285,6 +285,8 @@ class MultiTaskDenseModel(PreTrainedModel):
     def _losses(
         self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], counts: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
+        if unknown := [name for name in labels if name not in TASKS]:
+            raise ValueError(f"There are labels of {unknown}, which are no tasks; those predicted are {list(logits)}.")
         losses = {}
         for task, task_logits in logits.items():
             if task in labels:

@@ -23,9 +23,9 @@ from ..hub.record import PREVIEW
 from ..inference.grid import draw_grid
 from ..inference.paint import paint_row
 from ..models.image_processor import DenseImageProcessor
+from ..training.run_folder import GALLERY
 
 
-GALLERY = "gallery"  # folder inside the folder of a run
 PREVIEWED = 2  # images in predictions.png
 BATCH = 6  # images per forward pass
 SIDE = 256  # maximum length of the longer side of an image in the gallery, in pixels

@@ -18,8 +18,9 @@ from ..evaluation import headline
 from ..hub.run_record import shared_settings, source_of
 from ..tasks import TASKS
 from ..training.files import write_text
+from ..training.run_folder import GALLERY
 from . import figures
-from .gallery import GALLERY, file_name
+from .gallery import file_name
 from .results import Line, Study, mean_line, read_study, thin
 from .tables import REFERENCES, find_best, make_note, make_rows, reference_of, split_range
 

@@ -192,7 +192,8 @@ class Task:
         if mode not in self.modes:
             found = f"pixels of mode {mode}" if mode else f"the type {type(label).__name__} instead of an image"
             how = "convert it" if mode else "cast its column to datasets.Image()"
-            how = "give the task the colours of its classes as `colors`" if mode == "RGB" else how
+            if mode == "RGB" and hasattr(self, "colors"):
+                how = "give the task the colours of its classes as `colors`"
             raise ValueError(f"found {found}, allowed is {' or '.join(self.modes)}; {how}")
         if size is not None and label.size != size:
             is_swapped = label.size == size[::-1]

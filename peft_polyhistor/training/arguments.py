@@ -37,7 +37,9 @@ def read_yaml(text: str) -> Any:
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """Reads a YAML file of settings; raises ValueError if it is invalid or holds no mapping."""
+    """Reads a YAML file of settings; raises ValueError if it is invalid or holds no mapping, else OSError."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file '{file}'. Give a YAML file of settings.")
     try:
         values = read_yaml(file.read_text(encoding="utf-8"))
     except ValueError as error:

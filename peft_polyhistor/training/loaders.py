@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..data import JointTransform, collate, load_dense_dataset, synthetic_scenes
+from ..tasks import TASKS
 
 
 Batch = dict[str, Any]
@@ -80,6 +81,25 @@ def sample_labels(data: Dataset, count: int) -> dict[str, Tensor]:
     rows = data.select([number * len(data) // count for number in range(count)])
     labels: dict[str, Tensor] = collate(list(rows.with_transform(JointTransform(SAMPLE_SIZE, train=False))))["labels"]
     return labels
+
+
+def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
+    """Reads labels of a split until each task has a labelled pixel.
+
+    Raises:
+        ValueError: A task has none in the whole split.
+    """
+    lacking = list(tasks)
+    for sample in data.with_transform(JointTransform(SAMPLE_SIZE, train=False)):
+        labels = collate([sample])["labels"]
+        lacking = [task for task in lacking if not TASKS[task].count(labels[task]).any()]
+        if not lacking:
+            return
+    raise ValueError(
+        f"None of the {len(data)} training images has a labelled pixel of {lacking}, so nothing can be learned. "
+        "Correct the settings of the task, such as `scale`, `valid`, `values` or `ignore`; `python -m peft_polyhistor "
+        "data check` tells what it found."
+    )
 
 
 def count_steps(loader: Any, gradient_accumulation: int) -> int:

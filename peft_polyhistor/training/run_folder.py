@@ -28,6 +28,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..evaluation import find_best
+from ..hub.record import PREVIEW
 from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
@@ -36,6 +37,7 @@ from .files import beside, delete, discard, explain_failure, link, read_json, re
 
 
 RESULTS, _PROGRESS = "results.json", "state/progress.json"
+GALLERY = "gallery"  # folder of example images
 _PATIENCE = 10  # seconds; the workers of a killed run live 5 seconds longer and may hold its lock
 
 
@@ -214,7 +216,7 @@ class RunFolder:
         return max(found, key=lambda path: int(path.name[5:]), default=None)
 
     def _tidy(self, last: Path, progress: Progress) -> None:
-        """Updates the links, and deletes other checkpoints and the state of `best`."""
+        """Updates the links, and deletes other checkpoints, the state of `best`, and pictures of an earlier run."""
         best = self._checkpoints / f"step-{progress.history[find_best(progress.history)]['step']}"
         for name, target in (("last", last), ("best", best)):
             link(self.folder / name, target)
@@ -223,6 +225,8 @@ class RunFolder:
                 discard(path)
             elif path != last:
                 shutil.rmtree(path / "state", ignore_errors=True)
+        (self.folder / PREVIEW).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / GALLERY, ignore_errors=True)
 
     def _check_same(self, file: Path) -> None:
         record = read_json(file)

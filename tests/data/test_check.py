@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from peft_polyhistor import TASKS, register_task, regression
+from peft_polyhistor import TASKS, binary, register_task, regression, segmentation, vectors
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import check_archive, decode, load_pascal_context
 
@@ -105,9 +105,11 @@ def test_command_lists_faults_and_fails(archive, capsys):
     assert output.err.endswith(f"2 faults in {archive}.\n")
 
 
-def test_command_names_a_wrong_folder(tmp_path, capsys):
+def test_command_names_a_wrong_folder_and_a_missing_config(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path)]) == 1
     assert "found neither ImageSets/Context" in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path), "--config", str(tmp_path / "own.yaml")]) == 1
+    assert f"There is no file '{tmp_path / 'own.yaml'}'. Give a YAML file" in capsys.readouterr().err
 
 
 def test_unknown_splits_are_refused(archive):
@@ -131,6 +133,21 @@ def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
     TASKS.pop("depth")
     config.write_text(f"{row}, scale: 0.001}}]")
     assert main(["data", "check", str(tmp_path), "--config", str(config)]) == 0
+
+
+@pytest.mark.parametrize(("task", "label", "fault"), [
+    (segmentation("own", classes=["road", "lane"]), Image.new("L", (40, 40), 255), "holds one of its classes"),
+    (binary("own", ignore=7), Image.new("L", (40, 40), 7), "has a pixel other than ignore=7"),
+    (vectors("own"), Image.new("RGB", (40, 40)), "holds a unit vector"),
+])  # fmt: skip
+def test_labels_that_are_unlabelled_everywhere_are_a_fault(task, label, fault, tmp_path):
+    register_task(task)
+    for folder, image in (("images", Image.new("RGB", (40, 40))), ("own", label)):
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / folder / "one.png")
+    (tmp_path / "train.txt").write_text("one\n")
+    [found] = check_archive(tmp_path, ["own"], splits=["train"]).faults
+    assert found.startswith(f"None of the 1 labels of own {fault}")
 
 
 def test_images_of_two_splits_and_labels_of_fewer_bits_are_noted(tmp_path):

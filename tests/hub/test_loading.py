@@ -143,7 +143,7 @@ def test_damaged_files_are_named(saved):
         file = folder / name
         content = file.read_bytes()
         file.write_bytes(content[:100])
-        with pytest.raises(ValueError, match=rf"{name} of '.*' is damaged \(.*100 bytes\).*force_download"):
+        with pytest.raises(ValueError, match=rf"{name} of '.*' is damaged \(.*100 bytes\)\. Copy the folder again"):
             load(folder)
         file.write_bytes(content)
 

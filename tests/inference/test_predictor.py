@@ -284,6 +284,7 @@ def test_the_command_says_what_is_wrong(checkpoint, picture, tmp_path, capsys):
         ([checkpoint, "--tasks", "depth"], "No decoder for ['depth']."),
         ([checkpoint, "--image_size", "0"], "`image_size` must be a side"),
         ([checkpoint, "--out", str(tmp_path)], "is not empty"),
+        ([checkpoint, "--out", str(tmp_path / "picture.png")], "is a file. Give a new folder."),
     ):
         picture_and_out = [
             str(tmp_path / "picture.png"),

@@ -454,6 +454,11 @@ def test_labels_that_do_not_fit_are_an_error(make_dense, pixels, labels, task, s
         make_dense(ALL_TASKS)(pixels, {**labels, task: spoil(labels[task])})
 
 
+def test_labels_of_no_task_are_an_error(make_dense, pixels, labels):
+    with pytest.raises(ValueError, match=r"labels of \['semsag'\], which are no tasks; those predicted are"):
+        make_dense(ALL_TASKS)(pixels, labels | {"semsag": labels["semseg"]})
+
+
 def test_labels_of_other_tasks_are_an_error(make_dense, pixels, labels):
     with pytest.raises(ValueError, match=r"labels of \['normals'\] and none of the predicted tasks \['semseg'\]"):
         make_dense(ALL_TASKS)(pixels, {"normals": labels["normals"]}, tasks=["semseg"])

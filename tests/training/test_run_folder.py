@@ -194,9 +194,12 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     assert f"{tmp_path}: the run starts at step 0. Its first evaluation replaces" in capsys.readouterr().out
     assert weights_of(tmp_path) == {"last": "3.0", "best": "2.0"} and not (tmp_path / "results.json").exists()
     assert resumed(tmp_path) == (3, 3.0, 3)  # a forgotten --resume costs nothing yet
+    (tmp_path / "predictions.png").touch()
+    (tmp_path / "gallery").mkdir()
     model.weight.data.fill_(9)
     run.save(model, Progress(step=3, history=[{"step": 3, "scores": {"normals": {"mErr": 50.0}}}]))
     assert weights_of(tmp_path) == {"last": "9.0", "best": "9.0"}
+    assert not (tmp_path / "predictions.png").exists() and not (tmp_path / "gallery").exists()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
 
 

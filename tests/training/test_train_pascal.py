@@ -11,6 +11,7 @@ import pytest
 import torch
 import train_pascal as recipe
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import make_swin
 
@@ -200,6 +201,21 @@ def test_first_biases_fit_the_labels_of_some_training_images(settings_of, parque
     assert torch.equal(sample_labels(data, 20)["semseg"][[0, 3, 6]], sample)  # of 10 images
     [bias] = [value for name, value in weights.items() if name.endswith("semseg.classifier.bias")]
     torch.testing.assert_close(bias, TASKS["semseg"].fit_bias(sample))
+
+
+def test_a_task_without_a_label_is_refused_before_the_training(settings_of, tmp_path, monkeypatch):
+    for folder, mode in (("images", "RGB"), ("lanes", "L"), ("depth", "I;16")):
+        (tmp_path / folder).mkdir()
+        for number in range(8):
+            Image.new(mode, (40, 40), 1500 if mode == "I;16" else None).save(tmp_path / folder / f"{number}.png")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(map(str, range(8))))
+    tasks = ["lanes: {kind: segmentation, classes: [road, lane]}"]
+    tasks.append("depth: {kind: regression, unit: m, valid: [0.1, 80]}")
+    settings = settings_of(tmp_path / "runs", "--data", str(tmp_path), "--tasks", *tasks)
+    with pytest.raises(ValueError, match=r"None of the 8 training images has a labelled pixel of \['depth'\]"):
+        recipe.train("decoders", settings)
+    assert not (tmp_path / "runs" / "decoders" / "last").exists()
 
 
 def test_a_run_starts_from_the_decoders_of_another(settings_of, tmp_path, monkeypatch):

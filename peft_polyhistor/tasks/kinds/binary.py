@@ -3,9 +3,9 @@
 """Tasks that separate foreground from background, such as saliency and edges."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -107,6 +107,18 @@ class Binary(Task):
     def note(self, label: Image.Image, found: np.ndarray) -> str:
         is_mask = label.mode != "1" and found.any() and self._least_foreground(np.asarray(label)) == 1
         return "with the values 0 and 1 only, which are read as masks" if is_mask else ""
+
+    def contents(self, found: np.ndarray) -> Collection[int]:
+        values: list[int] = np.unique(found[found != IGNORE_INDEX]).tolist()
+        return values
+
+    def review(self, contents: Set[Any], labels: int) -> str:
+        if not contents:
+            raise ValueError(
+                f"None of the {labels} labels of {self.name} has a pixel other than ignore={self.ignore}. Correct "
+                "`ignore`, or restore the labels."
+            )
+        return "" if 1 in contents else f"None of the {labels} labels of {self.name} has foreground."
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         target = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()

@@ -160,6 +160,11 @@ class Segmentation(Task):
 
     def review(self, contents: Set[Any], labels: int) -> str:
         missing = [name for number, name in enumerate(self.class_names) if number not in contents]
+        if len(missing) == self.channels:
+            raise ValueError(
+                f"None of the {labels} labels of {self.name} holds one of its classes: all pixels are unlabelled. "
+                "Correct `values` or `ignore`, or restore the labels."
+            )
         return f"No label of {self.name} holds {len(missing)} of its classes: {', '.join(missing)}." if missing else ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:

@@ -3,7 +3,7 @@
 """Tasks that predict a direction for each pixel, such as surface normals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,6 +114,16 @@ class Vectors(Task):
         stored = np.asarray(label)
         is_odd = stored.any(axis=-1) & ~find_normals(stored)
         return "with colors far from a unit vector, which are ignored" if is_odd.any() else ""
+
+    def contents(self, found: tuple[Tensor, Tensor]) -> Collection[str]:
+        return ("vector",) if found[1].any() else ()
+
+    def review(self, contents: Set[Any], labels: int) -> str:
+        if not contents:
+            raise ValueError(
+                f"None of the {labels} labels of {self.name} holds a unit vector. Store (vector + 1) * 127.5 as RGB."
+            )
+        return ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         vectors, valid = self.read(label)
