@@ -49,6 +49,11 @@ def change_of(results: Results, method: str) -> list[float] | None:
     return [relative_change(*pair) for pair in zip(*measured, strict=True)]
 
 
+def _unit_of(task: str) -> str:
+    unit = TASKS[task].unit
+    return "" if unit in ("percent", "degrees") else f" ({unit})"  # percent and degrees are usual for their scores
+
+
 def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = None) -> list[list[str]]:
     """Returns the cells of the table, row by row; the first row is the header.
 
@@ -57,7 +62,7 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         papers: Rows of the paper by method, each printed below the method; `None` for a method that has no row.
     """
     tasks = list(next(iter(results.values()))[0]["scores"])
-    titles = [f"{task} {TASKS[task].score} {TASKS[task].better}" for task in tasks]
+    titles = [f"{task} {TASKS[task].score}{_unit_of(task)} {TASKS[task].better}" for task in tasks]
     rows = [["method", "rate", "encoder", "all", *titles, "change"]]
     for method, runs in results.items():
         scores = [headline(run["scores"]) for run in runs]

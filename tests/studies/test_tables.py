@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from peft_polyhistor import register_task, regression
 from peft_polyhistor.studies.paper import PaperRow
 from peft_polyhistor.studies.tables import align, change_of, find_best, make_note, make_rows, to_markdown
 
@@ -32,6 +33,14 @@ def test_table_has_mean_range_and_change():
     assert to_markdown(rows, "note").splitlines()[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     header, first, second = align(rows).splitlines()
     assert len(header) == len(first) == len(second)
+
+
+def test_the_header_names_a_unit_that_a_score_does_not_imply():
+    register_task(regression("depth", unit="m"))
+    run = run_of(40.0, 20.0) | {"scores": {"depth": {"RMSE": 1.5}, **scores_of(40.0, 20.0)}}
+    titles = make_rows({"decoders": [run]})[0]
+    assert titles[4:-1] == ["depth RMSE (m) down", "semseg mIoU up", "normals mErr down"]
+    assert find_best(titles[4], ["1.5", "2.5"]) == ["1.5"]
 
 
 def test_changes_are_against_single_task_models_where_there_are_any():
