@@ -87,7 +87,10 @@ def find_base(name: str | None, embedded: str | None) -> Base:
     """
     if not name and embedded:
         return Base(embedded, is_embedded=True)
-    advice = "Give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224'; publish the encoder first."
+    advice = (
+        "Publish the encoder, and give its Hub id, e.g. base_model='microsoft/swin-tiny-patch4-window7-224', or "
+        "--base_model in `recipes/publish.py`."
+    )
     if not name:
         raise ValueError(f"It is not known which encoder the adapter was trained on, so nobody could use it. {advice}")
     if Path(os.path.expanduser(name)).exists():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
-from ..tasks.task import KeyEntry
+from ..tasks.task import UNLABELED, KeyEntry
 from .paint import paint_pair
 
 
@@ -27,8 +27,8 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     """Draws the images below each other, each beside a row of labels and a row of predictions.
 
     Each task has a column. The maps are shrunk to at most 256 pixels, and an image is as high as both its rows. A
-    legend below them names the colours of the classes in the labels and the predictions, and the values that black
-    and white stand for, in all rows alike.
+    legend below them names the colours of the classes in the labels and the predictions, the values that black and
+    white stand for, in all rows alike, and the colour of unlabelled pixels.
 
     Args:
         images: RGB images `(batch, height, width, 3)` uint8.
@@ -42,8 +42,11 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     top, left = titles[0].height, 2 * (width + GAP) + sides[0].height  # of the first map
     pitch = 2 * (height + GAP) + GAP  # from an image to the next one
     right, bottom = left + len(logits) * (width + GAP) - GAP, top + len(images) * pitch - 2 * GAP
-    ends = {task: TASKS[task].find_ends(labels[task]) for task in logits}
-    legend = _draw_legend({task: _find_key(task, labels[task], logits[task], full) for task in logits}, right)
+    pairs = {task: _paint_pairs(task, labels[task], logits[task], full) for task in logits}
+    keys = {task: _find_key(task, labels[task], logits[task], full) for task in logits}
+    if any((label == UNLABELED).all(axis=-1).any() for painted in pairs.values() for label, _ in painted):
+        keys["labels"] = [("unlabelled", UNLABELED)]
+    legend = _draw_legend(keys, right)
     sheet = Image.new("RGB", (right, bottom + legend.height), "white")
     sheet.paste(legend, (0, bottom))
     sheet.paste(titles[0], ((width + GAP) // 2, 0))  # above the middle of the images
@@ -55,11 +58,18 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
         tops = top + i * pitch, top + i * pitch + height + GAP  # of both rows
         for side, y in zip(sides, tops, strict=True):
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
-        for column, task in enumerate(logits):
-            pair = paint_pair(task, labels[task][i], logits[task][i], full, ends[task])
-            for painted, y in zip(pair, tops, strict=True):
+        for column, painted_pairs in enumerate(pairs.values()):
+            for painted, y in zip(painted_pairs[i], tops, strict=True):
                 sheet.paste(Image.fromarray(painted).reduce(factor), (left + column * (width + GAP), y))
     return sheet
+
+
+def _paint_pairs(
+    task: str, labels: Tensor, logits: Tensor, size: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Paints each label of a batch and its prediction of (height, width) `size`, all with the same colours."""
+    ends = TASKS[task].find_ends(labels)
+    return [paint_pair(task, label, one, size, ends) for label, one in zip(labels, logits, strict=True)]
 
 
 def _find_key(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> list[KeyEntry]:

@@ -8,6 +8,7 @@ import torch
 
 from peft_polyhistor import TASKS, regression
 from peft_polyhistor.inference.grid import GAP, draw_grid
+from peft_polyhistor.tasks.task import UNLABELED
 
 
 def make_batch(count, height, width):
@@ -63,8 +64,10 @@ def test_a_legend_names_the_classes_of_labels_and_predictions():
     labels["semseg"][0, 0] = 255  # unlabelled
     logits["semseg"][1, 7] = 1
     palette = TASKS["semseg"].palette
-    shown = colours_of_legend(draw_grid(images, labels, logits)) & set(palette)
-    assert shown == {palette[0], palette[7], palette[15]}
+    shown = colours_of_legend(draw_grid(images, labels, logits))
+    assert shown & set(palette) == {palette[0], palette[7], palette[15]} and UNLABELED in shown
+    labels["semseg"][0, 0] = 15
+    assert UNLABELED not in colours_of_legend(draw_grid(images, labels, logits))
 
 
 def test_a_legend_of_many_classes_breaks_lines():
