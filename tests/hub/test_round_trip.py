@@ -255,7 +255,7 @@ def test_other_methods_are_published_as_ever(hub):
 def test_the_encoder_is_one_that_others_have(hub, tmp_path):
     make_swin().save_pretrained(tmp_path)
     model = get_peft_model(SwinModel.from_pretrained(tmp_path), PolyhistorLiteConfig(tasks=TASKS))
-    with pytest.raises(ValueError, match=r"came from the folder .* which others do not have\. Give its Hub id"):
+    with pytest.raises(ValueError, match=r"came from the folder .* which others do not have\. Publish the encoder"):
         model.push_to_hub(REPO)
     assert REPO not in hub.repos
     model.push_to_hub(REPO, base_model=BASE)
