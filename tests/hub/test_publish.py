@@ -94,7 +94,7 @@ def test_a_path_of_another_machine_is_neither_published_nor_taken_for_a_hub_id(m
     source = records.source_of(path)
     assert (source.name, source.is_on_hub) == (name, False)
     if path != name:
-        with pytest.raises(ValueError, match=r"no Hub id\. Give its Hub id, e\.g\. base_model="):
+        with pytest.raises(ValueError, match=r"no Hub id\. Publish the encoder, .* Hub id, e\.g\. base_model="):
             find_base(path, None)
 
 
