@@ -78,7 +78,9 @@ def check_record(made_for: Any) -> None:
     decoders = made_for["decoders"] if is_record else None
     is_complete = decoders is None or (isinstance(decoders, dict) and decoders.keys() >= NEEDED_DECODERS)
     sizes = made_for.get("block_sizes") if is_record else None
-    are_sizes = sizes is None or (isinstance(sizes, list) and [*map(type, sizes)] == [float] * made_for["blocks"])
+    are_sizes = sizes is None or (
+        isinstance(sizes, list) and len(sizes) == made_for["blocks"] and all(isinstance(size, float) for size in sizes)
+    )
     if not is_record or not is_complete or not are_sizes or not isinstance(made_for["encoder"], str | None):
         raise ValueError(
             f"`made_for` must be the record that an adapter saved, with the keys {sorted(NEEDED_RECORD)}, at least "

@@ -80,7 +80,7 @@ class MultiTaskConfig(PeftConfig):
         None,
         "Encoder and decoder settings of the adapted model. Set automatically in the model's own copy of the config. "
         "`load` rebuilds the model from it. Loading onto another architecture raises an error, and onto other weights "
-        "of the same architecture gives a warning.",
+        "of the same architecture, in general, gives a warning.",
     )
 
     def __post_init__(self) -> None:

@@ -156,6 +156,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             layout=layout,
         )
         data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
+        check_labels_exist(data["train"], tasks)
         encoder = load_encoder(settings.encoder)
         trained = load(settings.decoders) if settings.decoders else None
         inputs = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
@@ -164,7 +165,6 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
             inputs["the weights of the decoders"] = key_of_weights(trained)
         if results := run.open(settings.resume, inputs):
             return results
-        check_labels_exist(data["train"], tasks)
 
         # Model: the encoder, a decoder per task, and the adapters of the method.
         model = MultiTaskDenseModel.from_encoder(

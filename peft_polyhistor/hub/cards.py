@@ -241,8 +241,8 @@ def _settings(config: MultiTaskConfig) -> str:
 
 def _limits(config: MultiTaskConfig, base: Base, training: TrainingRecord | None) -> list[str]:
     limits = [
-        f"The adapter fits the weights of {base.text}. On other weights of the same shape it loads with a warning, "
-        "and its predictions are meaningless.",
+        f"The adapter fits the weights of {base.text}. On other weights of the same shape it loads, in general "
+        "with a warning, and its predictions are meaningless.",
         f"It has the tasks {', '.join(config.tasks)}.",
     ]
     if training is None:

@@ -44,8 +44,9 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     right, bottom = left + len(logits) * (width + GAP) - GAP, top + len(images) * pitch - 2 * GAP
     pairs = {task: _paint_pairs(task, labels[task], logits[task], full) for task in logits}
     keys = {task: _find_key(task, labels[task], logits[task], full) for task in logits}
-    if any((label == UNLABELED).all(axis=-1).any() for painted in pairs.values() for label, _ in painted):
-        keys["labels"] = [("unlabelled", UNLABELED)]
+    others = [painted for task, painted in pairs.items() if UNLABELED not in TASKS[task].palette]
+    if any((label == UNLABELED).all(axis=-1).any() for painted in others for label, _ in painted):
+        keys["all tasks"] = [("unlabelled", UNLABELED)]
     legend = _draw_legend(keys, right)
     sheet = Image.new("RGB", (right, bottom + legend.height), "white")
     sheet.paste(legend, (0, bottom))

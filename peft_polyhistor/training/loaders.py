@@ -84,22 +84,28 @@ def sample_labels(data: Dataset, count: int) -> dict[str, Tensor]:
 
 
 def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
-    """Reads labels of a split until each task has a labelled pixel.
+    """Reads labels of a split, without transforms, until each task has one that a model can learn from.
 
     Raises:
         ValueError: A task has none in the whole split.
     """
-    lacking = list(tasks)
-    for sample in data.with_transform(JointTransform(SAMPLE_SIZE, train=False)):
-        labels = collate([sample])["labels"]
-        lacking = [task for task in lacking if not TASKS[task].count(labels[task]).any()]
-        if not lacking:
-            return
-    raise ValueError(
-        f"None of the {len(data)} training images has a labelled pixel of {lacking}, so nothing can be learned. "
-        "Correct the settings of the task, such as `scale`, `valid`, `values` or `ignore`; `python -m peft_polyhistor "
-        "data check` tells what it found."
-    )
+    for task in tasks:
+        fault = f"None of the {len(data)} training images has a label of {task}."
+        contents: set[Any] = set()
+        labels = 0
+        for label in (sample[task] for sample in data.select_columns([task])):
+            if label is None:
+                continue
+            contents.update(TASKS[task].contents(TASKS[task].read(TASKS[task].to_image(label))))
+            labels += 1
+            try:
+                TASKS[task].review(contents, labels)
+            except ValueError as error:
+                fault = str(error)
+            else:
+                break
+        else:
+            raise ValueError(f"The split train: {fault}")
 
 
 def count_steps(loader: Any, gradient_accumulation: int) -> int:

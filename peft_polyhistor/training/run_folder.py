@@ -249,10 +249,10 @@ def _save_weights(model: Any, folder: Path) -> None:
     """Saves adapters and decoders of an adapted model, or all of another model."""
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)  # else PEFT asks the Hub
-        # PEFT writes a card of blanks to fill in; `publish` writes one from the record.
-        (folder / "README.md").unlink(missing_ok=True)
     elif isinstance(model.encoder, PerTaskEncoder):
         save_per_task(model, folder)
     else:
         model.save_pretrained(folder)
+    for card in folder.rglob("README.md"):  # PEFT's, of blanks to fill in; `publish` writes one from the record
+        card.unlink()
     DenseImageProcessor.save_for(model, folder)

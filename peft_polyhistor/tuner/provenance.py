@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
@@ -24,6 +25,7 @@ from .site import Site
 ARCHITECTURE = ("model_type", "blocks", "widths")
 # Relative difference of the sizes of equal weights. Rounding to bfloat16 changes the size of 10,000 weights by 1e-5.
 SIZE_TOLERANCE = 2e-4
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The keys of `decoders` that tell how decoders were trained; the others are sizes.
 TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
@@ -52,23 +54,27 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def measure_blocks(model: nn.Module, blocks: Sequence[Block]) -> list[float] | None:
-    """Returns the root mean square of the matrices and kernels of each block, which hardly depends on their precision.
+    """Returns the root mean square of the linear weights of each block, which hardly depends on their precision.
 
     `None` if it is not known: without blocks, or if weights are quantised, sharded, offloaded or not loaded yet.
     """
     sizes = []
     for block in blocks:
-        named = model.get_submodule(block.name).named_parameters()
-        weights = [weight.detach() for name, weight in named if weight.ndim > 1 and "modules_to_save" not in name]
-        if not all(map(_is_plain, weights)):
+        named = model.get_submodule(block.name).named_modules()
+        weights = [
+            module.weight for name, module in named if type(module) is nn.Linear and "modules_to_save" not in name
+        ]
+        if not weights or not all(map(_is_plain, weights)):
             return None
-        size = math.hypot(*(float(weight.float().norm()) for weight in weights))
-        sizes.append(float(f"{size / math.sqrt(sum(map(Tensor.numel, weights))):.6g}"))
+        squares = sum(float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)) ** 2 for weight in weights)
+        sizes.append(float(f"{math.sqrt(squares / sum(map(Tensor.numel, weights))):.6g}"))
     return sizes or None
 
 
 def _is_plain(weight: Tensor) -> bool:
-    return type(weight) is Tensor and weight.is_floating_point() and weight.numel() > 0 and not weight.is_meta
+    # Quantised and sharded weights are of subclasses, of types of fewer bits, or empty.
+    is_own = type(weight) is nn.Parameter and type(weight.data) is Tensor
+    return is_own and weight.dtype in PLAIN and weight.numel() > 0 and not weight.is_meta
 
 
 def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any] | None:

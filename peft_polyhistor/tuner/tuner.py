@@ -82,6 +82,9 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
+        sizes = (peft_config.made_for or {}).get("block_sizes")
+        if sizes and (peft_config.inference_mode or not base["block_sizes"]):
+            base["block_sizes"] = sizes  # those of the training
         peft_config.made_for = base
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:

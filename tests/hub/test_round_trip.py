@@ -214,7 +214,7 @@ def test_what_cannot_be_loaded_says_why(hub, model):
     files = files_of(hub)
     content = files["adapter_model.safetensors"]
     hub.repos[REPO].add("main", {**files, "adapter_model.safetensors": content[:100]})
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors of 'ann/lite' is damaged .*100 bytes"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors of 'ann/lite' is damaged .*force_download"):
         load(REPO)
     others = {name: file for name, file in files.items() if name != "adapter_model.safetensors"}
     hub.repos[REPO].add("main", {**others, "adapter_model.bin": content})

@@ -7,6 +7,7 @@ import re
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from transformers import SwinBackbone, SwinModel
 
 from peft_polyhistor import TASKS as TASKS_OF_MODELS
 from peft_polyhistor import load, regression, segmentation
+from peft_polyhistor.tuner.provenance import measure_blocks
 
 
 @torch.no_grad()
@@ -271,19 +273,48 @@ def test_the_same_weights_are_known_in_any_precision_and_class(adapt, make_swin,
         sizes = model.peft_config["second"].made_for["block_sizes"]
         assert sizes == model.peft_config["default"].made_for["block_sizes"]
     for block, size in zip(make_swin().encoder.layers[2].blocks, sizes[2:4], strict=True):
-        weights = torch.cat([weight.flatten() for weight in block.parameters() if weight.ndim > 1])
+        linear = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
+        weights = torch.cat([module.weight.flatten() for module in linear])
         assert size == pytest.approx(float(weights.square().mean().sqrt()), rel=1e-5)
 
 
 @for_two_methods
-def test_weights_that_cannot_be_read_are_not_compared(adapt, make_swin, tmp_path):
-    adapt(make_swin()).save_pretrained(tmp_path)
+def test_weights_that_cannot_be_read_are_not_compared_and_keep_the_record(adapt, make_swin, tmp_path):
+    model = adapt(make_swin())
+    model.save_pretrained(tmp_path)
+    sizes = model.peft_config["default"].made_for["block_sizes"]
     with torch.device("meta"):
         blank = SwinModel(make_swin().config)
+    packed = make_swin()
+    for linear in [module for module in packed.modules() if isinstance(module, torch.nn.Linear)]:
+        linear.weight = torch.nn.Parameter(linear.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    dynamic = torch.ao.quantization.quantize_dynamic(make_swin(), {torch.nn.Linear})
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*other weights")
-        loaded = PeftModel.from_pretrained(blank, tmp_path)
-    assert loaded.peft_config["default"].made_for["block_sizes"] is None
+        for encoder in (blank, packed):
+            loaded = PeftModel.from_pretrained(encoder, tmp_path)
+            assert loaded.peft_config["default"].made_for["block_sizes"] == sizes
+    assert adapt(dynamic).peft_config["default"].made_for["block_sizes"] is None
+
+
+@for_two_methods
+def test_an_adapter_keeps_the_weights_of_its_training_until_it_trains_on(adapt, make_swin, tmp_path):
+    model = adapt(make_swin())
+    model.save_pretrained(tmp_path)
+    sizes = model.peft_config["default"].made_for["block_sizes"]
+    for is_trainable in (False, True):
+        other = make_swin()
+        other.encoder.layers[1].blocks[0].mlp.fc1.weight.data *= 1.01
+        with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
+            loaded = PeftModel.from_pretrained(other, tmp_path, is_trainable=is_trainable)
+        assert (loaded.peft_config["default"].made_for["block_sizes"] == sizes) is not is_trainable
+
+
+def test_the_size_of_many_weights_is_exact():
+    block = torch.nn.Linear(2000, 2000, bias=False)
+    module = torch.nn.ModuleDict({"block": block})
+    [size] = measure_blocks(module, [SimpleNamespace(name="block")])
+    assert size == pytest.approx(float(block.weight.double().square().mean().sqrt()), rel=1e-5)
 
 
 @rows(lambda row: row.starts_frozen)

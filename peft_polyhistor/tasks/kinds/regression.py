@@ -147,7 +147,8 @@ class Regression(Task):
         return lowest, highest if highest > lowest else lowest + 1  # a constant map is black
 
     def key(self, label: Tensor, prediction: Tensor) -> Iterator[KeyEntry]:
-        for value, colour in zip(self.find_ends(label), ((0, 0, 0), (255, 255, 255)), strict=True):
+        ends = self.find_ends(label) if label.isfinite().any() else ()
+        for value, colour in zip(ends, ((0, 0, 0), (255, 255, 255)), strict=False):
             yield f"{value:.4g} {self.unit}", colour
 
     def legend(self, label: Tensor) -> Iterator[LegendEntry]:
