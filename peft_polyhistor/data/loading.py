@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..extras import needs_extra
+from ..hub.sources import is_hub_id
 from ..tasks import PASCAL_TASKS, TASKS, get_tasks
 from .archive import PascalArchive
 from .columns import choose_columns
@@ -167,7 +168,7 @@ def _open_dataset(
     folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return _load_parquet(_parquet_files(folder, name), name, **kwargs)
-    if str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1:
+    if not is_hub_id(str(source)):
         raise FileNotFoundError(
             f"There is no folder '{source}'. Give a folder of images and labels, or the id of a dataset on the Hub, "
             "'user/name'."

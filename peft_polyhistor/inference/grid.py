@@ -13,7 +13,7 @@ from torch import Tensor
 from ..tasks import TASKS
 from ..tasks.losses import resize_to_label
 from ..tasks.task import UNLABELED, KeyEntry
-from .paint import paint_pair
+from .paint import paint_label
 
 
 LONGEST = 256  # pixels of the longer side of a map
@@ -42,10 +42,14 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     top, left = titles[0].height, 2 * (width + GAP) + sides[0].height  # of the first map
     pitch = 2 * (height + GAP) + GAP  # from an image to the next one
     right, bottom = left + len(logits) * (width + GAP) - GAP, top + len(images) * pitch - 2 * GAP
-    pairs = {task: _paint_pairs(task, labels[task], logits[task], full) for task in logits}
-    keys = {task: _find_key(task, labels[task], logits[task], full) for task in logits}
-    others = [painted for task, painted in pairs.items() if UNLABELED not in TASKS[task].palette]
-    if any((label == UNLABELED).all(axis=-1).any() for painted in others for label, _ in painted):
+    keys: dict[str, list[KeyEntry]] = {}
+    painted: dict[str, list[list[np.ndarray]]] = {}  # by task, one item per row, which holds all images
+    for task in logits:
+        label, prediction = labels[task].cpu(), _predict(task, logits[task], full)
+        keys[task], ends = list(TASKS[task].key(label, prediction)), TASKS[task].find_ends(label)
+        painted[task] = [[paint_label(task, item, ends) for item in maps] for maps in (label, prediction)]
+    others = [rows for task, rows in painted.items() if UNLABELED not in TASKS[task].palette]
+    if any((item == UNLABELED).all(axis=-1).any() for rows in others for item in rows[0]):
         keys["all tasks"] = [("unlabelled", UNLABELED)]
     legend = _draw_legend(keys, right)
     sheet = Image.new("RGB", (right, bottom + legend.height), "white")
@@ -59,24 +63,15 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
         tops = top + i * pitch, top + i * pitch + height + GAP  # of both rows
         for side, y in zip(sides, tops, strict=True):
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
-        for column, painted_pairs in enumerate(pairs.values()):
-            for painted, y in zip(painted_pairs[i], tops, strict=True):
-                sheet.paste(Image.fromarray(painted).reduce(factor), (left + column * (width + GAP), y))
+        for column, rows in enumerate(painted.values()):
+            for maps, y in zip(rows, tops, strict=True):
+                sheet.paste(Image.fromarray(maps[i]).reduce(factor), (left + column * (width + GAP), y))
     return sheet
 
 
-def _paint_pairs(
-    task: str, labels: Tensor, logits: Tensor, size: Sequence[int]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Paints each label of a batch and its prediction of (height, width) `size`, all with the same colours."""
-    ends = TASKS[task].find_ends(labels)
-    return [paint_pair(task, label, one, size, ends) for label, one in zip(labels, logits, strict=True)]
-
-
-def _find_key(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> list[KeyEntry]:
-    """Returns `Task.key` of a batch of labels and its predictions of (height, width) `size`."""
-    prediction = TASKS[task].predict(resize_to_label(logits.detach().cpu(), torch.empty(1, *size)))
-    return list(TASKS[task].key(label.cpu(), prediction))
+def _predict(task: str, logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns the predictions of (height, width) `size` of a batch of logits."""
+    return TASKS[task].predict(resize_to_label(logits.detach().cpu(), torch.empty(1, *size)))
 
 
 def _draw_legend(keys: Mapping[str, Sequence[KeyEntry]], width: int) -> Image.Image:

@@ -54,14 +54,12 @@ def paint_over(task: str, label: Tensor, image: np.ndarray, opacity: float) -> n
     return painted
 
 
-def paint_pair(
-    task: str, label: Tensor, logits: Tensor, size: Sequence[int], ends: Ends | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def paint_pair(task: str, label: Tensor, logits: Tensor, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Paints a label and the prediction of logits with the same colours, both without a batch axis.
 
-    `size` is the (height, width) of the prediction, and `ends` are those of `paint_label`.
+    `size` is the (height, width) of the prediction.
     """
-    ends = ends or TASKS[task].find_ends(label)
+    ends = TASKS[task].find_ends(label)
     prediction = resize_to_label(logits[None], torch.empty(1, *size))[0]
     return paint_label(task, label, ends), paint_prediction(task, prediction, ends)
 
