@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds every fault of a dataset in one run."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,8 +33,8 @@ class DataReport:
     Args:
         faults: Faults, one line each. The loader refuses a dataset that has one, but for a task without labels or
             without valid values.
-        notes: Labels that are missing, that have a special interpretation or that differ from others, and images that
-            several splits share, one line for each kind.
+        notes: Labels that are missing, that have a special interpretation or that differ from others, images that
+            several splits share, and ids that several rows of a split share, one line for each kind.
         counts: Number of images by split.
     """
 
@@ -147,31 +147,43 @@ def _check_folder(
     if unknown:
         raise ValueError(f"Unknown splits {unknown}; PASCAL_MT has {', '.join(SPLITS)}.")
     image_ids: dict[str, None] = {}
-    shared: dict[str, None] = {}
+    by_split: list[list[str]] = []
     for split in splits:
         try:
             lines = folder.read_lines(split)
             ids = list(filter(folder.is_id, lines))
-            shared |= {image_id: None for image_id in ids if image_id in image_ids}
+            by_split.append(ids)
             image_ids |= dict.fromkeys(ids)
             report.counts[split] = len(lines)
             report.faults += folder.find_unlabeled(ids, tasks, split)
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
-    if shared:
-        named = ", ".join(splits)
-        report.notes.append(f"Images in several of the splits {named}: {len(shared)}, such as {next(iter(shared))}.")
+    report.notes += _note_shared(by_split, splits)
     yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking images")
+
+
+def _note_shared(by_split: Iterable[Iterable[Any]], splits: Sequence[str]) -> list[str]:
+    """Notes the ids that are in several splits."""
+    counts = Counter(image_id for ids in by_split for image_id in dict.fromkeys(ids))
+    shared = [image_id for image_id, count in counts.items() if count > 1]
+    return (
+        [f"Images in several of the splits {', '.join(splits)}: {len(shared)}, such as {shared[0]}."] if shared else []
+    )
 
 
 def _check_rows(
     source: Source, tasks: Sequence[str], splits: Sequence[str], layout: Mapping[str, str] | None, report: DataReport
 ) -> Iterator[tuple[str, _Findings]]:
+    by_split: list[Sequence[Any]] = []
     for split in splits:
         dataset = load_dense_dataset(source, tasks, split, layout=layout)
         report.counts[split] = len(dataset)
-        ids, encoded, unlabeled = dataset["image_id"], keep_encoded(dataset), list(tasks)
+        ids, encoded, unlabeled = dataset["image_id"][:], keep_encoded(dataset), list(tasks)
+        if ids != list(range(len(ids))):  # not row numbers
+            by_split.append(ids)
+            if again := [image_id for image_id, count in Counter(ids).items() if count > 1]:
+                report.notes.append(f"Ids of several rows of the split {split}: {len(again)}, such as {again[0]}.")
         for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
             findings, name = _Findings(), f"{ids[index]}"
             size = None
@@ -193,6 +205,7 @@ def _check_rows(
             f"No image of the split {split!r} has a label of {task}. Correct the layout, or leave the task out."
             for task in unlabeled
         ]
+    report.notes += _note_shared(by_split, splits)
 
 
 def _read_all(

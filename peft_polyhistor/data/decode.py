@@ -105,7 +105,7 @@ def check_readers(tasks: Sequence[str]) -> None:
 
 
 def read_stored(path: Path, row: Task, size: Size | None, kinds: Sequence[str] = ("PNG",)) -> np.ndarray:
-    """Reads a label file, an image or a NumPy array. The values of a palette image are its indices, not its colours.
+    """Reads a label file, an image or a NumPy array.
 
     Raises:
         ValueError: The file is damaged, or the task does not allow such a label.

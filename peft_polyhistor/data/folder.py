@@ -104,10 +104,13 @@ class DenseFolder(CarriesTasks):
 
     def find_list(self, split: str) -> Path:
         """Finds the list file of a split or the folder of its images; FileNotFoundError if there is neither."""
-        names = [self.layout[split]] if split in self.layout else [name.format(split) for name in LISTS]
-        places = [*(self.root / name for name in names), self.root / self._split_name("image")[0] / split]
+        name = self.layout.get(split, split)
+        folder = self.root / self._split_name("image")[0]
+        places = [*(self.root / place.format(name) for place in LISTS), folder / name]
+        if split in self.layout:
+            places.insert(0, self.root / name)
         for place in places:
-            if place.exists():
+            if place.is_file() or (place.is_dir() and folder in place.parents):
                 return place
         raise FileNotFoundError(
             f"{places[0]}: no such file, nor {', '.join(map(str, places[1:]))}. List the ids of the split there, one "
@@ -120,6 +123,7 @@ class DenseFolder(CarriesTasks):
         if place.is_dir():
             folder, ends = self._split_name("image")
             names = [path.relative_to(self.root / folder).as_posix() for path in place.rglob("*") if path.is_file()]
+            names = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
             return sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
         lines = read_bytes(place).decode("utf-8", errors="replace").splitlines()
         return [line.strip() for line in lines if line.strip()]
@@ -142,6 +146,8 @@ class DenseFolder(CarriesTasks):
     def is_id(self, line: str) -> bool:
         """Tells whether a line can be an image id. An id never leads to a file outside the folders."""
         parts = PurePosixPath(line).parts
+        if "/".join(parts) != line:  # another spelling of an id
+            return False
         is_inside = "\\" not in line and bool(parts) and not {"/", "..", "."} & set(parts)
         return is_inside and line.isprintable() and len(line.encode()) <= _LONGEST_ID
 

@@ -10,9 +10,11 @@ the kind of the task describes. One mapping, the layout, translates other names 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +33,7 @@ with needs_extra("train"):
 
 
 # Part of the cache key. Raise it when the same files are read differently.
-_FORMAT_VERSION = 3
+_FORMAT_VERSION = 4
 
 # Exceptions by the name that a worker process reports; any other fault is an OSError.
 _FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}
@@ -88,7 +90,8 @@ def load_dense_dataset(
 
             - a PASCAL_MT folder;
             - a folder of image and label files, see `DenseFolder`;
-            - a folder with `<split>.parquet` or `<split>-*.parquet`, directly or in a subfolder `data`;
+            - a folder with `<split>.parquet` or `<split>-00000-of-00002.parquet` and so on, directly or in a subfolder
+              `data`;
             - the id of a dataset on the Hub;
             - a `Dataset` or `DatasetDict`.
         tasks: Tasks to read, rows of `TASKS`.
@@ -147,10 +150,20 @@ def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseF
             "or name the folder of the images as `image` in it, which reads a folder of image and label files."
         )
     raise FileNotFoundError(
-        f"{folder}: found neither ImageSets/Context (a PASCAL_MT archive) nor {split}.parquet or {split}-*.parquet "
-        f"for the split {split!r}, nor a folder of images, {layout.get('image', 'images')}. Give one of these folders "
-        "or the id of a dataset on the Hub, or give other names in the layout."
+        f"{folder}: found neither ImageSets/Context (a PASCAL_MT archive) nor {split}.parquet or "
+        f"{split}-00000-of-00001.parquet for the split {split!r}, nor a folder of images, "
+        f"{layout.get('image', 'images')}. Give one of these folders or the id of a dataset on the Hub, or give other "
+        "names in the layout."
     )
+
+
+def holds_data(folder: Path, split: str) -> bool:
+    """Tells whether a folder holds a split that `load_dense_dataset` would read, or a folder of images."""
+    try:
+        open_folder(folder, split, {})
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open_dataset(
@@ -225,9 +238,10 @@ def _fingerprint(folder: DenseFolder, image_ids: list[str], tasks: tuple[str, ..
     """Computes the cache key from split, tasks, and the absolute path, size and change time of every file read."""
     rows = [task.to_dict() for task in get_tasks(tasks)]
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, split, tasks, rows]).encode())
-    for path in (path for column in ("image", *tasks) for name in image_ids for path in folder.paths(name, column)):
-        status = path.stat()
-        digest.update(json.dumps([str(path), status.st_size, status.st_mtime_ns]).encode())
+    for column, name in product(("image", *tasks), image_ids):
+        for path in folder.paths(name, column):
+            status = path.stat()
+            digest.update(json.dumps([column, name, str(path), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -242,8 +256,15 @@ def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
 
 
 def _parquet_files(folder: Path, split: str) -> list[str]:
+    """Finds the parquet files of a split: one file, or shards; ValueError if there are both."""
     for place in (folder, folder / "data"):
-        files = sorted({*place.glob(f"{split}.parquet"), *place.glob(f"{split}-*.parquet")})
-        if files:
-            return [str(path.absolute()) for path in files]
+        whole = place / f"{split}.parquet"
+        name = re.compile(rf"{re.escape(split)}-\d+-of-\d+\.parquet")
+        files = sorted(path for path in place.glob("*.parquet") if name.fullmatch(path.name))
+        if files and whole.is_file():
+            raise ValueError(
+                f"{whole}: found beside {files[0].name}, and either may be the split. Remove one of both."
+            )
+        if files or whole.is_file():
+            return [str(path.absolute()) for path in files or [whole]]
     return []

@@ -12,12 +12,13 @@ from PIL.Image import Resampling
 
 from ..checks import check_image
 from ..extras import needs_extra
-from ..tasks import PASCAL_TASKS
-from .loading import Source, check_splits, load_dense_dataset
+from ..tasks import PASCAL_TASKS, TASKS
+from .loading import Source, check_splits, holds_data, load_dense_dataset
 
 
 with needs_extra("train"):
     from datasets import Dataset, Features, Image
+    from datasets.table import embed_table_storage
 
 
 def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:
@@ -32,7 +33,8 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
         num_proc: Number of worker processes.
 
     Raises:
-        ValueError: `longest` is below 1, a column holds arrays, or an image has more than 8 bits per channel.
+        ValueError: `longest` is below 1, a column holds arrays, an image has more than 8 bits per channel, or a label
+            has another size than its image.
     """
     if longest < 1:
         raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
@@ -67,14 +69,18 @@ def write_shrunk(
         The files written.
 
     Raises:
-        FileExistsError: A file exists already; nothing is written.
+        FileExistsError: The folder holds one of the splits already, or a folder of images; nothing is written.
         ValueError: There are several splits, and `source` is a single `Dataset`.
     """
     check_splits(source, splits)
-    files = [Path(os.path.expanduser(folder)) / f"{split}.parquet" for split in splits]
-    for file in files:
-        if file.exists():
-            raise FileExistsError(f"{file} exists already. Remove it, or give another folder.")
+    folder = Path(os.path.expanduser(folder))
+    for split in splits:
+        if folder.is_dir() and holds_data(folder, split):
+            raise FileExistsError(
+                f"{folder} holds images or parquet files of the split {split!r} already. Remove them, or give another "
+                "folder."
+            )
+    files = [folder / f"{split}.parquet" for split in splits]
     # All splits are computed before the first is written, and all are written before the first gets its final name.
     smalls = [
         shrink(load_dense_dataset(source, tasks, split, layout=layout, num_proc=num_proc), longest, num_proc)
@@ -84,7 +90,7 @@ def write_shrunk(
     try:
         for small, fresh in zip(smalls, unfinished, strict=True):
             fresh.parent.mkdir(parents=True, exist_ok=True)
-            small.to_parquet(fresh)
+            _embed(small).to_parquet(fresh)
         for fresh, file in zip(unfinished, files, strict=True):
             fresh.rename(file)
     finally:
@@ -93,15 +99,25 @@ def write_shrunk(
     return files
 
 
+def _embed(dataset: Dataset) -> Dataset:
+    """Reads the files of images that are stored as paths, so that the dataset no longer needs these files."""
+    return dataset.with_format("arrow").map(embed_table_storage, batched=True, desc="embedding").with_format(None)
+
+
 def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     image = Image().decode_example(row["image"])
     check_image(f"The image of {row['image_id']}", image)
+    stored = {name: label for name, label in row.items() if name not in ("image_id", "image") and label is not None}
+    labels = {name: Image().decode_example(label) for name, label in stored.items()}
+    for name, label in labels.items():
+        try:
+            TASKS[name].check_stored(label, image.size)
+        except ValueError as error:
+            raise ValueError(f"{name} of {row['image_id']}: {error}.") from error
     scale = min(1.0, longest / max(image.size))
     width, height = image.size
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == image.size:
         return row  # the encoded bytes stay, as a second JPEG compression would lose detail
-    stored = {name: label for name, label in row.items() if name not in ("image_id", "image") and label is not None}
-    labels = {name: Image().decode_example(label) for name, label in stored.items()}
     small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}
     return row | small | {"image": image.convert("RGB").resize(size, Resampling.BICUBIC)}

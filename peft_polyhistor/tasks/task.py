@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 UNLABELED = (224, 224, 192)  # colour of unlabelled contours in the label images of VOC
 HIGHLIGHT = (230, 60, 40)
 COLUMNS = "image_id", "image", "pixel_values"  # of samples, beside one per task
-MODES = "L", "P"  # Pillow modes of 8-bit label images; in a palette image, the indices are the values
+MODES = "L", "P"  # Pillow modes of 8-bit label images; `Task.to_image` reads the indices of a palette image
 
 Ends = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -152,12 +152,16 @@ class Task:
         return MODES
 
     def to_image(self, label: Any) -> Any:
-        """Converts a stored label from an array or nested lists to an image; any other label stays unchanged.
+        """Converts a stored label from an array, nested lists or a palette image; any other label stays unchanged.
+
+        The values of a palette image are its indices.
 
         Raises:
-            ValueError: An array has a wrong shape or dtype, or values that its task does not allow. As in
-                `check_stored`, callers complete the message.
+            ValueError: An array has a wrong shape or dtype, or values that its task does not allow; or the grey levels
+                of a palette mean another label than its indices. As in `check_stored`, callers complete the message.
         """
+        if getattr(label, "mode", None) == "P" and "P" in self.modes:
+            return self._from_palette(label)
         array = np.array(label) if isinstance(label, list) else label
         if not isinstance(array, np.ndarray):
             return label
@@ -171,6 +175,25 @@ class Task:
             f"found an array of {array.dtype} with shape {shape}, allowed are numbers with shape (height, width), or "
             "uint8 with shape (height, width, 3) for labels in RGB; reshape or convert it"
         )
+
+    def _from_palette(self, label: Image.Image) -> Image.Image:
+        """Converts a palette image to its indices, unless it may be a grey image that was saved with a palette."""
+        indices, used, colours = Image.fromarray(np.asarray(label)), *palette_of(label)
+        levels = np.zeros(256, np.uint8)
+        levels[used] = colours[:, 0]
+        if (colours != colours[:, :1]).any() or np.array_equal(levels[used], used):
+            return indices
+        try:
+            found, other = self.read(indices), self.read(Image.fromarray(levels[np.asarray(indices)]))
+        except ValueError:  # only one of them can be meant, or none
+            return indices
+        if not np.array_equal(found, other, equal_nan=True):
+            pairs = ", ".join(f"{index}: {level}" for index, level in list(zip(used, colours[:, 0], strict=True))[:4])
+            raise ValueError(
+                f"found a palette of grey levels that differ from its indices ({pairs}), so either could be the "
+                "label; save it as greyscale (Pillow's mode L)"
+            )
+        return indices
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         """Converts an array to an 8-bit image if all values are integers in range, else to 16 bits or float32."""
@@ -275,6 +298,15 @@ class Task:
     def legend(self, label: Tensor) -> Iterator[LegendEntry]:
         """Yields the legend of a prediction that is laid over an image."""
         return iter(())
+
+
+def palette_of(label: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices that a palette image uses, and their RGB colours `(indices, 3)` uint8."""
+    used = np.flatnonzero(np.bincount(np.asarray(label).ravel(), minlength=256))
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)  # where the palette is shorter
+    given = np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours[: len(given)] = given
+    return used, colours[used]
 
 
 def to_bytes(values: Tensor) -> np.ndarray:

@@ -93,10 +93,14 @@ def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
         fault = f"None of the {len(data)} training images has a label of {task}."
         contents: set[Any] = set()
         labels = 0
-        for label in (sample[task] for sample in data.select_columns([task])):
-            if label is None:
+        for sample in data.select_columns(["image_id", task]):
+            if sample[task] is None:
                 continue
-            contents.update(TASKS[task].contents(TASKS[task].read(TASKS[task].to_image(label))))
+            try:
+                found = TASKS[task].read(TASKS[task].to_image(sample[task]))
+            except ValueError as error:
+                raise ValueError(f"{task} of {sample['image_id']}: {error}.") from error
+            contents.update(TASKS[task].contents(found))
             labels += 1
             try:
                 TASKS[task].review(contents, labels)

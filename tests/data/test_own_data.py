@@ -91,6 +91,39 @@ def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp
     assert dataset["image_id"][:] == ["train/0", "train/1", "train/2", "train/3"] and dataset[2]["lanes"] is not None
 
 
+@pytest.mark.parametrize("place", ["validation.txt", "gt_sets/validation.txt", "images/validation"])
+def test_a_layout_renames_a_split_wherever_it_is_found(place, folder, tmp_path):
+    (folder / "photos").rename(folder / "images")
+    (folder / "validation").mkdir()  # no list of ids
+    if place.endswith(".txt"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text("0\n2\n")
+    else:
+        (folder / place).mkdir()
+        for name in ("0.png", "2.bmp"):
+            (folder / "images" / name).rename(folder / place / name)
+        (folder / "depth/validation").mkdir()
+        (folder / "depth/0.npy").rename(folder / "depth/validation/0.npy")
+        (folder / place / ".cache").mkdir()
+        (folder / place / ".cache/2.bmp").touch()  # of a program, no image of the split
+    layout = {"lanes": "masks", "val": "validation"}
+    data = load_dense_dataset(folder, ["depth"], "val", layout=layout, cache_dir=str(tmp_path / "cache"))
+    assert [image_id[-1] for image_id in data["image_id"]] == ["0", "2"]
+
+
+def test_a_corrected_layout_reads_the_labels_anew(folder, tmp_path):
+    register_task(TASKS["lanes"].__class__("again", classes=TASKS["lanes"].classes, colors=TASKS["lanes"].colors))
+    (folder / "empty").mkdir()
+    read = {}
+    for full, empty in (("lanes", "again"), ("again", "lanes")):
+        layout = LAYOUT | {full: "masks", empty: "empty"}
+        with pytest.warns(UserWarning, match=f"no label of {empty} for any other image"):
+            read[full] = load_dense_dataset(
+                folder, ["lanes", "again"], layout=layout, cache_dir=str(tmp_path / "cache")
+            )
+    assert read["lanes"][0]["lanes"] is not None and read["again"][0]["lanes"] is None
+
+
 def test_faults_of_a_folder_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data/normals: no such folder\. .* name their folder in the layout"):
         load_dense_dataset(folder, ["normals"], layout=LAYOUT)
@@ -108,6 +141,9 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
         load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
     PILImage.new("L", (1, 1)).save(folder / "masks/0.tif")
     with pytest.raises(ValueError, match=r"masks/0\.tif: found 2 files of this name, such as .*0\.png\. Keep one"):
+        load_dense_dataset(folder, TWO, layout=LAYOUT)
+    (folder / "lists/all.txt").write_text("0\n./0\n")
+    with pytest.raises(ValueError, match=r"found '\./0', which cannot be image ids"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
     (folder / "lists/all.txt").write_text("../secret\n")
     with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be image ids"):
@@ -159,6 +195,32 @@ def test_columns_and_splits_of_any_dataset_are_mapped(hub_like, tmp_path):
         load_dense_dataset(hub_like, TWO, "val", layout=NAMES | {"lane": "mask"})
     with pytest.raises(ValueError, match="found no normals of the right kind"):
         load_dense_dataset(hub_like["validation"], ["normals"], layout=NAMES)
+
+
+def test_a_split_takes_no_parquet_files_of_another(hub_like, tmp_path):
+    rows = hub_like["validation"]
+    for name in ("train", "train-other", "val-00000-of-00002", "val-00001-of-00002", "val-other"):
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    layout = {name: column for name, column in NAMES.items() if name != "val"}
+
+    def read(split):
+        return load_dense_dataset(tmp_path, TWO, split, layout=layout, cache_dir=str(tmp_path / "cache"))
+
+    assert [len(read(split)) for split in ("train", "val")] == [2, 4]
+    rows.to_parquet(tmp_path / "val.parquet")
+    with pytest.raises(ValueError, match=r"val\.parquet: found beside val-00000-of-00002\.parquet"):
+        read("val")
+
+
+def test_ids_that_rows_share_are_noted(hub_like):
+    again = hub_like["validation"].add_column("image_id", ["a", "a"])
+    data = DatasetDict(train=hub_like["validation"].add_column("image_id", ["a", "b"]), val=again)
+    layout = {name: column for name, column in NAMES.items() if name != "val"}
+    notes = check_archive(data, TWO, layout=layout).notes
+    assert "Ids of several rows of the split val: 1, such as a." in notes
+    assert "Images in several of the splits train, val: 1, such as a." in notes
+    numbered = DatasetDict(train=hub_like["validation"], val=hub_like["validation"])  # ids are row numbers
+    assert not [note for note in check_archive(numbered, TWO, layout=layout).notes if "splits" in note]
 
 
 def test_a_dataset_is_checked_as_a_folder_is(hub_like):

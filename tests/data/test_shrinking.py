@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.__main__ import main
@@ -57,7 +59,7 @@ def test_the_command_writes_what_training_reads(archive, tmp_path, monkeypatch, 
     loaded = load_dense_dataset(tmp_path / "small", split="val")
     assert loaded.with_transform(JointTransform(8, train=True))[0]["normals"].shape == (3, 8, 8)
     assert main(arguments) == 1
-    assert "train.parquet exists already" in capsys.readouterr().err
+    assert "holds images or parquet files of the split 'train' already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -68,6 +70,41 @@ def test_bad_sizes_write_nothing(archive, tmp_path, capsys, arguments, message):
     assert main(["data", "shrink", str(archive), str(tmp_path / "small"), *arguments]) == (message is not None)
     assert (message or "") in capsys.readouterr().err
     assert (tmp_path / "small").exists() == (message is None)
+
+
+@pytest.mark.parametrize("name", ["images", "train-00000-of-00001.parquet", "data/train.parquet"])
+def test_a_folder_that_holds_data_is_left_as_it_is(name, dataset, tmp_path):
+    (tmp_path / "data").mkdir()
+    if name == "images":
+        (tmp_path / name).mkdir()
+    else:
+        dataset.to_parquet(tmp_path / name)
+    before = sorted(tmp_path.rglob("*.parquet"))
+    with pytest.raises(FileExistsError, match=r"of the split 'train' already\. Remove them, or give another folder"):
+        write_shrunk(dataset, tmp_path, 10, splits=["train"])
+    assert sorted(tmp_path.rglob("*.parquet")) == before
+    if name != "images":
+        assert write_shrunk(dataset, tmp_path, 10, splits=["val"]) == [tmp_path / "val.parquet"]
+
+
+@pytest.mark.parametrize("longest", [10, 100])
+def test_a_label_of_another_size_is_not_squashed_into_its_image(longest):
+    rows = [{"image_id": 7, "image": Image.new("RGB", (64, 32)), "semseg": Image.new("L", (32, 64))}]
+    with pytest.raises(ValueError, match=r"semseg of 7: found 32 x 64 pixels, its image has 64 x 32"):
+        shrink(Dataset.from_list(rows), longest)
+
+
+def test_a_copy_does_not_need_the_files_of_its_images(tmp_path):
+    for name, mode in (("a", "RGB"), ("b", "L")):
+        Image.new(mode, (8, 8)).save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / "a.png")], [str(tmp_path / "b.png")]
+    source = Dataset.from_dict(dict(zip(("image", "saliency"), paths, strict=True)))
+    source = source.cast_column("image", ImageFeature()).cast_column("saliency", ImageFeature())
+    write_shrunk(source, tmp_path / "small", 10, ["saliency"], ["train"])
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").unlink()
+    [row] = load_dense_dataset(tmp_path / "small", ["saliency"], cache_dir=str(tmp_path / "cache"))
+    assert row["image"].size == row["saliency"].size == (8, 8)
 
 
 def test_where_a_split_fails_no_file_is_left(archive, tmp_path, monkeypatch):

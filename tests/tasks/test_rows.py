@@ -4,6 +4,7 @@
 
 import dataclasses
 import math
+from io import BytesIO
 
 import dill
 import numpy as np
@@ -174,6 +175,53 @@ def test_the_ends_of_valid_are_valid():
     assert target.isnan().tolist() == [[[True, False, False, True]]] and target[0, 0, 2] == 30
     values = np.array([[0.3, np.nextafter(np.float32(0.3), np.float32(1))]], np.float32)
     assert target_of(regression("depth", valid=(0, 0.3)), values).isnan().tolist() == [[[False, True]]]
+
+
+def paint(values, palette):
+    """A palette image of these indices and colours."""
+    image = Image.fromarray(np.array([values], np.uint8)).convert("P")
+    image.putpalette([channel for colour in palette for channel in colour])
+    return image
+
+
+BLACK, WHITE, GREEN, RED = (0, 0, 0), (255, 255, 255), (0, 255, 0), (200, 0, 0)
+
+
+def test_a_palette_of_colours_of_classes_is_read_by_its_colours():
+    label = LANES.to_image(paint([0, 1, 2, 3, 0], [GREEN, (9, 8, 7), (224, 224, 192), RED]))
+    assert LANES.read(label).tolist() == [[1, 0, 255, 2, 1]]
+    assert LANES.read(LANES.to_image(paint([0, 1, 2], [BLACK, GREEN, RED]))).tolist() == [[0, 1, 2]]  # others: indices
+    assert segmentation("ids", classes=["a", "b"]).to_image(paint([0, 1], [GREEN, RED])).mode == "L"
+
+
+@pytest.mark.parametrize(("task", "values", "palette"), [
+    (binary("mask"), [0, 1], [WHITE, BLACK]),
+    (segmentation("ids", classes=list("abcdefgh")), [0, 1, 2], [BLACK, (3, 3, 3), (7, 7, 7)]),
+    (segmentation("ids", classes=["a", "b"]), [0, 1], [BLACK, WHITE]),
+    (regression("depth", valid=(1, 255)), [1, 2], [BLACK, (90, 90, 90), (30, 30, 30)]),
+])  # fmt: skip
+def test_a_palette_of_grey_levels_that_could_be_the_label_is_refused(task, values, palette):
+    with pytest.raises(ValueError, match=r"palette of grey levels that differ from its indices \(\d: \d+.*mode L"):
+        task.to_image(paint(values, palette))
+
+
+@pytest.mark.parametrize(("task", "values", "palette"), [
+    (binary("mask"), [0, 1], [BLACK, WHITE]),  # the same foreground
+    (segmentation("ids", classes=["a", "b", "c"]), [0, 1, 2], [BLACK, (127, 127, 127), WHITE]),  # 127 is no class
+    (segmentation("ids", classes=["a", "b"]), [0, 1], []),
+    (segmentation("ids", classes=["a", "b"]), [0, 1, 255], [BLACK, RED]),
+])  # fmt: skip
+def test_other_palettes_leave_the_indices_as_values(task, values, palette):
+    assert np.asarray(task.to_image(paint(values, palette))).tolist() == [values]
+
+
+def test_class_ids_in_a_jpeg_are_refused():
+    buffer = BytesIO()
+    Image.new("L", (8, 6)).save(buffer, "JPEG")
+    label = Image.open(buffer)
+    with pytest.raises(ValueError, match=r"found a JPEG, which changes class ids"):
+        segmentation("ids", classes=["a", "b"]).check_stored(label, None)
+    binary("mask").check_stored(label, (8, 6))
 
 
 def test_vectors_that_are_stored_as_colours_in_floating_point_are_refused():
