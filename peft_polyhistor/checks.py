@@ -11,7 +11,7 @@ from typing import Any
 LARGEST = 2**16
 
 # Pillow modes with 8 bits per channel or less, which convert to RGB without clipping.
-IMAGE_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 # Keys of `made_for`, and of its entry `decoders`, where the oldest adapters have only those that are needed.
 NEEDED_RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}

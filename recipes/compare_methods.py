@@ -6,8 +6,9 @@
     accelerate launch recipes/compare_methods.py CONFIG --methods ... --learning_rates 1e-4 3e-4 1e-3
 
 The recipe takes all settings of train_pascal.py but --seed. Interrupted runs resume and finished runs are not
-repeated, so the command can be given again after an interruption, or with more methods or seeds. Changes are relative
-to single-task full fine-tuning if `single_task` is among the methods, and otherwise relative to `decoders`.
+repeated, unless --resume False is given, so the command can be given again after an interruption, or with more methods
+or seeds. Changes are relative to single-task full fine-tuning if `single_task` is among the methods, and otherwise
+relative to `decoders`.
 
 With --learning_rates, each method uses the learning rate with the best scores on held-out training images
 (--grid_holdout) for the first seed, in runs of --grid_steps. The learning rate of the decoders does not change.
@@ -24,7 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from train_pascal import DEFAULT_CONFIG, Settings, train
+from train_pascal import DEFAULT_CONFIG, train
+from train_pascal import Settings as RunSettings
 
 from peft_polyhistor import METHODS, PASCAL_TASKS
 from peft_polyhistor.evaluation import headline
@@ -40,6 +42,13 @@ from peft_polyhistor.training.methods import MethodChoice, make_config, parse_me
 
 PAPER = Path(__file__).parent / "paper" / "tables.csv"
 GRID_HOLDOUT = 0.1
+
+
+@dataclass
+class Settings(RunSettings):
+    """Settings of all runs."""
+
+    resume: bool = option(True, "resume interrupted runs, and do not repeat finished ones")
 
 
 @dataclass
@@ -65,7 +74,7 @@ def score_grid(settings: Settings, choices: list[MethodChoice], own: Comparison)
     """Scores each method with each learning rate on held-out images; `decoders` has only the decoder rate."""
     # The rate is not chosen on images that the runs are scored on.
     parts = {"left_out": settings.holdout, "holdout": own.grid_holdout}
-    settings = replace(settings, seed=own.seeds[0], resume=True, **parts)
+    settings = replace(settings, seed=own.seeds[0], **parts)
     if own.grid_steps:
         settings = replace(settings, steps=own.grid_steps, eval_every=own.grid_steps)
     grids: dict[str, Grid] = {choice.label: {} for choice in choices}
@@ -101,7 +110,7 @@ def run_all(
             folder = Path(settings.output_dir) / f"seed{seed}" / (repr(rate) if rate else "")
             run = replace(settings, seed=seed, learning_rate=rate or settings.learning_rate)
             try:
-                results[choice.label].append(train(method, replace(run, output_dir=str(folder), resume=True)))
+                results[choice.label].append(train(method, replace(run, output_dir=str(folder))))
             except FloatingPointError as error:  # one run that diverges must not end the study
                 failures.append(f"{choice.label}, seed {seed}: {error}")
     return {method: runs for method, runs in results.items() if len(runs) == len(seeds)}, failures

@@ -11,10 +11,11 @@ peft_polyhistor/layers/factors.py), and inputs that start as unit vectors (peft_
 random, and all gains are 1. The number of parameters stays the same.
 
 The recipe takes all settings of train_pascal.py but --seed; --methods must include `decoders`. The learning rate of
-the decoders does not change. Interrupted runs resume and finished runs are not repeated. The recipe writes rates.json,
-rates.md and rates.svg: the change relative to decoders alone with the same seed, by method and learning rate. For the
-paper's four tasks, the table ends with the rank correlation of each column with the paper's Table 1, for the first of
-several settings of a method. Other programs cannot load the checkpoints of `..._paper`.
+the decoders does not change. Interrupted runs resume and finished runs are not repeated, unless --resume False is
+given. The recipe writes rates.json, rates.md and rates.svg: the change relative to decoders alone with the same seed,
+by method and learning rate. For the paper's four tasks, the table ends with the rank correlation of each column with
+the paper's Table 1, for the first of several settings of a method. Other programs cannot load the checkpoints of
+`..._paper`.
 """
 
 import math
@@ -27,9 +28,10 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from accelerate import PartialState
+from compare_methods import DEFAULT_CONFIG, Settings
 from paper.ranks import HYPERNETWORKS, LEAST, correlate, read_table, to_cell
 from torch import nn
-from train_pascal import DEFAULT_CONFIG, Settings, train
+from train_pascal import train
 
 from peft_polyhistor import PASCAL_TASKS, HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
 from peft_polyhistor.evaluation import format_scores, headline
@@ -197,7 +199,7 @@ def main(settings: Settings, grid: RateGrid) -> dict[str, Row]:
     rows = {choice.label: Row(choice.name) for choice in choices if choice.label in entries}
     for seed in grid.seeds:
         folder = output / f"seed{seed}"
-        settings = replace(settings, seed=seed, resume=True, output_dir=str(folder))
+        settings = replace(settings, seed=seed, output_dir=str(folder))
         reference = headline(train(decoders, settings)["scores"])
         for label, entry in entries.items():
             for rate in grid.learning_rates:

@@ -112,8 +112,18 @@ class Settings:
             raise ValueError("Nothing to train: epochs=0 and steps=0. Set one of them above 0.")
         if self.decoders and self.bias_images:
             raise ValueError(f"`decoders` brings biases: give bias_images=0 with it, got {self.bias_images}.")
-        if self.warmup_steps and (self.schedule == "constant" or 0 < self.steps <= self.warmup_steps):
-            raise ValueError(f"`warmup_steps` {self.warmup_steps} needs a schedule with a warm-up, and more --steps.")
+        if self.warmup_steps and self.schedule == "constant":
+            raise ValueError(f"`warmup_steps` {self.warmup_steps} needs a --schedule with a warm-up, got 'constant'.")
+        if self.steps:
+            self.check_warmup(self.steps)
+
+    def check_warmup(self, steps: int) -> None:
+        """Raises ValueError unless a run of that many optimiser steps goes on after the warm-up."""
+        if self.warmup_steps >= steps:
+            raise ValueError(
+                f"`warmup_steps` must be below the optimiser steps of the run, {steps}, got {self.warmup_steps}. Give "
+                "fewer, or more --steps or --epochs."
+            )
 
 
 def train(method: str | dict, settings: Settings) -> dict:
@@ -125,7 +135,7 @@ def train(method: str | dict, settings: Settings) -> dict:
     if not settings.resume:
         (folder / RESULTS).unlink(missing_ok=True)  # of all tasks, written when the last one is trained
     runs = {task: train_in(folder / task, choice, settings, [task]) for task in tasks}
-    return join_tasks(folder, runs, asdict(settings))
+    return join_tasks(folder, runs)
 
 
 def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list[str]) -> dict:
@@ -135,7 +145,8 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         mixed_precision=settings.mixed_precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=folder,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        # The order of an epoch is that of `data_seed` + epoch, so seeds must be far apart.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed * 2**16),
         # The other processes wait while one process prepares the data.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
@@ -160,6 +171,11 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         encoder = load_encoder(settings.encoder)
         trained = load(settings.decoders) if settings.decoders else None
         inputs = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
+        steps_per_epoch = count_steps(
+            len(data["train"]), settings.batch_size, accelerator.num_processes, settings.gradient_accumulation
+        )
+        total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
+        settings.check_warmup(total)
         inputs["the weights of the encoder"] = key_of_weights(encoder)
         if trained is not None:
             inputs["the weights of the decoders"] = key_of_weights(trained)
@@ -194,8 +210,6 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         optimizer = OPTIMIZERS[settings.optimizer](groups, weight_decay=settings.weight_decay)
         model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
         set_seed(settings.seed + accelerator.process_index)  # each process draws its own dropout masks
-        steps_per_epoch = count_steps(train_loader, settings.gradient_accumulation)
-        total = settings.steps or math.ceil(settings.epochs * steps_per_epoch)
         scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
         progress = run.resume(scheduler)
         guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)

@@ -118,15 +118,17 @@ class DenseFolder(CarriesTasks):
         )
 
     def read_lines(self, split: str) -> list[str]:
-        """Reads the image ids of a split without checking them."""
+        """Reads the image ids of a split without checking them; ValueError if its list is no text."""
         place = self.find_list(split)
         if place.is_dir():
             folder, ends = self._split_name("image")
             names = [path.relative_to(self.root / folder).as_posix() for path in place.rglob("*") if path.is_file()]
             names = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
             return sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
-        lines = read_bytes(place).decode("utf-8", errors="replace").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        text = read_bytes(place).decode("utf-8", errors="replace")
+        if "\0" in text:
+            raise ValueError(f"{place}: found no text in UTF-8. Save the list with this encoding, one id per line.")
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
     def check_lines(self, lines: Sequence[str], split: str) -> None:
         """Raises ValueError if the list of a split is empty, repeats an id, or has a line that is no id."""

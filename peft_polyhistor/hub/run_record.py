@@ -58,9 +58,7 @@ def source_of(data: str) -> Source:
 def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run for publication, without paths of the machine."""
     shared = {name: value for name, value in settings.items() if name not in ("output_dir", "resume", "processes")}
-    for name in ("data", "encoder"):
-        shared[name] = public_name(shared[name])
-    return shared
+    return shared | {name: public_name(shared[name]) for name in ("data", "encoder", "decoders") if shared.get(name)}
 
 
 def record_of(
@@ -90,6 +88,7 @@ def record_of(
         _check_same_but_seed(settings, other["settings"], neutral)
     entry, source = _find_evaluation(results, checkpoint), source_of(settings["data"])
     chosen = (f"It is the best of {len(history)} evaluations on the same split that its scores were measured on.",)
+    start = ("Its decoders started from those of another run, which this repository does not hold.",)
     runs = {run["settings"]["seed"]: _find_evaluation(run, checkpoint)["scores"] for run in (results, *others)}
     return TrainingRecord(
         dataset_name=source.name,
@@ -104,7 +103,11 @@ def record_of(
         versions=results.get("versions", {}),
         scores=entry["scores"],
         scores_by_seed=dict(sorted(runs.items())) if others else {},
-        limits=source.limits + (chosen if checkpoint == "best" and len(history) > 1 else ()),
+        limits=(
+            *source.limits,
+            *(chosen if checkpoint == "best" and len(history) > 1 else ()),
+            *(start if settings.get("decoders") else ()),
+        ),
         preview=f"Images of the split with labels, and with predictions after the last step, {history[-1]['step']}."
         if history
         else "",

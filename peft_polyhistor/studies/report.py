@@ -37,7 +37,7 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
 
     Args:
         folder: Output folder of train_pascal.py or compare_methods.py.
-        file: File to write, or a folder for report.html; `None` for the output folder.
+        file: File to write, which has a suffix, or a folder for report.html; `None` for the output folder.
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
@@ -45,8 +45,10 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
     """
     folder = folder.expanduser()
     file = (file or folder).expanduser()
-    file = file / "report.html" if file.is_dir() else file
-    write_text(file, make_page(read_study(folder), folder.resolve().name))
+    file = file / "report.html" if file.is_dir() or not file.suffix else file
+    page = make_page(read_study(folder), folder.resolve().name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, page)
     return file
 
 

@@ -115,12 +115,15 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     for item in (item for cls in classes for item in fields(cls)):
         kind, default = kinds[item.name], item.default if item.default_factory is MISSING else item.default_factory()
-        options: dict[str, Any] = {"type": get_args(kind)[0], "nargs": "+"} if get_args(kind) else {"type": kind}
+        options: dict[str, Any] = {"type": get_args(kind)[0], "nargs": "*"} if get_args(kind) else {"type": kind}
         if kind is bool:
             options = {"type": string_to_bool, "nargs": "?", "const": True}
         text = f"{_describe(item.metadata)} (default: {values.get(item.name, default)})".replace("%", "%%")
         parser.add_argument(f"--{item.name}", default=SUPPRESS, help=text, **options)
-    values |= vars(parser.parse_args(argv))
+    given = vars(parser.parse_args(argv))
+    if "tasks" in given and "tasks" in values:
+        read_tasks(values["tasks"])  # so that --tasks may name those that the file describes
+    values |= given
     names = [values.keys() & {item.name for item in fields(cls)} for cls in classes]
     return tuple(cls(**{name: values[name] for name in own}) for cls, own in zip(classes, names, strict=True))
 

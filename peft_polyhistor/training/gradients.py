@@ -33,7 +33,7 @@ def add_gradients(
         tasks: Names of the tasks.
         accelerator: The accelerator of this process.
         per_task: Run one backward pass per task, which frees the activations of a task before the next task. The
-            gradients are the same.
+            gradients are the same, except for stochastic depth.
 
     Returns:
         Mean losses over the batches of this process, `(tasks,)`. Their mean over processes is the loss of the step.

@@ -112,16 +112,17 @@ def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
             raise ValueError(f"The split train: {fault}")
 
 
-def count_steps(loader: Any, gradient_accumulation: int) -> int:
-    """Returns the optimiser steps per epoch of a loader that accelerate prepared.
+def count_steps(images: int, batch_size: int, processes: int, gradient_accumulation: int) -> int:
+    """Returns the optimiser steps per epoch of a loader for training that accelerate prepared.
 
     Raises:
         ValueError: There are not enough images for one step.
     """
-    if len(loader) < gradient_accumulation:
-        batches = f"{len(loader.dataset)} training images make {len(loader)} full batches per process"
-        raise ValueError(f"{batches}, and a step takes {gradient_accumulation}. Lower --batch_size.")
-    return math.ceil(len(loader) / gradient_accumulation)
+    batches = images // batch_size // processes
+    if batches < gradient_accumulation:
+        found = f"{images} training images make {batches} full batches per process"
+        raise ValueError(f"{found}, and a step takes {gradient_accumulation}. Lower --batch_size.")
+    return math.ceil(batches / gradient_accumulation)
 
 
 def rest_of_epoch(

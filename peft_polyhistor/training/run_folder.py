@@ -182,6 +182,10 @@ class RunFolder:
                 accelerator.wait_for_everyone()
                 accelerator.save_state(str(fresh / "state"))
                 accelerator.wait_for_everyone()
+                if accelerator.is_main_process and self._starts_anew:
+                    for state in self._checkpoints.glob("step-*[0-9]/state"):  # of the earlier run, which ends here
+                        discard(state)
+                self._starts_anew = False
             if accelerator.is_main_process:
                 self._tidy(final, progress)
         accelerator.wait_for_everyone()

@@ -12,13 +12,12 @@ from .files import write_json
 from .run_folder import RESULTS
 
 
-def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
+def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Joins results of single-task runs into those of one run; adds up parameters and seconds.
 
     Args:
         folder: Folder for the joint results.json, named like the method.
-        runs: Results of the runs by task.
-        settings: Settings of the runs.
+        runs: Results of the runs by task, all with the same settings and versions.
     """
 
     def join_steps(name: str, content: str) -> list[dict[str, Any]]:
@@ -36,7 +35,7 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]], settings: Ma
         "classes": {task: run["classes"][task] for task, run in runs.items() if task in run["classes"]},
         "pictures": {task: run["pictures"][task] for task, run in runs.items()},
         "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
-        "settings": settings,
+        **{name: next(iter(runs.values()))[name] for name in ("settings", "versions")},
     }
     if PartialState().is_main_process:
         write_json(folder / RESULTS, results)

@@ -86,9 +86,10 @@ def test_data_is_called_what_it_is_and_where_it_is_stays_here(make_results, tmp_
     ],
 )
 def test_a_path_of_another_machine_is_neither_published_nor_taken_for_a_hub_id(make_results, tmp_path, path, name):
-    results = make_results(data=path, encoder=path)
+    results = make_results(data=path, encoder=path, decoders=path)
     shared = records.shared_settings(results["settings"])
-    assert (shared["data"], shared["encoder"]) == (name, name)
+    assert (shared["data"], shared["encoder"], shared["decoders"]) == (name, name, name)
+    assert "Its decoders started from those of another run" in records.record_of(results, "last").limits[-1]
     for file in records.write_files(tmp_path / "run", results, tmp_path).values():
         assert path == name or path not in file.read_text().replace("\\\\", "\\")
     source = records.source_of(path)

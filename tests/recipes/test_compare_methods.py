@@ -62,6 +62,9 @@ def test_compares_once_and_refuses_other_settings(compare, recipe, small_run, tm
     before = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("seed*/*/results.json"))]
     assert compare(arguments) == runs
     assert [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("seed*/*/results.json"))] == before
+    compare([*arguments, "--seeds", "0", "--resume", "False"])
+    after = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("seed*/*/results.json"))]
+    assert [time == other for time, other in zip(after, before, strict=True)] == [False, False, True, True]
     with pytest.raises(ValueError, match="made with other settings: batch_size was 2 and is 3"):
         compare([*arguments, "--batch_size", "3"])
 

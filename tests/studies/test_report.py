@@ -163,6 +163,8 @@ def test_a_comparison_has_means_of_seeds_the_papers_rows_and_pictures_of_the_fir
 def test_the_command_writes_the_page_or_says_why_not(tmp_path, capsys):
     write_run(tmp_path / "decoders", run_of())
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(tmp_path), "--out", f"{tmp_path / 'new/pages'}/"]) == 0
+    assert (tmp_path / "new/pages/report.html").is_file()
     assert f"{tmp_path / 'page.html'}: 0.0 MB" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "none")]) == 1
     assert "no comparison.json and no METHOD/results.json" in capsys.readouterr().err

@@ -32,6 +32,13 @@ def parse(tmp_path):
     return parse_text
 
 
+def test_the_command_line_names_tasks_that_the_file_describes_and_empties_its_lists(parse):
+    text = "tasks: [semseg, {lanes: {kind: segmentation, classes: [road, lane]}}]\nlayout: {image: photos}"
+    settings = parse(text, "--tasks", "lanes", "--layout")
+    assert settings.tasks == [{"lanes": {"kind": "segmentation", "classes": ["road", "lane"]}}]
+    assert settings.layout == []
+
+
 def test_help_shows_the_values_of_the_file(tmp_path, capsys):
     file = tmp_path / "settings.yaml"
     file.write_text("steps: 7")
@@ -117,8 +124,8 @@ def test_every_schedule_needs_nothing_but_steps():
         ("tracker: paper", r"`tracker` must be one of \['none'"),
         ("mixed_precision: fp64", "`mixed_precision` must be one of"),
         ("schedule: reduce_lr_on_plateau", r"`schedule` must be one of \['linear'"),
-        ("schedule: constant\nwarmup_steps: 3", "`warmup_steps` 3 needs a schedule with a warm-up"),
-        ("steps: 5\nwarmup_steps: 5", "and more --steps"),
+        ("schedule: constant\nwarmup_steps: 3", r"`warmup_steps` 3 needs a --schedule with a warm-up, got 'constant'"),
+        ("steps: 5\nwarmup_steps: 5", "must be below the optimiser steps of the run, 5, got 5"),
         ("batch_size: 0", "`batch_size` must be at least 1, got 0"),
         ("image_size: 31", "`image_size` must be at least 32, got 31"),
         ("learning_rate: 0", "`learning_rate` must be at least 1e-12, got 0"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 import train_pascal as recipe
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -203,6 +203,18 @@ def test_a_run_that_starts_anew_resumes_nothing_and_deletes_at_its_first_checkpo
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
 
 
+def test_a_new_run_that_is_killed_at_its_first_checkpoint_is_not_taken_for_the_earlier_one(tmp_path, monkeypatch):
+    save_run(tmp_path, 30.0, 20.0, 25.0)
+    run, model, scheduler = make_run(tmp_path)
+    run.open(resume=False)
+    run.resume(scheduler)
+    model.weight.data.fill_(9)
+    monkeypatch.setattr(RunFolder, "_tidy", lambda *_: None)
+    run.save(model, progress_of(50.0))  # step 1, before step 3 of the earlier run
+    monkeypatch.undo()
+    assert resumed(tmp_path) == (1, 9.0, 1)
+
+
 def test_other_data_and_another_encoder_are_refused(tmp_path):
     save_run(tmp_path, 30.0)
     run, _, _ = make_run(tmp_path)
@@ -221,6 +233,10 @@ def test_a_key_changes_with_each_value():
     assert key_of_data(rows.select(range(100))) == key_of_data(Dataset.from_list(list(rows))) == key
     for other in (rows.select(range(99)), rows.rename_column("label", "x"), rows.select([*range(98), 99, 98])):
         assert (key_of_data(other) == key) == ("x" in other.column_names)  # names are in the settings
+    images = [{"bytes": bytes(number), "path": None} for number in range(70)]
+    whole = Dataset.from_dict({"image": images, "grid": [[[1, 2], [3]]] * 70})
+    parts = concatenate_datasets([whole.select(range(30)), whole.select(range(30, 70))])
+    assert key_of_data(parts) == key_of_data(whole)  # as several processes prepare it
     mended = [bytes(9), bytes(7)] * 49 + [bytes(9), bytes(6) + b"1"]
     assert key_of_data(rows.remove_columns("label").add_column("label", mended)) != key
 
@@ -374,12 +390,15 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
         return {"parameters": parameters, "scores": score, "seconds": 1.5, "losses": entries, "history": history} | {
             "classes": {task: {}} if task == "semseg" else {},
             "pictures": {task: 3},
+            "settings": {"seed": 0, "processes": 2},
+            "versions": {"torch": "3.0"},
         }
 
     (tmp_path / "single_task").mkdir()
     runs = {"semseg": results_of("semseg", [2, 4]), "normals": results_of("normals", [4])}
-    joined = join_tasks(tmp_path / "single_task", runs, {"seed": 0})
-    assert joined["method"] == "single_task" and joined["settings"] == {"seed": 0} and joined["seconds"] == 3.0
+    joined = join_tasks(tmp_path / "single_task", runs)
+    assert joined["method"] == "single_task" and joined["seconds"] == 3.0
+    assert joined["settings"] == {"seed": 0, "processes": 2} and joined["versions"] == {"torch": "3.0"}
     assert joined["parameters"] == {"encoder": 2, "all": 4} and list(joined["scores"]) == ["semseg", "normals"]
     both = {"step": 4, "losses": {"semseg": 4, "normals": 4}}
     assert joined["losses"] == [{"step": 2, "losses": {"semseg": 2}}, both]

@@ -268,6 +268,16 @@ def test_fewer_images_than_a_step_takes_are_refused(settings_of, tmp_path):
         recipe.train("decoders", settings_of(tmp_path, "--batch_size", "11"))
 
 
+def test_a_warm_up_that_does_not_end_is_refused_and_the_earlier_run_stays(settings_of, tmp_path):
+    earlier = tmp_path / "decoders/results.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
+    settings = settings_of(tmp_path, "--steps", "0", "--epochs", "1", "--batch_size", "2", "--warmup_steps", "5")
+    with pytest.raises(ValueError, match=r"must be below the optimiser steps of the run, 5, got 5\. Give fewer"):
+        recipe.train("decoders", settings)
+    assert earlier.exists()
+
+
 @pytest.mark.slow
 def test_workers_may_be_spawned(small_run, tmp_path):
     """As on macOS and Windows, where a worker imports the recipe, and all that its loader needs is pickled."""
