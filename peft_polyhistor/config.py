@@ -72,9 +72,9 @@ class MultiTaskConfig(PeftConfig):
         None,
         "The largest number of tasks that run through the encoder as one batch; a call makes as many passes as it "
         "needs. The results are the same, except for dropout and stochastic depth. `None` runs all tasks at once on "
-        "accelerators, and on CPUs as many as run faster together. No effect if one pass serves all tasks, or if the "
-        "encoder's family is unknown: such encoders run one task per pass. May be changed in `model.peft_config` at "
-        "any time.",
+        "accelerators, and on CPUs as many as run faster together. No effect if one pass serves all tasks. An encoder "
+        "of an unknown family outside of a dense model runs one task per pass. May be changed in `model.peft_config` "
+        "at any time.",
         check_positive,
     )
     made_for: dict[str, Any] | None = setting(

@@ -3,7 +3,8 @@
 """Registers the methods of this package with PEFT. No other module changes PEFT's enum, tables or loading."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial, wraps
 from typing import Any
@@ -13,10 +14,11 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .config import MultiTaskConfig, document
 from .models.multitask import MultiTaskDenseModel
-from .tuner.provenance import keep_settings
+from .tuner.provenance import check_base, keep_settings, keep_sizes
 
 
 # The config of each method by its lower-case name, without the prefix that keeps it apart from PEFT's own methods.
@@ -123,6 +125,19 @@ def _warn_of_decoders(unexpected: Iterable[str], model_id: Any) -> None:
         )
 
 
+@contextmanager
+def _keeping_decoders(model: MultiTaskDenseModel) -> Iterator[None]:
+    """Lets a file without decoders leave those of the adapter as they are, where PEFT expects them in the file."""
+    is_wrapped = isinstance(model.decoders, AuxiliaryTrainingWrapper)
+    if is_wrapped:
+        vars(model.decoders)["adapter_state_dict_load_map"] = lambda adapter_name: {}
+    try:
+        yield
+    finally:
+        if is_wrapped:
+            del vars(model.decoders)["adapter_state_dict_load_map"]
+
+
 _load_adapter = PeftModel.load_adapter
 
 
@@ -135,15 +150,25 @@ def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, 
     # error. Weights also fit an adapter that computes something else with them, such as one of another placement.
     config = self.peft_config.get(adapter_name)
     if isinstance(config, MultiTaskConfig):
-        _check_settings(config, read(), model_id, adapter_name)
-    result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+        file = read()
+        _check_settings(config, file, model_id, adapter_name)
+        if config.made_for is not None:
+            check_base(file, config.made_for)
+            config.made_for = keep_sizes(config.made_for, file, config.inference_mode)
+    model = self.get_base_model()
+    if not isinstance(model, MultiTaskDenseModel):
+        return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     # PEFT drops weights that find no place, and the tuner has recorded the settings of the model's own decoders.
-    config, model = self.peft_config[adapter_name], self.get_base_model()
-    if isinstance(config, MultiTaskConfig) and isinstance(model, MultiTaskDenseModel):
+    made_for = getattr(read(), "made_for", None)
+    with _keeping_decoders(model) if made_for and not made_for["decoders"] else nullcontext():
+        result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+    config = self.peft_config[adapter_name]
+    if isinstance(config, MultiTaskConfig):
         _warn_of_decoders(result.unexpected_keys, model_id)
-        made_for = read().made_for
         if made_for is not None:
-            decoders = keep_settings(model.config.decoder_settings(), made_for["decoders"])
+            own = model.config.decoder_settings()
+            has_own = not made_for["decoders"] and "decoders" in (config.modules_to_save or [])
+            decoders = own if has_own else keep_settings(own, made_for["decoders"])
             config.made_for = (config.made_for or {}) | {"decoders": decoders}
     return result
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import device, nn
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checks import DECODERS
 from ..config import MultiTaskConfig
@@ -137,8 +137,11 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
     else:
         folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME, PROCESSOR], revision, token, **kwargs)
         if _is_dense(folder, name):
-            folder = _download(name, [CONFIG_NAME, SAFE_WEIGHTS_NAME, PROCESSOR], revision, token, **kwargs)
-    files = [CONFIG_NAME, SAFE_WEIGHTS_NAME] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
+            files = [CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", PROCESSOR]
+            folder = _download(name, files, revision, token, **kwargs)
+    is_sharded = (folder / SAFE_WEIGHTS_INDEX_NAME).is_file()
+    weights = SAFE_WEIGHTS_INDEX_NAME if is_sharded else SAFE_WEIGHTS_NAME
+    files = [CONFIG_NAME, weights] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise FileNotFoundError(

@@ -24,9 +24,14 @@ def read_shapes(file: Path) -> Shapes:
         return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
 
 
-def adapter_shapes(base: nn.Module, config: PeftConfig, adapter_name: str = "default") -> Shapes:
-    """Returns the shapes of the saved tensors of `base` with an adapter of `config`; neither changes."""
-    with device("meta"):  # no memory, however large the config makes the adapter
+def adapter_shapes(
+    base: nn.Module, config: PeftConfig, adapter_name: str = "default", made_on: str = "meta"
+) -> Shapes:
+    """Returns the shapes of the saved tensors of a copy `base` of a model with an adapter of `config`.
+
+    On the meta device, it needs no memory, however large the config makes the adapter.
+    """
+    with device(made_on):
         model = PeftModel(base, deepcopy(config), adapter_name=adapter_name)
     return shapes_of(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
 

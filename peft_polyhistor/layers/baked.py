@@ -21,12 +21,16 @@ from .widening import widen
 class Copies:
     """A cache of copies of a feed-forward module by task, each with an adapter merged into it.
 
-    The cache is valid until a parameter changes. It is not part of the model: copies and checkpoints of the model
-    leave it out. PyTorch does not count a change through `parameter.data`; the cache notices it only if the parameter
-    moves to other memory.
+    The cache is valid until a parameter changes, or the model runs with gradients: fused optimisers change parameters
+    without a word to PyTorch. So do changes through `parameter.data`, which the cache notices only if the parameter
+    moves to other memory. The cache is not part of the model: copies and checkpoints of the model leave it out.
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Deletes all copies."""
         self.kept: tuple[list[tuple[Tensor, int]], dict[str, nn.Module | None]] = [], {}
 
     def __reduce__(self) -> tuple[type["Copies"], tuple[()]]:
@@ -64,7 +68,12 @@ class BakedLayer(ResidualLayer):
     def _widened(self, route: Route) -> list[nn.Module]:
         """Returns a feed-forward module for each task of the pass; empty if the adapter runs beside the module."""
         weights = route.weights.get(self.site.name, [])
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(weights) != 1:
+        if torch.compiler.is_compiling():
+            return []
+        if self.training or torch.is_grad_enabled():
+            self._copies.clear()
+            return []
+        if len(weights) != 1:
             return []
         if getattr(self, "_is_replica", False):  # of `nn.DataParallel`, whose modules have no registered parameters
             return []

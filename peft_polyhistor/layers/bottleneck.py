@@ -214,6 +214,7 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
             base.keep_tasks(tasks)
         settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
         settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
+        settings["inference_mode"] = config.inference_mode
         model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
         router: Any = router_of(base)
         for site, site_weights in zip(router.generators[adapter_name], baked, strict=True):

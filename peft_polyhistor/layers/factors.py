@@ -4,7 +4,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +31,7 @@ class PacedLinear(nn.Linear):
     generated weights alike, as in maximal-update parametrisation (arXiv:2203.03466).
 
     W starts larger by the inverse of the gain, so that neither the number of parameters nor the functions that the
-    layer can express change. The gain is a power of two, exact in every precision, and is saved with the weights. For
-    weights that were saved without a gain it is 1.
+    layer can express change. The gain is a power of two, exact in every precision, and is saved with the weights.
 
     Args:
         in_features, out_features: Number of entries of x and y.
@@ -53,11 +51,6 @@ class PacedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.gain * x, self.weight, self.bias)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        if f"{prefix}weight" in state_dict:
-            state_dict.setdefault(f"{prefix}gain", state_dict[f"{prefix}weight"].new_ones(()))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Projector(nn.Sequential):

@@ -37,7 +37,7 @@ class ParameterLayer(AdapterLayer):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        additions = [weights for weights, _ in self.active_weights()]
+        additions = [weights for weights, _ in self.active_weights(first_tensor((args, kwargs)))]
         if not additions:
             return self.base_layer(*args, **kwargs)
         tasks = len(next(iter(additions[0].values())))

@@ -28,6 +28,7 @@ from .per_task_encoder import PerTaskEncoder
 
 
 DECODERS = "decoders.safetensors"
+FROZEN_STARTS = "gaussian", "eva", "orthogonal"  # of LoRA, that leave the frozen weights as they are
 
 
 class PerTaskDenseModel(MultiTaskDenseModel):
@@ -73,8 +74,9 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
         config: A config of PEFT. `target_modules=None` adapts all linear layers in the blocks of a known encoder.
 
     Raises:
-        ValueError: The model has adapters already, the config has no `target_modules` or is a multi-task config of
-            this package, or `target_modules` is None and the family of the encoder is unknown.
+        ValueError: The model has adapters already; the config has no `target_modules`, is a multi-task config of this
+            package, or starts with a change of the frozen weights; PEFT allows one adapter only; or `target_modules`
+            is None and the family of the encoder is unknown. The model does not change.
     """
     encoder = _check_plain(model)
     _check_config(config)
@@ -83,8 +85,12 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
         _target_linear_layers(encoder, settings)
     first, *others = model.config.tasks
     adapted = get_peft_model(encoder, deepcopy(settings), adapter_name=first)
-    for task in others:
-        adapted.add_adapter(task, deepcopy(settings))
+    try:
+        for task in others:
+            adapted.add_adapter(task, deepcopy(settings))
+    except Exception:
+        adapted.unload()
+        raise
     return _install(model, encoder, adapted, is_trainable=True)
 
 
@@ -146,7 +152,7 @@ def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -
             file = folder / task / CONFIG
             config = PeftConfig.from_pretrained(str(folder / task))
             config.inference_mode = not is_trainable  # as PEFT loads it
-            own = adapter_shapes(without_memory(model.encoder), config, task)
+            own = _shapes_of_adapter(model.encoder, config, task)
             file = folder / task / WEIGHTS
             wrong = difference(read_shapes(file), own)
             if wrong:
@@ -155,6 +161,13 @@ def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -
         raise ValueError(f"{file} is damaged ({error!r}). Save the model again.") from error
     if wrong:
         raise ValueError(f"{file} does not fit the model: {wrong}. Give a model like the one that was saved.")
+
+
+def _shapes_of_adapter(encoder: StageEncoder, config: PeftConfig, task: str) -> dict[str, tuple[int, ...]]:
+    try:
+        return adapter_shapes(without_memory(encoder), config, task)
+    except (RuntimeError, NotImplementedError):  # BOFT and SHiRA compute with the weights
+        return adapter_shapes(deepcopy(encoder), config, task, made_on="cpu")
 
 
 def _check_plain(model: MultiTaskDenseModel) -> StageEncoder:
@@ -177,6 +190,13 @@ def _check_config(config: PeftConfig) -> None:
         raise ValueError(
             f"{type(config).__name__} has no `target_modules`. Use a config of a method that adapts linear layers, "
             "such as LoraConfig."
+        )
+
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start not in FROZEN_STARTS:
+        raise ValueError(
+            f"init_lora_weights={start!r} may change the frozen weights, which the adapters of all tasks share. Use "
+            f"True, False, {', '.join(map(repr, FROZEN_STARTS[:-1]))} or {FROZEN_STARTS[-1]!r}."
         )
 
 

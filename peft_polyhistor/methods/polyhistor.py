@@ -21,7 +21,7 @@ Letters of the paper and names in this file:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,24 @@ RIGHT_SIZE = 2.0  # of right factors at the start, in multiples of 1 / sqrt(rank
 TASK_STD = 0.1  # of the entries of task embeddings in Polyhistor-Lite around their common vector, which is N(0, 1)
 
 
+def check_embedding_dim(name: str, value: Any) -> None:
+    """Raises ValueError for embeddings so short that a norm makes those of different tasks equal."""
+    check_positive(name, value)
+    if value < 3:
+        raise ValueError(
+            f"`{name}` must be at least 3, got {value}: the norm behind the projector maps embeddings of length 1 to "
+            "one value, and those of length 2 to one of two, so that tasks would have the same adapter."
+        )
+
+
 @dataclass
 class HypernetworkConfig(LowRankConfig):
     """Base of the configs of methods that generate low-rank adapter weights from embeddings."""
 
-    embedding_dim: int = setting(64, "Length of a projected embedding, at least 1.", check_positive)
+    embedding_dim: int = setting(
+        64, "Length of a projected embedding, at least 3: the norm behind the projector leaves no more than two "
+        "directions to embeddings of length 2.", check_embedding_dim,
+    )  # fmt: skip
 
     def shapes_of(self, width: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the hypernetworks' outputs for a layer of this width, by name.

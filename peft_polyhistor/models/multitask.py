@@ -222,7 +222,8 @@ class MultiTaskDenseModel(PreTrainedModel):
         source: Any = other.get_base_model() if isinstance(other, PeftModel) else other
         theirs = source.decoders
         if isinstance(other, PeftModel) and not isinstance(theirs, Decoders):
-            theirs = theirs.modules_to_save[other.active_adapter]
+            copies = dict(theirs.modules_to_save.items())
+            theirs = copies.get(other.active_adapter, theirs.original_module)  # a bare encoder's adapter has no copy
         shapes = theirs.shapes()
         differ = [task for task, own in self.decoders.shapes().items() if shapes.get(task) != own]
         if differ:

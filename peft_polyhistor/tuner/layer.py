@@ -43,10 +43,21 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
         Args:
             x: The tensor that the weights are applied to; they are moved to its device.
+
+        Raises:
+            ValueError: The pass has several tasks, and the rows of `x` are not those of its images.
         """
         if self.disable_adapters:
             return []
-        weights = self.router.present_route().weights.get(self.site.name, [])
+        route = self.router.present_route()
+        weights = route.weights.get(self.site.name, [])
+        rows = 0 if route.is_shared else len(route.tasks) * route.images
+        if x is not None and weights and len(route.tasks) > 1 and rows and x.shape[0] % rows:
+            raise ValueError(
+                f"'{self.site.name}' is called with a tensor of shape {tuple(x.shape)}, whose rows do not belong to "
+                f"the {route.images} images of {len(route.tasks)} tasks, so they cannot be split by task. Set "
+                "`tasks_per_pass=1` in the config, or name other modules in `target_modules`."
+            )
         return [(on_device_of(x, w), dropout if self.training else 0.0) for w, dropout in weights]
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -31,6 +31,8 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
         names = [site.name for site in known if not isinstance(layers, Sequence) or site.block in layers]
         # By name, so that PEFT's matching applies `exclude_modules` in the same notation.
         config = aimed_at(config, names)
+    config = copy(config)
+    config.modules_to_save = None  # PEFT would leave such modules out; `check_saved` refuses them
     names = [
         name
         for name, _ in model.named_modules()
@@ -46,6 +48,20 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
             f"{[site.name for site in known] or 'none'}."
         )
     return names
+
+
+def check_saved(model: nn.Module, config: MultiTaskConfig, sites: Sequence[Site]) -> None:
+    """Raises ValueError if `modules_to_save` names a module in or around a site, or the norm that an adapter reads."""
+    entries = tuple(config.modules_to_save or ())
+    saved = [name for name, _ in model.named_modules() if name and name.endswith(entries)]
+    for site in sites:
+        for place in {site.name, getattr(site, "stream", site.name)}:
+            for name in saved:
+                if place == name or place.startswith(f"{name}.") or name.startswith(f"{place}."):
+                    raise ValueError(
+                        f"`modules_to_save` names '{name}', and the adapter at '{site.name}' needs '{place}' as it "
+                        "is. Name other modules, or leave those of the adapter out with `exclude_modules`."
+                    )
 
 
 def aimed_at(config: ConfigT, names: list[str]) -> ConfigT:

@@ -77,6 +77,15 @@ def _is_plain(weight: Tensor) -> bool:
     return is_own and weight.dtype in PLAIN and weight.numel() > 0 and not weight.is_meta
 
 
+def keep_sizes(base: dict[str, Any], saved: MultiTaskConfig, is_frozen: bool) -> dict[str, Any]:
+    """Returns the `made_for` of an adapter on the model `base` that was saved with the config `saved`.
+
+    The sizes of the blocks are those of the training, until the adapter trains on where they are known.
+    """
+    sizes = (saved.made_for or {}).get("block_sizes")
+    return base | {"block_sizes": sizes} if sizes and (is_frozen or not base.get("block_sizes")) else base
+
+
 def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str, Any] | None:
     """Returns the record of the decoders of an adapter that was loaded onto another dense model.
 
@@ -110,7 +119,7 @@ def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
             f"The adapter was made for {name} with other weights than this encoder has, so its outputs mean nothing "
             "here. Load it onto the weights it was made for: the same revision, or the same version of an encoder "
             "that comes with a package.",
-            stacklevel=2,
+            stacklevel=1,  # one place for all ways to load, so that Python shows it once
         )
     norms = [known["decoders"]["shared_norms"] for known in (made_for, base) if known["decoders"]]
     if len(set(norms)) > 1:

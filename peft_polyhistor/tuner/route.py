@@ -19,6 +19,7 @@ class Route(NamedTuple):
     tasks: tuple[str, ...]
     weights: SiteWeights
     is_shared: bool  # one set of images serves all tasks; otherwise the batch is laid out task by task
+    images: int  # per task; 0 if it is unknown
     features: dict[int, Tensor]  # by stage, `(tasks, batch, tokens, channels)`; added to the maps of a shared pass
     streams: dict[str, Tensor]  # by site, the residual stream before the block's norm
 

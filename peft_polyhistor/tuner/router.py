@@ -124,7 +124,7 @@ class Router(nn.Module, BaseTunerLayer):
             The output of `forward` for the task, or with `tasks` a dictionary of outputs by task.
         """
         if not self.active_adapters or not self.records:  # all adapters were deleted: the frozen encoder runs
-            with Following(Route(self, (), {}, True, {}, {})):
+            with Following(Route(self, (), {}, True, 0, {}, {})):
                 return forward(*args, **kwargs)
         asked = {name: kwargs.pop(name, None) for name in ("task", "tasks")}
         tasks = resolve_tasks(self.tasks_of(self.active_adapters), **asked)
@@ -153,7 +153,8 @@ class Router(nn.Module, BaseTunerLayer):
         groups = [tasks[start : start + size] for start in range(0, len(tasks), size)]
         # Weights with another leading axis are shared by all tasks.
         parts = cut(weights, [len(group) for group in groups], len(tasks)) if len(groups) > 1 else [weights]
-        return [Route(self, group, part, is_shared, {}, {}) for group, part in zip(groups, parts, strict=True)]
+        images = 0 if pixel_values is None else pixel_values.shape[0]
+        return [Route(self, group, part, is_shared, images, {}, {}) for group, part in zip(groups, parts, strict=True)]
 
     def _tasks_per_pass(self, pixel_values: Tensor, tasks: int) -> int:
         sizes = (self.records[name].config.tasks_per_pass for name in self.active_adapters)

@@ -18,8 +18,8 @@ from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
 from .layer import AdapterLayer, base_of
-from .matching import aimed_at, check_fit, match_modules
-from .provenance import check_base, describe_base, routed_module
+from .matching import aimed_at, check_fit, check_saved, match_modules
+from .provenance import check_base, describe_base, keep_sizes, routed_module
 from .router import GENERATORS, SHARED, Router
 from .site import Site
 from .verbs import TaskVerbs
@@ -70,22 +70,25 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         # A copy, because the record of this model must not be written into a config that adapts another model too.
         # `target_modules=None` stays, as it means all blocks of any encoder.
         *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest adapter
+        if "." in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"An adapter cannot be named {name!r}: modules are named after it, and the name has a dot or is that "
+                "of an attribute of PyTorch's modules. Use e.g. 'default'."
+            )
         prepared = self.peft_config[name] = copy(peft_config)
         return prepared
 
     def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:
         # All checks run here, before the model is changed.
         sites = self._choose_sites(model, peft_config)
+        check_saved(model, peft_config, sites)
         self._sites = {site.name: site for site in sites}
         check_fit(model, self.router, sites, self.prefix + GENERATORS)
         base = describe_base(model, sites)
         check_base(peft_config, base)
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
-        sizes = (peft_config.made_for or {}).get("block_sizes")
-        if sizes and (peft_config.inference_mode or not base["block_sizes"]):
-            base["block_sizes"] = sizes  # those of the training
-        peft_config.made_for = base
+        peft_config.made_for = keep_sizes(base, peft_config, peft_config.inference_mode)
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:
         if key in self._sites:
@@ -146,6 +149,15 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         if found:
             return before + container + after
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, *, state_dict: dict[str, Any], model: nn.Module, **kwargs: Any) -> Any:
+        weights = super()._remap_adapter_state_dict_for_load(state_dict=state_dict, model=model, **kwargs)
+        for name, _ in model.named_buffers():
+            weight = weights.get(f"{name.removesuffix('gain')}weight") if name.endswith(".gain") else None
+            if weight is not None:  # a `PacedLinear` that was saved without its gain had none
+                weights.setdefault(name, weight.new_ones(()))
+        return weights
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         for module in self.model.modules():

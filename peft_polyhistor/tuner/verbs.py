@@ -151,6 +151,8 @@ class TaskVerbs(BaseTuner):
         if self.router:
             are_all = task is None and self.router.shares_pass
             weights = self.router.weights_of(names, task=task, tasks=self.router.tasks_of(names) if are_all else None)
+            if task is None and not are_all:
+                [task] = self.router.tasks_of(names)
             merge(self.model, weights, configs[0], task, safe_merge)
         if adapter_names:  # `unload` keeps the decoders and other `modules_to_save` of the active adapter
             self.set_adapter(names, inference_mode=configs[0].inference_mode)

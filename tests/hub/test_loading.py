@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from methods_table import check_equal
+from methods_table import PLACED_BY_FILE, check_equal
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -164,3 +164,10 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path):
     file.write_text(json.dumps(settings | {"base_model_name_or_path": "./gone"}))
     with pytest.raises(FileNotFoundError, match=r"The encoder '\./gone' of .* cannot be loaded .*give encoder="):
         load(saved[1])
+
+
+def test_a_dense_model_in_several_files_is_loaded(make_dense, pixels, tmp_path):
+    model = make_dense()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    check_equal(load(tmp_path)(pixels).logits, model(pixels).logits, **PLACED_BY_FILE)

@@ -97,3 +97,13 @@ def test_an_adapter_without_gains_is_what_it_was(old_adapter, pixels):
         check_equal(loaded(pixels), model(pixels), **PLACED_BY_FILE)
         loaded.add_task("saliency", from_="normals")
         check_equal(loaded(pixels, tasks=["semseg"]), model(pixels, tasks=["semseg"]), **PLACED_BY_FILE)
+
+
+@torch.no_grad()
+def test_weights_without_gains_leave_those_of_the_model(old_adapter, pixels):
+    _, model = old_adapter
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before, model = model(pixels), model.train(False)
+    result = model.load_state_dict(trained, strict=False)
+    check_equal(model(pixels), before)
+    assert any(name.endswith(".gain") for name in result.missing_keys)

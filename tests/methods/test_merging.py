@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from methods_table import PLACED_BY_FILE, ROUNDING, TASKS, check_equal, predict, predict_frozen, rows, tensors_of
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import SwinBackbone, SwinConfig, SwinForImageClassification, SwinModel
 
@@ -275,8 +275,22 @@ def test_a_baked_adapter_predicts_in_one_with_its_block_and_follows_every_change
     layers[1]._norm[0].weight[0] = 0
     baked.router.generators["default"][1].norm_weight[1, 0] = 0  # so that one of the two tasks can be merged
     check()
+    baked(pixels, tasks=TASKS[:2])
     assert [copied is None for copied in layers[1]._copies.kept[1].values()].count(True) == 1
     assert list(baked.state_dict()) == keys
+
+
+def test_a_step_of_a_fused_optimiser_is_seen_by_the_next_prediction(make_swin, pixels, perturb):
+    """PyTorch does not count the changes that such a step makes."""
+    baked = perturb(get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).eval()).bake()
+    optimizer = torch.optim.AdamW([p for p in baked.parameters() if p.requires_grad], lr=0.1, fused=True)
+    predict = torch.no_grad()(baked)
+    before = predict(pixels, task="semseg")[0]
+    baked(pixels, task="semseg")[0].square().sum().backward()
+    optimizer.step()
+    after = predict(pixels, task="semseg")[0]
+    assert not torch.allclose(after, before)
+    check_equal((after,), (baked(pixels, task="semseg")[0].detach(),), **SINGLE)
 
 
 @torch.no_grad()
@@ -301,3 +315,19 @@ def test_a_ratio_gives_every_width_its_channels(factor):
 
 def test_outputs_are_of_the_size_that_tolerances_speak_of(make_swin, pixels):
     assert 1 < max(tensor.abs().max() for tensor in tensors_of(make_swin()(pixels)).values()) < 10
+
+
+def test_the_only_task_of_an_adapter_is_recorded_though_it_is_not_named(make_swin):
+    for config in (PolyhistorLiteConfig(tasks=["semseg"]), SharedAdapterConfig(tasks=["semseg"])):
+        merged = get_peft_model(make_swin(), config).merge_and_unload()
+        assert merged.config.merged_from["task"] == (None if config.shares_pass else "semseg")
+
+
+def test_a_frozen_adapter_is_baked_to_a_frozen_one(make_swin, tmp_path):
+    model = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS))
+    model.save_pretrained(tmp_path)
+    for is_trainable in (False, True):
+        loaded = PeftModel.from_pretrained(make_swin(), tmp_path, is_trainable=is_trainable)
+        baked = loaded.bake()
+        assert baked.peft_config["default"].inference_mode is not is_trainable
+        assert any(parameter.requires_grad for parameter in baked.parameters()) is is_trainable

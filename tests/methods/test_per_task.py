@@ -7,7 +7,9 @@ import pickle
 
 import pytest
 import torch
+from methods_table import PLACED_BY_FILE, check_equal
 from peft import (
+    AdaLoraConfig,
     HRAConfig,
     IA3Config,
     LoHaConfig,
@@ -17,6 +19,7 @@ from peft import (
     PeftModel,
     PromptTuningConfig,
     RandLoraConfig,
+    ShiraConfig,
     VeraConfig,
 )
 from safetensors.torch import load_file, save_file
@@ -246,6 +249,28 @@ def test_bad_calls_say_what_is_needed(make_dense, pixels, tmp_path):
     save_per_task(model, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"saliency.*not found\. Give a folder of `save_per_task`"):
         load_per_task(make_dense(["semseg", "saliency"]), tmp_path)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_starts_that_change_the_frozen_weights_are_refused(start, make_dense):
+    """Each adapter would subtract its part from the weights of all tasks."""
+    with pytest.raises(ValueError, match=rf"init_lora_weights='{start}' may change the frozen weights.* 'gaussian'"):
+        adapt_per_task(make_dense(), LoraConfig(r=2, init_lora_weights=start))
+
+
+def test_a_method_of_one_adapter_leaves_the_model_as_it_was(make_dense, pixels):
+    model = make_dense()
+    with pytest.raises(ValueError, match="only 1 trainable adapter"):
+        adapt_per_task(model, AdaLoraConfig(total_step=9))
+    adapted = adapt_per_task(model, LoraConfig(r=2))
+    check_equal(adapted(pixels).logits, make_dense()(pixels).logits, **PLACED_BY_FILE)
+
+
+@torch.no_grad()
+def test_adapters_that_compute_with_the_weights_load_too(make_dense, pixels, perturb, tmp_path):
+    model = perturb(adapt_per_task(make_dense(), ShiraConfig(r=2)))
+    save_per_task(model, tmp_path)
+    check_equal(load_per_task(make_dense(), tmp_path).eval()(pixels).logits, model.eval()(pixels).logits)
 
 
 def test_what_does_not_fit_is_refused_and_leaves_the_model(make_dense, tmp_path):

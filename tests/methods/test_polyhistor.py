@@ -354,3 +354,11 @@ def test_counts_follow_the_formula(tasks, reduction_factor, rank, rank_divisor, 
     lite = (tasks + sum(scales)) * RAW + count_projector(2 * RAW, k) + generators(12)
     lite += sum(scale**3 + 2 * scale**2 for scale in scales if scale > 1)
     assert count_adapter(PolyhistorLiteConfig(**settings), **SIZES) == lite
+
+
+@pytest.mark.parametrize("config_class", [PolyhistorConfig, PolyhistorLiteConfig])
+def test_embeddings_that_a_norm_makes_equal_are_refused(config_class):
+    for length in (1, 2):
+        with pytest.raises(ValueError, match=f"`embedding_dim` must be at least 3, got {length}: the norm"):
+            config_class(embedding_dim=length)
+    config_class(embedding_dim=3)

@@ -244,6 +244,20 @@ def test_an_adapter_without_decoders_leaves_those_of_a_dense_model(
     check_equal(logits, plain.decoders.heads["normals"](maps))
 
 
+@torch.no_grad()
+def test_fresh_decoders_train_on_an_adapter_without_decoders(adapt, make_dense, make_swin, pixels, perturb, tmp_path):
+    perturb(adapt(make_swin())).save_pretrained(tmp_path)
+    fixed = PeftModel.from_pretrained(make_dense(), tmp_path).eval()
+    loaded = PeftModel.from_pretrained(make_dense(), tmp_path, is_trainable=True).eval()
+    check_equal(loaded(pixels).logits, fixed(pixels).logits)
+    assert any("decoders" in name for name in trainable(loaded))
+    assert loaded.peft_config["default"].made_for["decoders"] is not None
+    loaded.save_pretrained(tmp_path / "trained")
+    check_equal(
+        PeftModel.from_pretrained(make_dense(), tmp_path / "trained").eval()(pixels).logits, fixed(pixels).logits
+    )
+
+
 OTHER_WEIGHTS = "was made for an encoder with other weights than this encoder has"
 
 
@@ -255,9 +269,15 @@ def test_an_encoder_with_other_weights_is_told(adapt, make_swin, make_dense, tmp
     for model in (deepcopy(other), make_dense(encoder=deepcopy(other))):
         with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
             PeftModel.from_pretrained(model, tmp_path)
-    adapted = adapt(other)
+    adapted = adapt(deepcopy(other))
+    for name in ("second", "default"):  # a new one, and one that exists
+        with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
+            adapted.load_adapter(tmp_path, name)
+    config = type(adapted.peft_config["default"])(tasks=TASKS)
     with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
-        adapted.load_adapter(tmp_path, "second")
+        given = PeftModel.from_pretrained(other, tmp_path, config=config)
+    record = json.loads((tmp_path / "adapter_config.json").read_text())["made_for"]
+    assert given.peft_config["default"].made_for["block_sizes"] == record["block_sizes"]  # those of the training
 
 
 @for_two_methods

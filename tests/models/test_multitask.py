@@ -374,6 +374,11 @@ def test_decoders_of_the_active_adapter_are_copied(make_dense):
     assert torch.equal(model.decoders.heads["semseg"].classifier.weight, theirs.weight)
     with pytest.raises(ValueError, match="Copy before `get_peft_model`"):
         adapted.get_base_model().copy_decoders(model)
+    adapted.add_adapter("bare", DecodersConfig(tasks=DENSE_TASKS, inference_mode=True))  # without decoders
+    adapted.set_adapter("bare")
+    model.copy_decoders(adapted)
+    theirs = adapted.get_base_model().decoders.original_module.heads["semseg"].classifier
+    assert torch.equal(model.decoders.heads["semseg"].classifier.weight, theirs.weight)
 
 
 @pytest.mark.parametrize(("tasks", "width"), [(["semseg"], 12), (DENSE_TASKS, 16)])

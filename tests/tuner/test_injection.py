@@ -76,3 +76,25 @@ def test_adapting_a_dense_model_calls_nothing_deprecated(make_dense):
     assert not model.base_model.model.is_gradient_checkpointing
     tiny_models.recompute_layers(model)
     assert model.base_model.model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(("names", "place"), [
+    (["layernorm_after"], "blocks.0.layernorm_after"), (["fc1"], "blocks.0.mlp"), (["mlp"], "blocks.0.mlp"),
+])  # fmt: skip
+@pytest.mark.parametrize("config_class", [PolyhistorLiteConfig, SharedAdapterConfig])
+def test_modules_to_save_that_an_adapter_needs_are_refused(config_class, names, place, make_swin):
+    model = make_swin()
+    with pytest.raises(
+        ValueError, match=rf"`modules_to_save` names '.*{names[0]}', and the adapter .* needs '.*{place}"
+    ):
+        get_peft_model(model, config_class(tasks=TASKS, modules_to_save=names))
+    others = {"exclude_modules": ["layers.0.blocks.0.mlp"], "modules_to_save": ["layers.0.blocks.0.mlp", "layernorm"]}
+    get_peft_model(model, AdapterConfig(tasks=TASKS, **others))  # it was left as it was
+
+
+@pytest.mark.parametrize("name", ["train", "half", "keys", "my.adapter"])
+def test_a_name_that_no_module_can_have_is_refused_before_the_model_changes(name, make_swin):
+    model = make_swin()
+    with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
+        get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
+    get_peft_model(model, PolyhistorLiteConfig(tasks=TASKS))

@@ -17,9 +17,11 @@ from methods_table import (
     trainable,
     without_gradient,
 )
+from peft import get_peft_model
 from tiny_models import recompute_layers
+from transformers import Swinv2Config, Swinv2Model
 
-from peft_polyhistor import PolyhistorLiteConfig
+from peft_polyhistor import BitFitConfig, MultiTaskLoraConfig, PolyhistorLiteConfig
 from peft_polyhistor.tuner.passes import ENOUGH_PIXELS, choose_tasks_per_pass
 
 
@@ -226,3 +228,20 @@ def test_hooks_of_others_see_every_image(adapt, make_base, perturb, pixels):
         model = perturb(adapt(base, tasks_per_pass=size)).double()
         results.append(model(pixels.double(), tasks=TASKS))
     check_equal(*results, **EXACT)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("config_class", "name"), [
+    (MultiTaskLoraConfig, "continuous_position_bias_mlp.0"), (BitFitConfig, "continuous_position_bias_mlp"),
+])  # fmt: skip
+def test_a_module_that_is_called_without_the_images_mixes_no_tasks(config_class, name, perturb):
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 5, "image_size": 40}
+    swin = Swinv2Model(Swinv2Config(**sizes, drop_path_rate=0.0)).eval()
+    model = perturb(get_peft_model(swin, config_class(tasks=TASKS, target_modules=[name])))
+    pixels = torch.randn(1, 3, 40, 40)
+    with pytest.raises(ValueError, match=r"shape \(1, 9, 9, 2\), whose rows do not belong to the 1 images of 3 tasks"):
+        model(pixels, tasks=TASKS)
+    model.peft_config["default"].tasks_per_pass = 1
+    together = model(pixels, tasks=TASKS)
+    for task in TASKS:
+        check_equal(together[task].to_tuple(), model(pixels, task=task).to_tuple())
