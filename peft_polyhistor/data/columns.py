@@ -38,10 +38,12 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
     kinds: dict[str, Callable[[Any], bool]] = {"image_id": _is_id, "image": lambda feature: isinstance(feature, Image)}
     wrong = [ours for ours, column in theirs.items() if not kinds.get(ours, _is_map)(found.get(column))]
     if wrong:
+        own = [ours for ours in wrong if ours in found and theirs[ours] not in found]  # as in a copy of `shrink`
+        hint = f" Take {', '.join(own)} out of the layout: the dataset has columns of these names." if own else ""
         raise ValueError(
-            f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}. Leave out tasks "
-            "it lacks, name other columns in the layout, or cast columns: image_id to a string or integer, images to "
-            "datasets.Image, labels to datasets.Image or Array2D."
+            f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}.{hint} Leave out "
+            "tasks it lacks, name other columns in the layout, or cast columns: image_id to a string or integer, "
+            "images to datasets.Image, labels to datasets.Image or Array2D."
         )
     names: dict[str, str] = {}
     for ours, column in theirs.items():

@@ -288,6 +288,13 @@ def test_columns_that_are_not_decoded_are_named_by_their_type(hub_like):
             load_dense_dataset(rows, ["lanes"], layout=NAMES).with_transform(JointTransform(8, train=False))[0]
 
 
+def test_a_layout_of_other_names_than_a_copy_has_is_told(hub_like, tmp_path):
+    layout = {name: column for name, column in NAMES.items() if name != "val"}
+    copied = hub_like["validation"].rename_columns({"photo": "image", "mask": "lanes", "z": "depth"})
+    with pytest.raises(ValueError, match="Take image, lanes, depth out of the layout: the dataset has columns of"):
+        load_dense_dataset(copied, TWO, layout=layout)
+
+
 def test_unknown_columns_and_tasks_are_refused(dataset):
     del TASKS["depth"]
     with pytest.raises(ValueError, match=r"The columns \['depth'\] are no tasks; known are semseg, .*`register_task`"):
