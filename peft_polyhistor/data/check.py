@@ -159,17 +159,17 @@ def _check_folder(
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
-    report.notes += _note_shared(by_split, splits)
+    report.notes += _note_shared("Images", by_split, splits)
     yield from tqdm(_read_all(folder, tasks, image_ids, workers), total=len(image_ids), desc="Checking images")
 
 
-def _note_shared(by_split: Iterable[Iterable[Any]], splits: Sequence[str]) -> list[str]:
+def _note_shared(what: str, by_split: Iterable[Iterable[Any]], splits: Sequence[str]) -> list[str]:
     """Notes the ids that are in several splits."""
     counts = Counter(image_id for ids in by_split for image_id in dict.fromkeys(ids))
     shared = [image_id for image_id, count in counts.items() if count > 1]
-    return (
-        [f"Images in several of the splits {', '.join(splits)}: {len(shared)}, such as {shared[0]}."] if shared else []
-    )
+    if not shared:
+        return []
+    return [f"{what} in several of the splits {', '.join(splits)}: {len(shared)}, such as {shared[0]}."]
 
 
 def _check_rows(
@@ -205,7 +205,7 @@ def _check_rows(
             f"No image of the split {split!r} has a label of {task}. Correct the layout, or leave the task out."
             for task in unlabeled
         ]
-    report.notes += _note_shared(by_split, splits)
+    report.notes += _note_shared("Ids of rows", by_split, splits)
 
 
 def _read_all(

@@ -110,7 +110,7 @@ class DenseFolder(CarriesTasks):
         if split in self.layout:
             places.insert(0, self.root / name)
         for place in places:
-            if place.is_file() or (place.is_dir() and folder in place.parents):
+            if place.is_file() or (place.is_dir() and (place == folder or folder in place.parents)):
                 return place
         raise FileNotFoundError(
             f"{places[0]}: no such file, nor {', '.join(map(str, places[1:]))}. List the ids of the split there, one "
@@ -128,7 +128,8 @@ class DenseFolder(CarriesTasks):
         text = read_bytes(place).decode("utf-8", errors="replace")
         if "\0" in text:
             raise ValueError(f"{place}: found no text in UTF-8. Save the list with this encoding, one id per line.")
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        # One spelling of an id, such as that of `find`: ./0 and a//0
+        return [PurePosixPath(line.strip()).as_posix() for line in text.splitlines() if line.strip()]
 
     def check_lines(self, lines: Sequence[str], split: str) -> None:
         """Raises ValueError if the list of a split is empty, repeats an id, or has a line that is no id."""
@@ -148,8 +149,6 @@ class DenseFolder(CarriesTasks):
     def is_id(self, line: str) -> bool:
         """Tells whether a line can be an image id. An id never leads to a file outside the folders."""
         parts = PurePosixPath(line).parts
-        if "/".join(parts) != line:  # another spelling of an id
-            return False
         is_inside = "\\" not in line and bool(parts) and not {"/", "..", "."} & set(parts)
         return is_inside and line.isprintable() and len(line.encode()) <= _LONGEST_ID
 

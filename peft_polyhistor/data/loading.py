@@ -256,14 +256,25 @@ def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
 
 
 def _parquet_files(folder: Path, split: str) -> list[str]:
-    """Finds the parquet files of a split: one file, or shards; ValueError if there are both."""
+    """Finds the parquet files of a split: one file, or shards.
+
+    Raises:
+        ValueError: There are both, or not as many shards as their names say.
+    """
+    shard = re.compile(rf"{re.escape(split)}-\d+(-of-0*(?P<count>\d+))?(-[0-9a-f]{{16}})?\.parquet")
     for place in (folder, folder / "data"):
         whole = place / f"{split}.parquet"
-        name = re.compile(rf"{re.escape(split)}-\d+-of-\d+\.parquet")
-        files = sorted(path for path in place.glob("*.parquet") if name.fullmatch(path.name))
+        found = {path: shard.fullmatch(path.name) for path in sorted(place.glob("*.parquet"))}
+        counts = [match["count"] for match in found.values() if match]
+        files = [path for path, match in found.items() if match]
         if files and whole.is_file():
             raise ValueError(
-                f"{whole}: found beside {files[0].name}, and either may be the split. Remove one of both."
+                f"{whole}: found beside {files[0].name}, and either may be the split. Remove one of the two."
+            )
+        if set(counts) - {None} and (len(set(counts)) > 1 or int(counts[0] or 0) != len(files)):
+            raise ValueError(
+                f"{files[0]}: found {len(files)} parts of the split {split!r}, and their names say otherwise. Restore "
+                "all parts of one writing, and remove others."
             )
         if files or whole.is_file():
             return [str(path.absolute()) for path in files or [whole]]

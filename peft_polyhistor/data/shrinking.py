@@ -18,7 +18,6 @@ from .loading import Source, check_splits, holds_data, load_dense_dataset
 
 with needs_extra("train"):
     from datasets import Dataset, Features, Image
-    from datasets.table import embed_table_storage
 
 
 def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:
@@ -74,13 +73,13 @@ def write_shrunk(
     """
     check_splits(source, splits)
     folder = Path(os.path.expanduser(folder))
-    for split in splits:
-        if folder.is_dir() and holds_data(folder, split):
+    files = [folder / f"{split}.parquet" for split in splits]
+    for split, file in zip(splits, files, strict=True):
+        if os.path.lexists(file) or (folder.is_dir() and holds_data(folder, split)):
             raise FileExistsError(
                 f"{folder} holds images or parquet files of the split {split!r} already. Remove them, or give another "
                 "folder."
             )
-    files = [folder / f"{split}.parquet" for split in splits]
     # All splits are computed before the first is written, and all are written before the first gets its final name.
     smalls = [
         shrink(load_dense_dataset(source, tasks, split, layout=layout, num_proc=num_proc), longest, num_proc)
@@ -90,18 +89,13 @@ def write_shrunk(
     try:
         for small, fresh in zip(smalls, unfinished, strict=True):
             fresh.parent.mkdir(parents=True, exist_ok=True)
-            _embed(small).to_parquet(fresh)
+            small.to_parquet(fresh)
         for fresh, file in zip(unfinished, files, strict=True):
             fresh.rename(file)
     finally:
         for fresh in unfinished:
             fresh.unlink(missing_ok=True)
     return files
-
-
-def _embed(dataset: Dataset) -> Dataset:
-    """Reads the files of images that are stored as paths, so that the dataset no longer needs these files."""
-    return dataset.with_format("arrow").map(embed_table_storage, batched=True, desc="embedding").with_format(None)
 
 
 def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
@@ -117,7 +111,13 @@ def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
     scale = min(1.0, longest / max(image.size))
     width, height = image.size
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size == image.size:
-        return row  # the encoded bytes stay, as a second JPEG compression would lose detail
+    if size == image.size:  # the encoded bytes stay, as a second JPEG compression would lose detail
+        return row | {name: _embed(row[name]) for name in ("image", *stored)}
     small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}
     return row | small | {"image": image.convert("RGB").resize(size, Resampling.BICUBIC)}
+
+
+def _embed(encoded: dict[str, Any]) -> dict[str, Any]:
+    """Reads the file of an image that is stored as a path, so that the dataset no longer needs the file."""
+    is_file = encoded["bytes"] is None and Path(encoded["path"]).is_file()
+    return {"bytes": Path(encoded["path"]).read_bytes(), "path": None} if is_file else encoded

@@ -21,9 +21,10 @@ from .widening import widen
 class Copies:
     """A cache of copies of a feed-forward module by task, each with an adapter merged into it.
 
-    The cache is valid until a parameter changes, or the model runs with gradients: fused optimisers change parameters
-    without a word to PyTorch. So do changes through `parameter.data`, which the cache notices only if the parameter
-    moves to other memory. The cache is not part of the model: copies and checkpoints of the model leave it out.
+    The cache is valid until a parameter changes. It is not part of the model: copies and checkpoints of the model
+    leave it out. PyTorch does not count a change through `parameter.data`; the cache notices it only if the parameter
+    moves to other memory. Nor does it count the steps of fused optimisers, so there are copies of frozen parameters
+    alone.
     """
 
     def __init__(self) -> None:
@@ -68,12 +69,7 @@ class BakedLayer(ResidualLayer):
     def _widened(self, route: Route) -> list[nn.Module]:
         """Returns a feed-forward module for each task of the pass; empty if the adapter runs beside the module."""
         weights = route.weights.get(self.site.name, [])
-        if torch.compiler.is_compiling():
-            return []
-        if self.training or torch.is_grad_enabled():
-            self._copies.clear()
-            return []
-        if len(weights) != 1:
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(weights) != 1:
             return []
         if getattr(self, "_is_replica", False):  # of `nn.DataParallel`, whose modules have no registered parameters
             return []
@@ -85,6 +81,9 @@ class BakedLayer(ResidualLayer):
         modules = (generators[record.sites.index(self.site)], self.base_layer, *self._norm)
         parameters = [parameter for module in modules for parameter in module.parameters()]
         if any(p.is_meta or p.is_inference() or type(p.data) is not Tensor for p in parameters):
+            return []
+        if any(parameter.requires_grad for parameter in parameters):
+            self._copies.clear()
             return []
         copies = self._copies.made_of(parameters)
         [(w, _)] = weights

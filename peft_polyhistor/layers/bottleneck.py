@@ -185,11 +185,11 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
 
     @torch.no_grad()
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
-        """Returns a copy of the model with plain adapters (MTL_ADAPTER), which store the generated weights.
+        """Returns a frozen copy of the model with plain adapters (MTL_ADAPTER), which store the generated weights.
 
         Inference generates no weights any more. Adapters that can be merged run as part of their feed-forward module,
-        with one copy of the module per task. The outputs are the same up to rounding. Calls of a copy with one task
-        need not name the task.
+        with one copy of the module per task, as long as their parameters are frozen. The outputs are the same up to
+        rounding. Calls of a copy with one task need not name the task.
 
         Args:
             tasks: The tasks to keep; `None` for all. A dense model keeps their decoders.
@@ -214,7 +214,7 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
             base.keep_tasks(tasks)
         settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
         settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
-        settings["inference_mode"] = config.inference_mode
+        settings["inference_mode"] = True
         model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
         router: Any = router_of(base)
         for site, site_weights in zip(router.generators[adapter_name], baked, strict=True):

@@ -28,7 +28,8 @@ from .per_task_encoder import PerTaskEncoder
 
 
 DECODERS = "decoders.safetensors"
-FROZEN_STARTS = "gaussian", "eva", "orthogonal"  # of LoRA, that leave the frozen weights as they are
+# Starts of LoRA that change the frozen weights, or that need data of one task.
+CHANGING_STARTS = "pissa", "olora", "corda", "loftq", "lora_ga"
 
 
 class PerTaskDenseModel(MultiTaskDenseModel):
@@ -76,7 +77,7 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
     Raises:
         ValueError: The model has adapters already; the config has no `target_modules`, is a multi-task config of this
             package, or starts with a change of the frozen weights; PEFT allows one adapter only; or `target_modules`
-            is None and the family of the encoder is unknown. The model does not change.
+            is None and the family of the encoder is unknown.
     """
     encoder = _check_plain(model)
     _check_config(config)
@@ -84,12 +85,15 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
     if settings.target_modules is None:
         _target_linear_layers(encoder, settings)
     first, *others = model.config.tasks
+    trains = {parameter: parameter.requires_grad for parameter in encoder.parameters()}
     adapted = get_peft_model(encoder, deepcopy(settings), adapter_name=first)
     try:
         for task in others:
             adapted.add_adapter(task, deepcopy(settings))
     except Exception:
         adapted.unload()
+        for parameter, is_trainable in trains.items():
+            parameter.requires_grad_(is_trainable)
         raise
     return _install(model, encoder, adapted, is_trainable=True)
 
@@ -166,7 +170,7 @@ def _check_files(model: MultiTaskDenseModel, folder: Path, is_trainable: bool) -
 def _shapes_of_adapter(encoder: StageEncoder, config: PeftConfig, task: str) -> dict[str, tuple[int, ...]]:
     try:
         return adapter_shapes(without_memory(encoder), config, task)
-    except (RuntimeError, NotImplementedError):  # BOFT and SHiRA compute with the weights
+    except RuntimeError:  # BOFT and SHiRA compute with the weights
         return adapter_shapes(deepcopy(encoder), config, task, made_on="cpu")
 
 
@@ -193,10 +197,10 @@ def _check_config(config: PeftConfig) -> None:
         )
 
     start = getattr(config, "init_lora_weights", None)
-    if isinstance(start, str) and start not in FROZEN_STARTS:
+    if isinstance(start, str) and start.lower().startswith(CHANGING_STARTS):
         raise ValueError(
-            f"init_lora_weights={start!r} may change the frozen weights, which the adapters of all tasks share. Use "
-            f"True, False, {', '.join(map(repr, FROZEN_STARTS[:-1]))} or {FROZEN_STARTS[-1]!r}."
+            f"init_lora_weights={start!r} changes the frozen weights, which the adapters of all tasks share. Use "
+            "another start, such as True, 'gaussian' or 'orthogonal'."
         )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checks import check_number
+from .losses import IGNORE_INDEX
 from .running_metric import RunningMetric
 
 
@@ -157,8 +158,8 @@ class Task:
         The values of a palette image are its indices.
 
         Raises:
-            ValueError: An array has a wrong shape or dtype, or values that its task does not allow; or the grey levels
-                of a palette mean another label than its indices. As in `check_stored`, callers complete the message.
+            ValueError: An array has a wrong shape or dtype, or values that its task does not allow; or the colours of
+                a palette mean another label than its indices. As in `check_stored`, callers complete the message.
         """
         if getattr(label, "mode", None) == "P" and "P" in self.modes:
             return self._from_palette(label)
@@ -177,23 +178,38 @@ class Task:
         )
 
     def _from_palette(self, label: Image.Image) -> Image.Image:
-        """Converts a palette image to its indices, unless it may be a grey image that was saved with a palette."""
-        indices, used, colours = Image.fromarray(np.asarray(label)), *palette_of(label)
-        levels = np.zeros(256, np.uint8)
-        levels[used] = colours[:, 0]
-        if (colours != colours[:, :1]).any() or np.array_equal(levels[used], used):
-            return indices
+        """Converts a palette image to its indices, if its colours mean the same label or none."""
+        indices = np.asarray(label)
+        values = self._values_of(np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3))
+        if values is None or indices.max(initial=0) >= len(values):
+            return Image.fromarray(indices)
+        by_index, by_colour = (self._read_or_none(stored) for stored in (indices, values[indices]))
+        if by_colour is None or (by_index is not None and np.array_equal(by_index, by_colour, equal_nan=True)):
+            return Image.fromarray(indices)
+        if by_index is None:
+            return Image.fromarray(values[indices])
+        if (_is_unlabeled(by_colour) > _is_unlabeled(by_index)).any():  # such as 255 in a mask of black and white
+            return Image.fromarray(indices)
+        different = np.flatnonzero(values != np.arange(len(values)))[:3]
+        pairs = ", ".join(f"index {index} has the colour of the value {values[index]}" for index in different)
+        raise ValueError(
+            f"found a palette whose colours mean another label than its indices ({pairs}); save the label without a "
+            "palette"
+        )
+
+    def _values_of(self, palette: np.ndarray) -> np.ndarray | None:
+        """Returns the stored values `(colours,)` uint8 that the colours of a palette may stand for; `None` if none.
+
+        Here, they are the levels of a palette of grey levels alone.
+        """
+        return palette[:, 0] if (palette == palette[:, :1]).all() else None
+
+    def _read_or_none(self, stored: np.ndarray) -> np.ndarray | None:
         try:
-            found, other = self.read(indices), self.read(Image.fromarray(levels[np.asarray(indices)]))
-        except ValueError:  # only one of them can be meant, or none
-            return indices
-        if not np.array_equal(found, other, equal_nan=True):
-            pairs = ", ".join(f"{index}: {level}" for index, level in list(zip(used, colours[:, 0], strict=True))[:4])
-            raise ValueError(
-                f"found a palette of grey levels that differ from its indices ({pairs}), so either could be the "
-                "label; save it as greyscale (Pillow's mode L)"
-            )
-        return indices
+            found: np.ndarray = self.read(Image.fromarray(stored))
+        except ValueError:
+            return None
+        return found
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         """Converts an array to an 8-bit image if all values are integers in range, else to 16 bits or float32."""
@@ -300,13 +316,8 @@ class Task:
         return iter(())
 
 
-def palette_of(label: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices that a palette image uses, and their RGB colours `(indices, 3)` uint8."""
-    used = np.flatnonzero(np.bincount(np.asarray(label).ravel(), minlength=256))
-    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)  # where the palette is shorter
-    given = np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    colours[: len(given)] = given
-    return used, colours[used]
+def _is_unlabeled(found: np.ndarray) -> np.ndarray:
+    return np.isnan(found) if found.dtype.kind == "f" else found == IGNORE_INDEX
 
 
 def to_bytes(values: Tensor) -> np.ndarray:

@@ -87,7 +87,7 @@ def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
     """Reads labels of a split, without transforms, until each task has one that a model can learn from.
 
     Raises:
-        ValueError: A task has none in the whole split.
+        ValueError: A task has none in the whole split, or a label before the first of them is not allowed.
     """
     for task in tasks:
         fault = f"None of the {len(data)} training images has a label of {task}."

@@ -182,10 +182,6 @@ class RunFolder:
                 accelerator.wait_for_everyone()
                 accelerator.save_state(str(fresh / "state"))
                 accelerator.wait_for_everyone()
-                if accelerator.is_main_process and self._starts_anew:
-                    for state in self._checkpoints.glob("step-*[0-9]/state"):  # of the earlier run, which ends here
-                        discard(state)
-                self._starts_anew = False
             if accelerator.is_main_process:
                 self._tidy(final, progress)
         accelerator.wait_for_everyone()
@@ -216,8 +212,9 @@ class RunFolder:
         """Returns the newest checkpoint with a `state`; `None` in a new run."""
         if self._starts_anew:
             return None
-        found = [file.parents[1] for file in self._checkpoints.glob(f"step-*[0-9]/{_PROGRESS}")]
-        return max(found, key=lambda path: int(path.name[5:]), default=None)
+        # There are two where a run was killed before `_tidy`; that of an earlier run may have the higher number.
+        found = list(self._checkpoints.glob(f"step-*[0-9]/{_PROGRESS}"))
+        return max(found, key=lambda file: file.stat().st_mtime_ns).parents[1] if found else None
 
     def _tidy(self, last: Path, progress: Progress) -> None:
         """Updates the links, and deletes other checkpoints, the state of `best`, and pictures of an earlier run."""

@@ -26,6 +26,7 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str,
             by_step.setdefault(entry["step"], {}).update(entry[content])
         return [{"step": step, content: joined} for step, joined in sorted(by_step.items())]
 
+    first = next(iter(runs.values()))
     results = {
         "method": folder.name,
         "parameters": {part: sum(run["parameters"][part] for run in runs.values()) for part in ("encoder", "all")},
@@ -35,7 +36,8 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "classes": {task: run["classes"][task] for task, run in runs.items() if task in run["classes"]},
         "pictures": {task: run["pictures"][task] for task, run in runs.items()},
         "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
-        **{name: next(iter(runs.values()))[name] for name in ("settings", "versions")},
+        "settings": first["settings"],
+        "versions": first.get("versions", {}),
     }
     if PartialState().is_main_process:
         write_json(folder / RESULTS, results)

@@ -31,8 +31,6 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
         names = [site.name for site in known if not isinstance(layers, Sequence) or site.block in layers]
         # By name, so that PEFT's matching applies `exclude_modules` in the same notation.
         config = aimed_at(config, names)
-    config = copy(config)
-    config.modules_to_save = None  # PEFT would leave such modules out; `check_saved` refuses them
     names = [
         name
         for name, _ in model.named_modules()
@@ -43,15 +41,19 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
             raise ValueError(f"`target_modules` matches '{outer}' and '{name}' inside it. Name only one of the two.")
     if not names:
         raise ValueError(
-            f"No module matches target_modules={asked.target_modules} with exclude_modules={asked.exclude_modules} "
-            f"and layers_to_transform={asked.layers_to_transform}. Known of {type(model).__name__}: "
+            f"No module matches target_modules={asked.target_modules} with exclude_modules={asked.exclude_modules}, "
+            f"modules_to_save={asked.modules_to_save} (which carry no adapters) and "
+            f"layers_to_transform={asked.layers_to_transform}. Known of {type(model).__name__}: "
             f"{[site.name for site in known] or 'none'}."
         )
     return names
 
 
 def check_saved(model: nn.Module, config: MultiTaskConfig, sites: Sequence[Site]) -> None:
-    """Raises ValueError if `modules_to_save` names a module in or around a site, or the norm that an adapter reads."""
+    """Raises ValueError if `modules_to_save` names a module in a site, or the norm that an adapter reads.
+
+    Modules to save around a site are none of its business: PEFT leaves such sites out.
+    """
     entries = tuple(config.modules_to_save or ())
     saved = [name for name, _ in model.named_modules() if name and name.endswith(entries)]
     for site in sites:

@@ -70,10 +70,10 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         # A copy, because the record of this model must not be written into a config that adapts another model too.
         # `target_modules=None` stays, as it means all blocks of any encoder.
         *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest adapter
-        if "." in name or hasattr(nn.ModuleDict(), name):
+        if name in ("", "decoders") or "." in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(
-                f"An adapter cannot be named {name!r}: modules are named after it, and the name has a dot or is that "
-                "of an attribute of PyTorch's modules. Use e.g. 'default'."
+                f"An adapter cannot be named {name!r}: modules are named after it. The name must not be empty, have a "
+                "dot, or be 'decoders' or an attribute of PyTorch's modules. Use e.g. 'default'."
             )
         prepared = self.peft_config[name] = copy(peft_config)
         return prepared

@@ -91,6 +91,11 @@ def test_without_a_layout_folders_have_the_names_of_tasks_and_splits(folder, tmp
     assert dataset["image_id"][:] == ["train/0", "train/1", "train/2", "train/3"] and dataset[2]["lanes"] is not None
 
 
+def test_the_folder_of_the_images_may_be_a_split(folder, tmp_path):
+    layout = {"image": "photos", "lanes": "masks", "train": "photos"}
+    assert len(load_dense_dataset(folder, TWO, layout=layout, cache_dir=str(tmp_path / "cache"))) == 4
+
+
 @pytest.mark.parametrize("place", ["validation.txt", "gt_sets/validation.txt", "images/validation"])
 def test_a_layout_renames_a_split_wherever_it_is_found(place, folder, tmp_path):
     (folder / "photos").rename(folder / "images")
@@ -142,8 +147,11 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
     PILImage.new("L", (1, 1)).save(folder / "masks/0.tif")
     with pytest.raises(ValueError, match=r"masks/0\.tif: found 2 files of this name, such as .*0\.png\. Keep one"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
-    (folder / "lists/all.txt").write_text("0\n./0\n")
-    with pytest.raises(ValueError, match=r"found '\./0', which cannot be image ids"):
+    (folder / "lists/all.txt").write_text("0\n./0\n")  # of `find`
+    with pytest.raises(ValueError, match=r"found ids listed more than once: 0\."):
+        load_dense_dataset(folder, TWO, layout=LAYOUT)
+    (folder / "lists/all.txt").write_text("0\n1\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"all\.txt: found no text in UTF-8"):
         load_dense_dataset(folder, TWO, layout=LAYOUT)
     (folder / "lists/all.txt").write_text("../secret\n")
     with pytest.raises(ValueError, match=r"found '\.\./secret', which cannot be image ids"):
@@ -210,6 +218,13 @@ def test_a_split_takes_no_parquet_files_of_another(hub_like, tmp_path):
     rows.to_parquet(tmp_path / "val.parquet")
     with pytest.raises(ValueError, match=r"val\.parquet: found beside val-00000-of-00002\.parquet"):
         read("val")
+    (tmp_path / "val.parquet").unlink()
+    (tmp_path / "val-00001-of-00002.parquet").unlink()
+    with pytest.raises(ValueError, match=r"found 1 parts of the split 'val', and their names say otherwise"):
+        read("val")
+    for name in ("test-00000-of-00001-b42a775f407cee45", "other-00000", "other-00001"):  # as the Hub has them
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    assert [len(read(split)) for split in ("test", "other")] == [2, 4]
 
 
 def test_ids_that_rows_share_are_noted(hub_like):
@@ -218,7 +233,7 @@ def test_ids_that_rows_share_are_noted(hub_like):
     layout = {name: column for name, column in NAMES.items() if name != "val"}
     notes = check_archive(data, TWO, layout=layout).notes
     assert "Ids of several rows of the split val: 1, such as a." in notes
-    assert "Images in several of the splits train, val: 1, such as a." in notes
+    assert "Ids of rows in several of the splits train, val: 1, such as a." in notes
     numbered = DatasetDict(train=hub_like["validation"], val=hub_like["validation"])  # ids are row numbers
     assert not [note for note in check_archive(numbered, TWO, layout=layout).notes if "splits" in note]
 

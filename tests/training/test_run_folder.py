@@ -215,6 +215,22 @@ def test_a_new_run_that_is_killed_at_its_first_checkpoint_is_not_taken_for_the_e
     assert resumed(tmp_path) == (1, 9.0, 1)
 
 
+def test_a_new_run_that_cannot_write_its_first_checkpoint_leaves_the_earlier_one(tmp_path, monkeypatch):
+    save_run(tmp_path, 30.0, 20.0, 25.0)
+    run, model, scheduler = make_run(tmp_path)
+    run.open(resume=False)
+    run.resume(scheduler)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Earlier files are complete"):
+        run.save(model, progress_of(50.0))
+    monkeypatch.undo()
+    assert resumed(tmp_path) == (3, 3.0, 3)
+
+
+def fail(*_):
+    raise FULL
+
+
 def test_other_data_and_another_encoder_are_refused(tmp_path):
     save_run(tmp_path, 30.0)
     run, _, _ = make_run(tmp_path)

@@ -79,7 +79,7 @@ def test_adapting_a_dense_model_calls_nothing_deprecated(make_dense):
 
 
 @pytest.mark.parametrize(("names", "place"), [
-    (["layernorm_after"], "blocks.0.layernorm_after"), (["fc1"], "blocks.0.mlp"), (["mlp"], "blocks.0.mlp"),
+    (["layernorm_after"], "blocks.0.layernorm_after"), (["fc1"], "blocks.0.mlp"),
 ])  # fmt: skip
 @pytest.mark.parametrize("config_class", [PolyhistorLiteConfig, SharedAdapterConfig])
 def test_modules_to_save_that_an_adapter_needs_are_refused(config_class, names, place, make_swin):
@@ -88,11 +88,18 @@ def test_modules_to_save_that_an_adapter_needs_are_refused(config_class, names, 
         ValueError, match=rf"`modules_to_save` names '.*{names[0]}', and the adapter .* needs '.*{place}"
     ):
         get_peft_model(model, config_class(tasks=TASKS, modules_to_save=names))
-    others = {"exclude_modules": ["layers.0.blocks.0.mlp"], "modules_to_save": ["layers.0.blocks.0.mlp", "layernorm"]}
-    get_peft_model(model, AdapterConfig(tasks=TASKS, **others))  # it was left as it was
+    get_peft_model(model, AdapterConfig(tasks=TASKS, modules_to_save=["layernorm"]))  # it was left as it was
 
 
-@pytest.mark.parametrize("name", ["train", "half", "keys", "my.adapter"])
+def test_a_module_to_save_carries_no_adapters(make_swin):
+    model = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS, modules_to_save=["encoder.layers.0"]))
+    sites = [site.name for site in model.base_model.model.task_adapters.records["default"].sites]
+    assert sites and not any("layers.0." in name for name in sites)
+    with pytest.raises(ValueError, match=r"modules_to_save=\['mlp'\] \(which carry no adapters\)"):
+        get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS, modules_to_save=["mlp"]))
+
+
+@pytest.mark.parametrize("name", ["train", "half", "keys", "my.adapter", "", "decoders"])
 def test_a_name_that_no_module_can_have_is_refused_before_the_model_changes(name, make_swin):
     model = make_swin()
     with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
