@@ -19,6 +19,7 @@ from ..config import MultiTaskConfig
 from ..evaluation import format_score, format_scores, is_of_decoder
 from ..models.encoder import ASSETS
 from ..models.image_processor import normalize_image_size
+from ..models.multitask import MultiTaskDenseModel
 from ..tasks import TASKS
 from ..tasks.kinds.binary import Binary
 from ..tasks.kinds.segmentation import Segmentation
@@ -95,7 +96,7 @@ def find_base(name: str | None, embedded: str | None) -> Base:
         raise ValueError(f"It is not known which encoder the adapter was trained on, so nobody could use it. {advice}")
     if Path(os.path.expanduser(name)).exists():
         raise ValueError(f"The adapter's encoder came from the folder '{name}', which others do not have. {advice}")
-    if not is_hub_id(name):
+    if "/" not in name or not is_hub_id(name):
         raise ValueError(f"The adapter's encoder is called '{name}', which is no Hub id. {advice}")
     return Base(name, is_embedded=False)
 
@@ -129,13 +130,16 @@ def make_card(
     base = base_of(config)
     decoders = (config.made_for or {}).get("decoders")
     size = (decoders or {}).get("image_size") or (training.image_size if training else None)
+    dense = model.get_base_model()
+    tasks = list(dense.config.tasks) if decoders and isinstance(dense, MultiTaskDenseModel) else config.tasks
+    parameters = count_saved(model, adapter_name)
     return ModelCard.from_template(
-        _metadata(config, base, repo_id, training, license, tags),
+        _metadata(config, tasks, base, repo_id, training, license, tags),
         template_path=str(TEMPLATE),
         title=repo_id.rpartition("/")[2],
         method=f"`{config.method.lower().removeprefix('mtl_')}`",
         peft_type=config.method,
-        tasks=config.tasks,
+        tasks=tasks,
         decoders=decoders,
         checkpoint=arguments_of(repo_id, revision),
         encoder=arguments_of(base.name, None if base.is_embedded else config.revision),
@@ -143,7 +147,7 @@ def make_card(
         base_license=base.license,
         image_size=size,
         example_size=normalize_image_size(size or 224),
-        parameters=count_saved(model, adapter_name),
+        parameters=parameters,
         file_size=file_size,
         training=training,
         preview=PREVIEW if training and PREVIEW in training.files else None,
@@ -161,6 +165,7 @@ def arguments_of(name: str, revision: str | None) -> str:
 
 def _metadata(
     config: MultiTaskConfig,
+    tasks: Sequence[str],
     base: Base,
     repo_id: str,
     training: TrainingRecord | None,
@@ -168,11 +173,11 @@ def _metadata(
     further_tags: Sequence[str],
 ) -> ModelCardData:
     has_decoders = bool((config.made_for or {}).get("decoders"))
-    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words_for(config.tasks)]
+    tags = ["peft-polyhistor", config.method, "multi-task-learning", "dense-prediction", *words_for(tasks)]
     on_hub: dict[str, Any] = {} if base.is_embedded else {"base_model": base.name, "base_model_relation": "adapter"}
     return ModelCardData(
         library_name="peft",
-        pipeline_tag=pipeline_of(config.tasks) if has_decoders else "image-feature-extraction",
+        pipeline_tag=pipeline_of(tasks) if has_decoders else "image-feature-extraction",
         license=license,
         tags=tags + [tag for tag in further_tags if tag not in tags],
         datasets=[training.dataset_type] if training and training.dataset_is_on_hub else None,
@@ -224,6 +229,7 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
             unit, direction = row.unit, row.better
             if metric != row.score:
                 unit, direction = FURTHER_SCORES.get(re.sub(r"^within_.*", "within", metric), ("", "-"))
+            unit = " ".join(unit.split()).replace("|", "\\|")  # of one cell
             cells = [task, f"{metric}, {unit}" if unit else metric, direction, format_score(value)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:
@@ -245,6 +251,8 @@ def _limits(config: MultiTaskConfig, base: Base, training: TrainingRecord | None
         "with a warning, and its predictions are meaningless.",
         f"It has the tasks {', '.join(config.tasks)}.",
     ]
+    if (config.made_for or {}).get("model_type") == "timm_wrapper":
+        limits.append("The encoder needs the Python package timm.")
     if training is None:
         return [*limits, "Its training and its scores are not recorded."]
     data = f"{training.dataset_name} at {training.image_size} x {training.image_size} pixels"

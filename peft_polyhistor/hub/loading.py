@@ -51,10 +51,12 @@ def load(
 
     Args:
         name: `"user/name"` on the Hub, or a folder.
-        encoder: Replaces the encoder that the checkpoint names: a folder, a Hub id, or a model.
+        encoder: Replaces the encoder that the checkpoint names: a folder, a Hub id, or a model. A model is adapted in
+            place, so each checkpoint needs a model of its own.
         revision: A branch, tag or commit.
         token: Token for private repositories; `None` uses that of `hf auth login`.
-        is_trainable: Whether adapters and decoders are trainable; otherwise they are frozen.
+        is_trainable: Whether adapters and decoders are trainable, or all of a checkpoint without adapters; otherwise
+            they are frozen.
         **kwargs: Options for the downloads of checkpoint and encoder: `cache_dir`, `force_download`,
             `local_files_only`.
 
@@ -80,6 +82,7 @@ def load_with_folder(
         if encoder is not None:
             raise ValueError(f"'{name}' is a complete model with its own encoder. Leave `encoder` out.")
         return _load_dense(folder, str(name)).requires_grad_(is_trainable), folder
+    given = None
     config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
@@ -87,7 +90,7 @@ def load_with_folder(
         raise ValueError(_damage(folder / WEIGHTS, str(name), error)) from error
     if not isinstance(encoder, nn.Module):
         options.pop("revision", None)  # the revision of the adapter
-        encoder = _load_encoder(config, encoder, str(name), **options)
+        given, encoder = encoder, _load_encoder(config, encoder, str(name), **options)
     # An adapter may have more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     config.inference_mode = not is_trainable
@@ -106,6 +109,9 @@ def load_with_folder(
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
     model = PeftModel(dense, config)
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
+    if given is not None:
+        own = model.peft_config["default"]
+        own.base_model_name_or_path, own.revision = getattr(encoder, "name_or_path", None) or None, None
     return model, folder
 
 

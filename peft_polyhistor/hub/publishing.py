@@ -79,6 +79,7 @@ def publish(
             `processor` is of another class.
         ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or for a
             merged model `training` is given or `license` is not.
+        FileNotFoundError: A file of `training` does not exist.
         ConnectionError: The Hub cannot be reached, or the upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
@@ -88,8 +89,8 @@ def publish(
         if isinstance(model, PeftModel):
             name = model.active_adapter
             config = config_of(model, name)
-            if base_model is not None:
-                config.base_model_name_or_path = base_model
+            if base_model not in (None, config.base_model_name_or_path):
+                config.base_model_name_or_path, config.revision = base_model, None
             folder = save_adapter(model, name, Path(temporary))
             base_of(config)  # raises its errors before anything changes on the Hub
             size = (folder / WEIGHTS).stat().st_size
@@ -103,13 +104,16 @@ def publish(
             card_for = partial(make_merged_card, model, origin)
             model.save_pretrained(folder)
         _save_processor(model, processor, folder)
+        given = dict(training.files if training else {})
+        if missing := [str(file) for file in given.values() if not Path(file).is_file()]:
+            raise FileNotFoundError(f"{missing} not found, which `training.files` names. Nothing was uploaded.")
         api = HfApi(token=token)
         is_branch = revision not in (None, "main") and not create_pr and not revision.startswith("refs/pr/")
         branch = revision if is_branch else None
         repo_id = _open_repository(api, repo_id, private, branch)
         card = card_for(repo_id=repo_id, revision=branch, license=license or "apache-2.0", tags=tags)
         card.save(folder / "README.md")  # replaces PEFT's own card
-        files = {file.name: file for file in folder.iterdir()} | dict(training.files if training else {})
+        files = {file.name: file for file in folder.iterdir()} | given
         return _upload(
             api,
             repo_id,

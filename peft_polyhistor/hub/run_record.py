@@ -45,7 +45,7 @@ PASCAL = Source(
 
 def source_of(data: str) -> Source:
     """Returns the facts on the `data` of a run."""
-    name = PureWindowsPath(data).name  # also of a POSIX path
+    name = PureWindowsPath(data).name or "a folder"  # also of a POSIX path; "." has no name
     if data == "scenes":
         return SCENES
     if not data or name == "PASCAL_MT":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
-from ..models.image_processor import FILE, DenseImageProcessor, images_of, normalize_image_size
+from ..models.image_processor import FILE, DenseImageProcessor, images_of, is_saved, normalize_image_size
 from ..models.multitask import MultiTaskDenseModel
 from ..tasks import TASKS
 from ..tasks.kinds.segmentation import Segmentation
@@ -133,7 +133,7 @@ class MultiTaskPredictor:
         passed to `load`, which raises its own errors.
         """
         model, folder = load_with_folder(name, **kwargs)
-        if isinstance(image_size, DenseImageProcessor) or not (folder / FILE).is_file():
+        if isinstance(image_size, DenseImageProcessor) or not is_saved(folder / FILE):
             return cls(model, tasks, image_size)
         saved = DenseImageProcessor.from_pretrained(str(folder))
         size = saved.image_size if image_size is None else image_size

@@ -87,9 +87,10 @@ def _view(model: nn.Module) -> StageEncoder:
 
         return view_timm(model)
     inner = _as_backbone(model.base_model if isinstance(model, PreTrainedModel) else model)
-    for kind, view in VIEWS.items():
-        if isinstance(inner, kind):
-            return view(inner)
+    for part in (inner, model):  # some backbones name a part of theirs as the base
+        for kind, view in VIEWS.items():
+            if isinstance(part, kind):
+                return view(part)
     raise TypeError(
         f"{type(model).__name__} is no encoder of a known family, so it is unknown how to get its stage maps. Give a "
         "Swin, Swin V2, PVT or PVT v2 of transformers (e.g. SwinModel) or timm, a backbone of transformers with four "
@@ -132,7 +133,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
 
     Args:
         name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
-            or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`).
+            or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`). Of a saved dense model, its encoder.
         **kwargs: Arguments of `from_pretrained`, e.g. `revision`, or `dtype` in place of float32; for a backbone of
             more than four stages `out_features`.
 
@@ -146,12 +147,16 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     is_embedded = name in embedded  # which a path such as ./swin-mini is not
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~")) or "/" not in name
     name = str(Path(os.path.expanduser(name)) if is_path and name else name)
+    if name in embedded and not is_embedded:
+        name = os.path.join(".", name)
     if is_path and not is_embedded and not (name and Path(name).is_dir()):
         raise FileNotFoundError(
             f"There is no folder '{name}'. Give one, a Hub id such as 'owner/name', or one of {list(embedded)}."
         )
     source = str(embedded[name]) if is_embedded else name
     config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)  # `False` prevents a prompt
+    if config.model_type == "multitask_dense":
+        return _load_from_dense(name, **kwargs)
     model_class = _class_of(config, name)
     if issubclass(model_class, BackboneMixin) and len(config.out_features) != 4:
         kwargs["out_features"] = _four_stages(config, name)
@@ -175,11 +180,25 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
         )
     if config.model_type != "timm_wrapper":
         encoder.image_statistics = _image_statistics(source, kwargs)
-    # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
-    encoder.config.name_or_path = "" if is_embedded else name
     if is_embedded:
         encoder.config.embedded_name = name  # `peft_polyhistor.load` finds it by this name
+    # PEFT records this name as the base model and looks it up on the Hub, where the embedded encoder does not exist.
+    return _named(encoder, "" if is_embedded else name, kwargs.get("revision"))
+
+
+def _named(encoder: StageEncoder, name: str, revision: str | None) -> StageEncoder:
+    encoder.config.name_or_path = encoder.name_or_path = name
+    encoder.revision = revision
     return encoder
+
+
+def _load_from_dense(name: str, **kwargs: Any) -> StageEncoder:
+    """Loads the encoder of a saved dense model."""
+    from .multitask import MultiTaskDenseModel  # which imports this module
+
+    model = MultiTaskDenseModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+    model.encoder.image_statistics = {key: getattr(model.config, key) for key in ("image_mean", "image_std")}
+    return _named(model.encoder, name, kwargs.get("revision"))
 
 
 def _image_statistics(source: str, kwargs: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -1,7 +1,8 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The image processor of dense models, which is saved with a checkpoint."""
+"""The image processor of dense models, which runs save and `publish` uploads with a checkpoint."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ from .multitask_config import IMAGENET_MEAN, IMAGENET_STD, IMAGES, MultiTaskDens
 
 
 FILE = "preprocessor_config.json"
+
+
+def is_saved(file: Path) -> bool:
+    """Tells whether a file holds a `DenseImageProcessor`, and not an image processor of another model."""
+    if not file.is_file():
+        return False
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("image_processor_type")
+    except (ValueError, AttributeError):
+        return True  # a damaged file, which `from_pretrained` refuses
+    return kind in (None, "DenseImageProcessor")
 
 
 def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:

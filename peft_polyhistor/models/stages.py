@@ -21,6 +21,7 @@ class StageEncoder(nn.Module):
         strides: Strides of the four maps in pixels of the image.
         needs_norm: Whether decoders begin with a norm, because the maps are not normalised.
         image_statistics: `image_mean` and `image_std` of the images that the encoder was trained with, if known.
+        name_or_path, revision: The Hub id or folder that the encoder was loaded from, if any, and its revision there.
     """
 
     _no_split_modules: Collection[str] | None = None  # modules that device maps and FSDP must not split
@@ -31,6 +32,8 @@ class StageEncoder(nn.Module):
     strides: list[int]
     needs_norm: bool
     image_statistics: Mapping[str, list[float]] = MappingProxyType({})
+    name_or_path: str = ""
+    revision: str | None = None
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         """Maps `(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""

@@ -305,7 +305,9 @@ class Task:
 
     def blend(self, label: Tensor, painted: np.ndarray, opacity: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the colours to lay over an image, and their opacity by pixel; by default, a tint."""
-        return np.array(HIGHLIGHT), painted[..., :1] / 255 * opacity
+        share = painted[..., :1] / 255 * opacity
+        share[self._is_unlabeled(label).numpy()] = 0
+        return np.array(HIGHLIGHT), share
 
     def key(self, label: Tensor, prediction: Tensor) -> Iterator[KeyEntry]:
         """Yields the meaning of the colours in which a batch of labels and its predictions are painted, if any."""

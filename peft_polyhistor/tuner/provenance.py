@@ -8,6 +8,7 @@ At load time, another architecture is an error, and other weights of the same ar
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
+from ..models.encoder import ASSETS
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.stages import StageEncoder
@@ -43,8 +45,9 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     `decoder_settings` of a dense model). A value that does not exist is `None`.
     """
     config, blocks = getattr(routed_module(model), "config", None), find_blocks(model)
+    folder = Path(getattr(config, "name_or_path", None) or "")
     return {
-        "encoder": getattr(config, "embedded_name", None),
+        "encoder": getattr(config, "embedded_name", None) or (folder.name if folder.parent == ASSETS else None),
         "model_type": getattr(config, "model_type", None),
         "blocks": len(blocks),
         "widths": [site.width for site in sites],

@@ -18,7 +18,7 @@ from ..models.multitask import MultiTaskDenseModel
 from ..tasks import describe_tasks
 from .merging import merge
 from .router import Router, router_of
-from .weights import resolve_tasks
+from .weights import SiteWeights, resolve_tasks
 
 
 class TaskVerbs(BaseTuner):
@@ -148,12 +148,13 @@ class TaskVerbs(BaseTuner):
             return {name: deepcopy(self).merge_and_unload(False, safe_merge, adapter_names, name) for name in asked}
         for config in configs:
             _require_known(task, config.tasks)
+        weights: SiteWeights = {}
         if self.router:
             are_all = task is None and self.router.shares_pass
             weights = self.router.weights_of(names, task=task, tasks=self.router.tasks_of(names) if are_all else None)
             if task is None and not are_all:
                 [task] = self.router.tasks_of(names)
-            merge(self.model, weights, configs[0], task, safe_merge)
+        merge(self.model, weights, configs[0], task, safe_merge)
         if adapter_names:  # `unload` keeps the decoders and other `modules_to_save` of the active adapter
             self.set_adapter(names, inference_mode=configs[0].inference_mode)
         model = self.unload()

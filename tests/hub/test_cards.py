@@ -15,6 +15,7 @@ from tiny_models import make_dense, make_swin
 
 from peft_polyhistor import (
     TASKS,
+    DecodersConfig,
     PolyhistorConfig,
     TrainingRecord,
     binary,
@@ -173,6 +174,27 @@ def test_code_of_the_card_is_python(decoders):
     assert len(blocks) == 1 + decoders
     for block in blocks:
         compile(block, "card", "exec")
+
+
+def test_decoders_without_adapters_have_no_code_for_a_bare_encoder():
+    base = make_dense()
+    base.config.name_or_path = base.name_or_path = "ann/tiny-swin"
+    text = card_of(get_peft_model(base, DecodersConfig(tasks=NAMES))).text
+    assert "Decoders for the dense tasks" in text and "without adapters" in text
+    assert "PeftModel.from_pretrained" not in text and text.count("```python") == 1
+
+
+def test_a_card_shows_the_tasks_that_have_decoders():
+    card = card_of(make_model(make_dense(["normals"])))
+    assert "adapters for the dense tasks normals on one" in card.text and 'overlay("normals")' in card.text
+    assert card.data.pipeline_tag is None and "semseg" not in card.data.tags
+    assert f"It has the tasks {', '.join(NAMES)}." in card.text
+
+
+def test_a_unit_of_any_text_stays_in_its_cell():
+    register_task(regression("flux", unit="W|m\n2"))
+    [row, *_] = score_rows(replace(RECORD, scores={"flux": {"RMSE": 1.0}}))
+    assert row[1] == r"RMSE, W\|m 2"
 
 
 def test_an_adapter_of_peft_is_not_published_as_one_of_this_package():

@@ -10,6 +10,7 @@ import torch
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import SwinModel
 
 from peft_polyhistor import (
     TASKS,
@@ -21,6 +22,7 @@ from peft_polyhistor import (
     regression,
     segmentation,
 )
+from peft_polyhistor.models.encoder import ASSETS
 
 
 NAMES = ["semseg", "normals"]
@@ -171,3 +173,37 @@ def test_a_dense_model_in_several_files_is_loaded(make_dense, pixels, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert not (tmp_path / "model.safetensors").exists()
     check_equal(load(tmp_path)(pixels).logits, model(pixels).logits, **PLACED_BY_FILE)
+
+
+def test_an_encoder_of_one_s_own_is_recorded_with_its_revision(make_swin, make_dense, tmp_path):
+    make_swin().save_pretrained(tmp_path / "enc")
+    encoder = load_encoder(tmp_path / "enc")
+    encoder.revision = "v2"  # as from the Hub
+    for model in (encoder, make_dense(["semseg"], encoder=load_encoder(tmp_path / "enc"))):
+        adapted = get_peft_model(model, PolyhistorLiteConfig(tasks=["semseg"]))
+        assert adapted.peft_config["default"].base_model_name_or_path == str(tmp_path / "enc")
+        assert adapted.peft_config["default"].revision == ("v2" if model is encoder else None)
+    adapted.save_pretrained(tmp_path / "ad")
+    (tmp_path / "enc").rename(tmp_path / "moved")
+    load(tmp_path / "ad", encoder=tmp_path / "moved").save_pretrained(tmp_path / "again")
+    assert load(tmp_path / "again").peft_config["default"].base_model_name_or_path == str(tmp_path / "moved")
+
+
+def test_the_embedded_encoder_is_known_by_its_folder_too(tmp_path):
+    model = get_peft_model(SwinModel.from_pretrained(ASSETS / "swin-mini"), PolyhistorLiteConfig(tasks=["semseg"]))
+    model.save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    assert config.made_for["encoder"] == "swin-mini" and not config.base_model_name_or_path
+
+
+def test_adapters_on_a_saved_dense_model_load(make_dense, pixels, perturb, tmp_path):
+    make_dense(NAMES).save_pretrained(tmp_path / "dense")
+    model = get_peft_model(load(tmp_path / "dense"), PolyhistorLiteConfig(tasks=NAMES))
+    perturb(model).save_pretrained(tmp_path / "ad")
+    check_equal(load(tmp_path / "ad")(pixels).logits, model.eval()(pixels).logits, **PLACED_BY_FILE)
+
+
+def test_a_folder_named_like_the_embedded_encoder_is_no_other(make_swin, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_swin().save_pretrained("swin-mini")
+    assert load_encoder("./swin-mini").name_or_path == "./swin-mini"

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from peft import get_peft_model
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import ViTImageProcessor
 
 from peft_polyhistor import (
     TASKS,
@@ -31,7 +32,7 @@ from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.inference import MultiTaskPredictor, strips
 from peft_polyhistor.inference import predictor as predictor_module
 from peft_polyhistor.inference.page import PredictionPage
-from peft_polyhistor.inference.paint import paint_label, paint_row
+from peft_polyhistor.inference.paint import paint_label, paint_over, paint_row
 from peft_polyhistor.inference.predictor import Prediction
 from peft_polyhistor.inference.strips import resize_rows
 from peft_polyhistor.tasks import regression
@@ -174,6 +175,8 @@ def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoin
         processor = MultiTaskPredictor.from_pretrained(tmp_path, image_size=size).processor
         assert processor.image_size == expected
         assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)  # of the encoder
+    assert MultiTaskPredictor.from_pretrained(tmp_path).image_size == (SIZE, SIZE)
     other = DenseImageProcessor(96)
     assert MultiTaskPredictor.from_pretrained(tmp_path, image_size=other).processor is other
 
@@ -349,6 +352,12 @@ def test_a_map_in_metres_is_painted_from_its_own_range_or_that_of_its_row(depth,
     TASKS["depth"] = replace(depth, value_range=(3, 4))
     clipped = np.asarray(prediction.paint("depth"))
     assert clipped[0, 0] == 0 and clipped[-1, -1] == 255
+
+
+def test_values_that_are_unknown_leave_the_image(depth):
+    image = np.full((1, 4, 3), 100, np.uint8)
+    painted = paint_over("depth", torch.tensor([[[1.0, 10, torch.nan, torch.inf]]]), image, 0.5)
+    assert (painted[0, 2:] == 100).all() and (painted[0, 1] != 100).any()
 
 
 @pytest.mark.parametrize("value", [0.25, 7.0, -3.0])

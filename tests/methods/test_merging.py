@@ -11,7 +11,13 @@ from peft import get_peft_model
 from torch import nn
 from transformers import SwinBackbone, SwinConfig, SwinForImageClassification, SwinModel
 
-from peft_polyhistor import AdapterConfig, MultiTaskDenseModel, PolyhistorLiteConfig, SharedAdapterConfig
+from peft_polyhistor import (
+    AdapterConfig,
+    DecodersConfig,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    SharedAdapterConfig,
+)
 from peft_polyhistor.config import BottleneckConfig
 from peft_polyhistor.layers.baked import BakedLayer
 from peft_polyhistor.tuner.merging import find_ratio
@@ -334,3 +340,8 @@ def test_a_baked_adapter_is_frozen(make_swin):
     baked = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).bake()
     assert baked.peft_config["default"].inference_mode
     assert not any(parameter.requires_grad for parameter in baked.parameters())
+
+
+def test_merged_decoders_record_where_they_came_from(make_dense):
+    merged = get_peft_model(make_dense(), DecodersConfig(tasks=TASKS)).merge_and_unload()
+    assert merged.config.merged_from["peft_type"] == "MTL_DECODERS"
