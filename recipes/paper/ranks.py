@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the order of methods in a study with that in the paper's Table 1 (Polyhistor, arXiv:2210.03265).
 
-    python recipes/paper/ranks.py recipes/results/all_methods_photographs.json
+    python recipes/paper/ranks.py runs/compare_scenes/comparison.json
 
 The file is the comparison.json that compare_methods.py writes. The script prints the mean of each figure over the
 seeds beside the paper's, and Spearman's rank correlation of each column with the number of methods that it counts,

@@ -130,7 +130,7 @@ PARSERS = {
     "recipes/train_pascal.py": parse_training,
     "recipes/compare_methods.py": lambda argv: parse_training(argv, recipe("compare_methods").Comparison),
     "recipes/compare_rates.py": lambda argv: parse_training(argv, recipe("compare_rates").RateGrid),
-    "recipes/paper/ranks.py": lambda argv: recipe("paper.ranks").parse_arguments(argv).file.resolve(strict=True),
+    "recipes/paper/ranks.py": lambda argv: recipe("paper.ranks").parse_arguments(argv),
     "recipes/publish.py": lambda argv: recipe("publish").parse_arguments(argv),
     "recipes/pretrain_encoder.py": lambda argv: recipe("pretrain_encoder").parse_arguments(argv),
     "recipes/benchmarks/training.py": lambda argv: recipe("common").parse_options("training", "", argv),
