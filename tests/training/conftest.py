@@ -33,8 +33,8 @@ def stop_after(monkeypatch):
     def stop(owner, name, call, run):
         original, calls = getattr(owner, name), []
 
-        def stopping(*arguments):
-            result = original(*arguments)
+        def stopping(*arguments, **named):
+            result = original(*arguments, **named)
             calls.append(1)
             if len(calls) == call:
                 raise StopError

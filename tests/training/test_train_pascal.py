@@ -106,14 +106,17 @@ def test_finished_run_is_not_repeated_and_other_settings_are_refused(settings_of
 @pytest.mark.slow
 def test_run_that_starts_anew_resumes_nothing_of_the_one_before(settings_of, stop_after, tmp_path):
     short, folder = ("--steps", "2", "--eval_every", "2"), tmp_path / "decoders"
-    recipe.train("decoders", settings_of(tmp_path, *short))
+    before = recipe.train("decoders", settings_of(tmp_path, *short))
     settings = settings_of(tmp_path, *short, "--seed", "1")
-    stop_after(recipe, "load_splits", 1, lambda: recipe.train("decoders", settings))
-    assert not (folder / "results.json").exists() and (folder / "best" / "adapter_config.json").is_file()
-    results = recipe.train("decoders", settings_of(tmp_path, *short, "--seed", "1", "--resume"))
-    assert results["settings"]["seed"] == 1 and [path.name for path in (folder / "checkpoints").iterdir()] == [
-        "step-2"
-    ]
+    for name, exists in (("load_splits", True), ("make_loader", False)):
+        stop_after(recipe, name, 1, lambda: recipe.train("decoders", settings))
+        assert (folder / "results.json").exists() is exists and (folder / "best" / "adapter_config.json").is_file()
+    with pytest.raises(ValueError, match="made with other settings: seed was 0 and is 1"):
+        recipe.train("decoders", settings_of(tmp_path, *short, "--seed", "1", "--resume"))
+    resumed = recipe.train("decoders", settings_of(tmp_path, *short, "--resume"))
+    assert resumed["scores"] == before["scores"]
+    assert recipe.train("decoders", settings)["settings"]["seed"] == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
 
 
 @pytest.mark.slow
