@@ -18,7 +18,6 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .config import MultiTaskConfig, document
 from .models.multitask import MultiTaskDenseModel
-from .tasks import declare_tasks
 from .tuner.provenance import check_base, keep_settings, keep_sizes
 
 
@@ -161,10 +160,6 @@ def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, 
         return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     # PEFT drops weights that find no place, and the tuner has recorded the settings of the model's own decoders.
     made_for = getattr(read(), "made_for", None)
-    rows = ((made_for or {}).get("decoders") or {}).get("tasks", [])
-    declare_tasks(
-        row for row in rows if set(row) & set(model.config.tasks)
-    )  # an error if one means something else here
     with _keeping_decoders(model) if made_for and not made_for["decoders"] else nullcontext():
         result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     config = self.peft_config[adapter_name]
@@ -172,8 +167,8 @@ def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, 
         _warn_of_decoders(result.unexpected_keys, model_id)
         if made_for is not None:
             own = model.config.decoder_settings()
-            trains_own = not config.inference_mode and "decoders" in (config.modules_to_save or [])
-            decoders = own if trains_own else keep_settings(own, made_for["decoders"])
+            has_own = not made_for["decoders"] and "decoders" in (config.modules_to_save or [])
+            decoders = own if has_own else keep_settings(own, made_for["decoders"])
             config.made_for = (config.made_for or {}) | {"decoders": decoders}
     return result
 

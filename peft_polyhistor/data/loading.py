@@ -256,26 +256,24 @@ def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
 
 
 def _parquet_files(folder: Path, split: str) -> list[str]:
-    """Finds the parquet files of a split: one file, or shards.
+    """Finds the parquet files of a split: one file, or numbered parts such as the Hub has.
 
     Raises:
-        ValueError: There are both, or not as many shards as their names say.
+        ValueError: There are both, or a part is missing or there twice.
     """
-    shard = re.compile(rf"{re.escape(split)}-\d+(-of-0*(?P<count>\d+))?(-[0-9a-f]{{16}})?\.parquet")
+    name = re.compile(rf"{re.escape(split)}-(?P<part>\d{{5}})(-of-(?P<count>\d{{5}}))?(-[0-9a-f]{{16}})?\.parquet")
     for place in (folder, folder / "data"):
         whole = place / f"{split}.parquet"
-        found = {path: shard.fullmatch(path.name) for path in sorted(place.glob("*.parquet"))}
-        counts = [match["count"] for match in found.values() if match]
-        files = [path for path, match in found.items() if match]
-        if files and whole.is_file():
+        matches = {path: match for path in sorted(place.glob("*.parquet")) if (match := name.fullmatch(path.name))}
+        parts = [int(match["part"]) for match in matches.values()]
+        counts = {int(match["count"] or len(parts)) for match in matches.values()}
+        if matches and whole.is_file():
+            raise ValueError(f"{whole}: found beside {next(iter(matches)).name}. Remove one of the two.")
+        if matches and (len(counts) > 1 or parts != list(range(*counts))):
             raise ValueError(
-                f"{whole}: found beside {files[0].name}, and either may be the split. Remove one of the two."
+                f"{place}: found the parts {parts} of {' or '.join(map(str, sorted(counts)))} of the split {split!r}. "
+                "Restore the missing parts, and keep one of each."
             )
-        if set(counts) - {None} and (len(set(counts)) > 1 or int(counts[0] or 0) != len(files)):
-            raise ValueError(
-                f"{files[0]}: found {len(files)} parts of the split {split!r}, and their names say otherwise. Restore "
-                "all parts of one writing, and remove others."
-            )
-        if files or whole.is_file():
-            return [str(path.absolute()) for path in files or [whole]]
+        if matches or whole.is_file():
+            return [str(path.absolute()) for path in matches or [whole]]
     return []

@@ -18,6 +18,7 @@ from .loading import Source, check_splits, holds_data, load_dense_dataset
 
 with needs_extra("train"):
     from datasets import Dataset, Features, Image
+    from datasets.utils.file_utils import xopen
 
 
 def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Dataset:
@@ -118,6 +119,8 @@ def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
 
 
 def _embed(encoded: dict[str, Any]) -> dict[str, Any]:
-    """Reads the file of an image that is stored as a path, so that the dataset no longer needs the file."""
-    is_file = encoded["bytes"] is None and Path(encoded["path"]).is_file()
-    return {"bytes": Path(encoded["path"]).read_bytes(), "path": None} if is_file else encoded
+    """Reads the file of an image that is stored as a path or URL, so that the dataset no longer needs the file."""
+    if encoded["bytes"] is not None:
+        return encoded
+    with xopen(encoded["path"], "rb") as file:
+        return {"bytes": file.read(), "path": None}

@@ -107,7 +107,8 @@ def count_saved(model: PeftModel, adapter_name: str) -> dict[str, int]:
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     sizes = {name: tensor.numel() for name, tensor in saved.items() if tensor.data_ptr() not in statistics}
     decoders = sum(size for name, size in sizes.items() if is_of_decoder(name))
-    return {"adapters": sum(sizes.values()) - decoders, **({"decoders": decoders} if decoders else {})}
+    counts = {"adapters": sum(sizes.values()) - decoders, "decoders": decoders}
+    return {part: count for part, count in counts.items() if count}
 
 
 def make_card(
@@ -131,15 +132,16 @@ def make_card(
     decoders = (config.made_for or {}).get("decoders")
     size = (decoders or {}).get("image_size") or (training.image_size if training else None)
     dense = model.get_base_model()
-    tasks = list(dense.config.tasks) if decoders and isinstance(dense, MultiTaskDenseModel) else config.tasks
+    shown = list(dense.config.tasks) if decoders and isinstance(dense, MultiTaskDenseModel) else config.tasks
     parameters = count_saved(model, adapter_name)
     return ModelCard.from_template(
-        _metadata(config, tasks, base, repo_id, training, license, tags),
+        _metadata(config, shown, base, repo_id, training, license, tags),
         template_path=str(TEMPLATE),
         title=repo_id.rpartition("/")[2],
         method=f"`{config.method.lower().removeprefix('mtl_')}`",
         peft_type=config.method,
-        tasks=tasks,
+        tasks=config.tasks,
+        shown=shown,
         decoders=decoders,
         checkpoint=arguments_of(repo_id, revision),
         encoder=arguments_of(base.name, None if base.is_embedded else config.revision),

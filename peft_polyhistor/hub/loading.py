@@ -81,8 +81,13 @@ def load_with_folder(
     if not (folder / CONFIG).is_file():
         if encoder is not None:
             raise ValueError(f"'{name}' is a complete model with its own encoder. Leave `encoder` out.")
-        return _load_dense(folder, str(name)).requires_grad_(is_trainable), folder
-    given = None
+        complete = _load_dense(folder, str(name)).requires_grad_(is_trainable)
+        if not Path(os.path.expanduser(name)).is_dir():  # the folder is that of a cache
+            for part in (complete, complete.config, complete.encoder):
+                part.name_or_path = str(name)
+            complete.encoder.revision = options.get("revision")
+        return complete, folder
+    is_given = encoder is not None
     config, decoder_settings = _read_config(folder, str(name))
     try:
         shapes = read_shapes(folder / WEIGHTS)
@@ -90,7 +95,7 @@ def load_with_folder(
         raise ValueError(_damage(folder / WEIGHTS, str(name), error)) from error
     if not isinstance(encoder, nn.Module):
         options.pop("revision", None)  # the revision of the adapter
-        given, encoder = encoder, _load_encoder(config, encoder, str(name), **options)
+        encoder = _load_encoder(config, encoder, str(name), **options)
     # An adapter may have more tasks than there are decoders.
     tasks = [task for task in config.tasks if any(f"decoders.heads.{task}." in key for key in shapes)]
     config.inference_mode = not is_trainable
@@ -107,11 +112,11 @@ def load_with_folder(
             f"{wrong}. Give the encoder it was trained on, and register its tasks as in its training."
         )
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
+    source = getattr(encoder, "name_or_path", None)
+    if is_given and source is not None:
+        config.base_model_name_or_path, config.revision = source or None, getattr(encoder, "revision", None)
     model = PeftModel(dense, config)
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
-    if given is not None:
-        own = model.peft_config["default"]
-        own.base_model_name_or_path, own.revision = getattr(encoder, "name_or_path", None) or None, None
     return model, folder
 
 

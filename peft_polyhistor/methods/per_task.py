@@ -28,7 +28,7 @@ from .per_task_encoder import PerTaskEncoder
 
 
 DECODERS = "decoders.safetensors"
-# Starts of LoRA that change the frozen weights, or that need data of one task.
+# Starts of LoRA that change the frozen weights.
 CHANGING_STARTS = "pissa", "olora", "corda", "loftq", "lora_ga"
 
 

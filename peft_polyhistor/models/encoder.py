@@ -126,6 +126,13 @@ def build_encoder(config: PreTrainedConfig) -> StageEncoder:
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
+def embedded_name(path: str | Path | None) -> str | None:
+    """Returns the name of the embedded encoder whose folder a path is, and `None` for any other path."""
+    folder = Path(os.path.expanduser(path or "."))
+    is_path = isinstance(path, Path) or len(folder.parts) > 1
+    return folder.name if is_path and folder.resolve().parent == ASSETS.resolve() else None
+
+
 def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
     """Loads a pretrained encoder.
 
@@ -133,7 +140,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
 
     Args:
         name: `"swin-mini"`, which comes with this package (2.7 M parameters, see its README in `assets`); a folder;
-            or a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`). Of a saved dense model, its encoder.
+            a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`); or the folder or Hub id of a saved dense
+            model, whose encoder is taken.
         **kwargs: Arguments of `from_pretrained`, e.g. `revision`, or `dtype` in place of float32; for a backbone of
             more than four stages `out_features`.
 
@@ -144,6 +152,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             stages to take.
     """
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
+    name = embedded_name(name) or name
     is_embedded = name in embedded  # which a path such as ./swin-mini is not
     is_path = isinstance(name, Path) or name.startswith(("/", ".", "~")) or "/" not in name
     name = str(Path(os.path.expanduser(name)) if is_path and name else name)

@@ -30,9 +30,9 @@ def is_saved(file: Path) -> bool:
         return False
     try:
         kind = json.loads(file.read_text(encoding="utf-8")).get("image_processor_type")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return True  # a damaged file, which `from_pretrained` refuses
-    return kind in (None, "DenseImageProcessor")
+    return kind == "DenseImageProcessor"
 
 
 def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -47,11 +47,10 @@ class SwinStages(StageEncoder):
 
     Note:
         `SwinModel` reduces window and shift permanently after one small image, or fails on it from transformers 5.23
-        on, and `SwinBackbone` shifts windows even
-        if one window covers the map, unlike any pretrained Swin. Here each pass fits the shift to its own maps: zero
-        if a map is not larger than a window. Windows keep their size, and smaller maps are padded. The result equals
-        that of SwinModel if no side of a map is smaller than the window, and that of timm and of the original code if
-        windows fill the maps without padding.
+        on, and `SwinBackbone` shifts windows even if one window covers the map, unlike any pretrained Swin. Here each
+        pass fits the shift to its own maps: zero if a map is not larger than a window. Windows keep their size, and
+        smaller maps are padded. The result equals that of SwinModel if no side of a map is smaller than the window,
+        and that of timm and of the original code if windows fill the maps without padding.
     """
 
     needs_norm = True

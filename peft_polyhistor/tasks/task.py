@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checks import check_number
-from .losses import IGNORE_INDEX
 from .running_metric import RunningMetric
 
 
@@ -158,8 +157,8 @@ class Task:
         The values of a palette image are its indices.
 
         Raises:
-            ValueError: An array has a wrong shape or dtype, or values that its task does not allow; or the colours of
-                a palette mean another label than its indices. As in `check_stored`, callers complete the message.
+            ValueError: An array has a wrong shape or dtype, or values that its task does not allow; or a palette holds
+                grey levels that may be the label. As in `check_stored`, callers complete the message.
         """
         if getattr(label, "mode", None) == "P" and "P" in self.modes:
             return self._from_palette(label)
@@ -178,38 +177,25 @@ class Task:
         )
 
     def _from_palette(self, label: Image.Image) -> Image.Image:
-        """Converts a palette image to its indices, if its colours mean the same label or none."""
-        indices = np.asarray(label)
-        values = self._values_of(np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3))
-        if values is None or indices.max(initial=0) >= len(values):
-            return Image.fromarray(indices)
-        by_index, by_colour = (self._read_or_none(stored) for stored in (indices, values[indices]))
-        if by_colour is None or (by_index is not None and np.array_equal(by_index, by_colour, equal_nan=True)):
-            return Image.fromarray(indices)
-        if by_index is None:
-            return Image.fromarray(values[indices])
-        if (_is_unlabeled(by_colour) > _is_unlabeled(by_index)).any():  # such as 255 in a mask of black and white
-            return Image.fromarray(indices)
-        different = np.flatnonzero(values != np.arange(len(values)))[:3]
-        pairs = ", ".join(f"index {index} has the colour of the value {values[index]}" for index in different)
-        raise ValueError(
-            f"found a palette whose colours mean another label than its indices ({pairs}); save the label without a "
-            "palette"
-        )
+        """Converts a palette image to its indices; ValueError if the palette has grey levels that may be the label."""
+        palette = palette_of(label)
+        levels = palette[:, 0]
+        differ = np.flatnonzero(levels != np.arange(len(levels)))
+        is_mask = levels.tolist() == [0, 255]  # black and white, for 0 and 1
+        if (palette == palette[:, :1]).all() and len(differ) and not is_mask and self._allows(levels):
+            pairs = ", ".join(f"{levels[index]} at index {index}" for index in differ[:3])
+            raise ValueError(
+                f"found a palette of grey levels that are no indices ({pairs}), and either may be the label; save it "
+                "as greyscale, without a palette"
+            )
+        return Image.fromarray(np.asarray(label))
 
-    def _values_of(self, palette: np.ndarray) -> np.ndarray | None:
-        """Returns the stored values `(colours,)` uint8 that the colours of a palette may stand for; `None` if none.
-
-        Here, they are the levels of a palette of grey levels alone.
-        """
-        return palette[:, 0] if (palette == palette[:, :1]).all() else None
-
-    def _read_or_none(self, stored: np.ndarray) -> np.ndarray | None:
+    def _allows(self, values: np.ndarray) -> bool:
         try:
-            found: np.ndarray = self.read(Image.fromarray(stored))
+            self.read(Image.fromarray(values[None]))
         except ValueError:
-            return None
-        return found
+            return False
+        return True
 
     def _from_array(self, values: np.ndarray) -> Image.Image:
         """Converts an array to an 8-bit image if all values are integers in range, else to 16 bits or float32."""
@@ -318,8 +304,11 @@ class Task:
         return iter(())
 
 
-def _is_unlabeled(found: np.ndarray) -> np.ndarray:
-    return np.isnan(found) if found.dtype.kind == "f" else found == IGNORE_INDEX
+def palette_of(label: Image.Image) -> np.ndarray:
+    """Returns the colours `(colours, 3)` uint8 of a palette image, without black ones at the end that are not used."""
+    palette = np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = max(int(np.asarray(label).max(initial=0)), int(palette.any(axis=1).nonzero()[0].max(initial=0)))
+    return palette[: used + 1]
 
 
 def to_bytes(values: Tensor) -> np.ndarray:

@@ -52,7 +52,7 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
 def check_saved(model: nn.Module, config: MultiTaskConfig, sites: Sequence[Site]) -> None:
     """Raises ValueError if `modules_to_save` names a module in a site, or the norm that an adapter reads.
 
-    Modules to save around a site are none of its business: PEFT leaves such sites out.
+    There are no sites in a module to save: PEFT leaves them out.
     """
     entries = tuple(config.modules_to_save or ())
     saved = [name for name, _ in model.named_modules() if name and name.endswith(entries)]

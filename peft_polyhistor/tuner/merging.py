@@ -44,14 +44,15 @@ def merge(
             deepcopy(module.config, copies)
     configs = [value for value in copies.values() if isinstance(value, PreTrainedConfig)]
     fit_ratios(configs, model, merged)
-    for copied in configs:  # an adapter of the merged encoder fits no other encoder
+    for copied in configs if merged else []:  # an adapter of the merged encoder fits no other encoder
         copied.name_or_path = ""
         vars(copied).pop("embedded_name", None)
     for module in model.modules():
         if id(vars(module).get("config")) in copies:
             module.config = copies[id(module.config)]
-        if "name_or_path" in vars(module):  # where PEFT looks up the base model
+        if merged and "name_or_path" in vars(module):  # where PEFT looks up the base model
             vars(module)["name_or_path"] = ""
+            vars(module).pop("revision", None)
         set_parameters(module, merged)
     for module in model.modules():
         if isinstance(vars(module).get("config"), PreTrainedConfig):

@@ -8,7 +8,6 @@ At load time, another architecture is an error, and other weights of the same ar
 import math
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
-from ..models.encoder import ASSETS
+from ..models.encoder import embedded_name
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.stages import StageEncoder
@@ -29,6 +28,7 @@ ARCHITECTURE = ("model_type", "blocks", "widths")
 SIZE_TOLERANCE = 2e-4
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The keys of `decoders` that tell how decoders were trained; the others are sizes.
+MEANINGS = "kind", "classes", "objective", "unit"
 TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
 
@@ -45,9 +45,9 @@ def describe_base(model: nn.Module, sites: Sequence[Site]) -> dict[str, Any]:
     `decoder_settings` of a dense model). A value that does not exist is `None`.
     """
     config, blocks = getattr(routed_module(model), "config", None), find_blocks(model)
-    folder = Path(getattr(config, "name_or_path", None) or "")
+    name = getattr(config, "embedded_name", None) or embedded_name(getattr(config, "name_or_path", None))
     return {
-        "encoder": getattr(config, "embedded_name", None) or (folder.name if folder.parent == ASSETS else None),
+        "encoder": name,
         "model_type": getattr(config, "model_type", None),
         "blocks": len(blocks),
         "widths": [site.width for site in sites],
@@ -102,11 +102,18 @@ def keep_settings(own: dict[str, Any], saved: dict[str, Any] | None) -> dict[str
     return own | {key: saved[key] for key in TRAINED if saved.get(key) is not None}
 
 
+def _meanings(tasks: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Returns the settings of own tasks that change the meaning of outputs, by task."""
+    rows = [row for row in tasks if isinstance(row, dict)]
+    return {task: {key: settings.get(key) for key in MEANINGS} for row in rows for task, settings in row.items()}
+
+
 def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
     """Compares the encoder that a saved adapter was made for with the model at hand, and warns of other weights.
 
     Raises:
-        ValueError: The adapter was made for another architecture, or for other norms of the stage maps.
+        ValueError: The adapter was made for another architecture, for other norms of the stage maps, or for a task
+            that means something else here.
     """
     made_for = config.made_for or base
     name = config.base_model_name_or_path or made_for["encoder"] or "an encoder"
@@ -124,6 +131,13 @@ def check_base(config: MultiTaskConfig, base: dict[str, Any]) -> None:
             "that comes with a package.",
             stacklevel=1,  # one place for all ways to load, so that Python shows it once
         )
+    theirs, ours = (_meanings((known["decoders"] or {}).get("tasks", [])) for known in (made_for, base))
+    for task in theirs.keys() & ours.keys():
+        if theirs[task] != ours[task]:
+            raise ValueError(
+                f"The adapter was trained for a task '{task}' with {theirs[task]}, and here the task has "
+                f"{ours[task]}, so outputs would mean something else. Register it as in the training, or a new name."
+            )
     norms = [known["decoders"]["shared_norms"] for known in (made_for, base) if known["decoders"]]
     if len(set(norms)) > 1:
         raise ValueError(

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from pathlib import Path
 from re import Match
 from typing import Any, ClassVar, Generic
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from ..config import ConfigT, MultiTaskConfig
 from ..models.blocks import Block, find_blocks
-from ..models.encoder import ASSETS
+from ..models.encoder import embedded_name
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
@@ -78,7 +77,8 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
                 "dot, or be 'decoders' or an attribute of PyTorch's modules. Use e.g. 'default'."
             )
         prepared = self.peft_config[name] = copy(peft_config)
-        prepared.revision = prepared.revision or getattr(routed_module(self.model), "revision", None)
+        if not prepared.revision and prepared.base_model_name_or_path == vars(self.model).get("name_or_path"):
+            prepared.revision = getattr(routed_module(self.model), "revision", None)
         return prepared
 
     def _prepare_model(self, peft_config: ConfigT, model: nn.Module) -> None:
@@ -89,8 +89,10 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         check_fit(model, self.router, sites, self.prefix + GENERATORS)
         base = describe_base(model, sites)
         check_base(peft_config, base)
-        if Path(peft_config.base_model_name_or_path or "").parent == ASSETS:  # a folder inside this package
-            peft_config.base_model_name_or_path = vars(model)["name_or_path"] = ""
+        if embedded_name(vars(model).get("name_or_path")):  # PEFT would record a folder inside this package
+            vars(model)["name_or_path"] = ""
+        if embedded_name(peft_config.base_model_name_or_path):
+            peft_config.base_model_name_or_path = None
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
         peft_config.made_for = keep_sizes(base, peft_config, peft_config.inference_mode)

@@ -14,6 +14,7 @@ from transformers import SwinModel
 
 from peft_polyhistor import (
     TASKS,
+    DecodersConfig,
     MultiTaskDenseModel,
     PolyhistorLiteConfig,
     load,
@@ -190,10 +191,21 @@ def test_an_encoder_of_one_s_own_is_recorded_with_its_revision(make_swin, make_d
 
 
 def test_the_embedded_encoder_is_known_by_its_folder_too(tmp_path):
-    model = get_peft_model(SwinModel.from_pretrained(ASSETS / "swin-mini"), PolyhistorLiteConfig(tasks=["semseg"]))
-    model.save_pretrained(tmp_path)
-    config = PeftConfig.from_pretrained(tmp_path)
-    assert config.made_for["encoder"] == "swin-mini" and not config.base_model_name_or_path
+    made = get_peft_model(SwinModel.from_pretrained(ASSETS / "swin-mini"), PolyhistorLiteConfig(tasks=["semseg"]))
+    made.save_pretrained(tmp_path / "made")
+    loaded = PeftModel.from_pretrained(SwinModel.from_pretrained(ASSETS / "swin-mini"), tmp_path / "made")
+    loaded.save_pretrained(tmp_path / "loaded")
+    for name in ("made", "loaded"):
+        config = PeftConfig.from_pretrained(tmp_path / name)
+        assert config.made_for["encoder"] == "swin-mini" and not config.base_model_name_or_path
+    assert load_encoder(ASSETS / "swin-mini").config.embedded_name == "swin-mini"
+
+
+def test_adapters_on_merged_decoders_know_their_encoder(tmp_path):
+    dense = MultiTaskDenseModel.from_encoder(load_encoder("swin-mini"), ["semseg"], decoder_width=8)
+    merged = get_peft_model(dense, DecodersConfig(tasks=["semseg"])).merge_and_unload()
+    get_peft_model(merged, PolyhistorLiteConfig(tasks=["semseg"])).save_pretrained(tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).made_for["encoder"] == "swin-mini"
 
 
 def test_adapters_on_a_saved_dense_model_load(make_dense, pixels, perturb, tmp_path):

@@ -187,9 +187,12 @@ def paint(values, palette):
 BLACK, WHITE, GREEN, RED = (0, 0, 0), (255, 255, 255), (0, 255, 0), (200, 0, 0)
 
 
-def test_a_palette_of_colours_of_classes_is_read_by_its_colours_where_its_indices_are_no_classes():
-    label = paint([0, 1, 2, 3, 0], [GREEN, (9, 8, 7), (224, 224, 192), RED])
-    assert LANES.read(LANES.to_image(label)).tolist() == [[1, 0, 255, 2, 1]]
+def test_a_palette_of_colours_of_classes_alone_is_read_by_its_colours():
+    for values in ([0, 1, 2, 3, 0], [0, 0]):
+        label = paint(values, [GREEN, (9, 8, 7), (224, 224, 192), RED])
+        assert LANES.read(LANES.to_image(label)).tolist() == [[[1, 0, 255, 2][value] for value in values]]
+    own = segmentation("own", classes={"person": WHITE, "background": BLACK})
+    assert own.read(own.to_image(paint([0, 1, 1], [BLACK, WHITE]))).tolist() == [[1, 0, 0]]
     assert LANES.read(LANES.to_image(paint([0, 1, 2], [BLACK, GREEN, RED]))).tolist() == [[0, 1, 2]]  # others: indices
     assert segmentation("ids", classes=["a", "b"]).to_image(paint([0, 1], [GREEN, RED])).mode == "L"
 
@@ -197,12 +200,11 @@ def test_a_palette_of_colours_of_classes_is_read_by_its_colours_where_its_indice
 @pytest.mark.parametrize(("task", "values", "palette"), [
     (binary("mask"), [0, 1], [WHITE, BLACK]),
     (segmentation("ids", classes=list("abcdefgh")), [0, 1, 2], [BLACK, (3, 3, 3), (7, 7, 7)]),
-    (segmentation("own", classes={"person": WHITE, "background": BLACK}), [0, 0], [BLACK, WHITE]),
-    (segmentation("own", classes={"cat": GREEN, "background": BLACK, "dog": RED}), [0, 0], [BLACK, WHITE]),
+    (segmentation("ids", classes=["a", "b"]), [0, 0], [BLACK, (1, 1, 1), BLACK, WHITE]),
     (regression("depth", valid=(1, 255)), [1, 2], [BLACK, (90, 90, 90), (30, 30, 30)]),
 ])  # fmt: skip
 def test_a_palette_whose_colours_could_be_the_label_is_refused(task, values, palette):
-    with pytest.raises(ValueError, match=r"colours mean another label than its indices \(index \d has the colour of"):
+    with pytest.raises(ValueError, match=r"found a palette of grey levels that are no indices \(\d+ at index \d"):
         task.to_image(paint(values, palette))
 
 
@@ -210,7 +212,8 @@ def test_a_palette_whose_colours_could_be_the_label_is_refused(task, values, pal
     (binary("mask"), [0, 1], [BLACK, WHITE]),  # the same foreground
     (segmentation("ids", classes=["a", "b", "c"]), [0, 1, 2], [BLACK, (127, 127, 127), WHITE]),  # 127 is no class
     (segmentation("ids", classes=["a", "b"]), [0, 1], []),
-    (segmentation("ids", classes=["a", "b"]), [0, 1], [BLACK, WHITE]),  # 255 is unlabelled
+    (segmentation("ids", classes=["a", "b"]), [0, 1], [BLACK, WHITE]),
+    (segmentation("own", classes={"cat": GREEN, "background": BLACK, "dog": RED}), [0, 0], [BLACK, WHITE]),
     (segmentation("ids", classes=[f"c{i}" for i in range(150)]), [0, 1], [BLACK, (128, 128, 128), RED]),  # as in VOC
     (LANES, [0, 1], [(i, i, i) for i in range(256)]),
     (segmentation("ids", classes=["a", "b"]), [0, 1, 255], [BLACK, RED]),

@@ -15,7 +15,7 @@ from ..classes import voc_palette
 from ..labels import check_class_labels
 from ..losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
 from ..metrics import MeanIoU
-from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task
+from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task, palette_of
 
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class Segmentation(Task):
         classes: Names of the classes, or a mapping of names to RGB colours, which sets `colors` too.
         colors: RGB colour of each class, 0 to 255; by default those of PASCAL VOC, black for the background. A task
             with its own colours also reads RGB labels: each pixel must have the colour of a class, or
-            (224, 224, 192) where unlabelled. In a palette image, the indices are the class ids.
+            (224, 224, 192) where unlabelled. A palette image is read by its colours if its palette holds such alone,
+            and otherwise by its indices.
         values: Stored value of each class, 0 to 255; by default 0, 1, 2 ... in the order of the classes.
         ignore: Stored values of unlabelled pixels, 0 to 255.
         background: Whether the first class is the background. Then the border that a rotation exposes belongs to it,
@@ -123,17 +124,10 @@ class Segmentation(Task):
     def modes(self) -> tuple[str, ...]:
         return (*MODES, "RGB") if self.colors else MODES
 
-    def _values_of(self, palette: np.ndarray) -> np.ndarray | None:
-        values: dict[Colour, int] = dict(zip(self.colors, self.values or range(self.channels), strict=False))
-        if self.ignore:
-            values.setdefault(UNLABELED, self.ignore[0])
-        known = [values.get(tuple(colour)) for colour in palette.tolist()]
-        if not self.colors or not any(value is not None for value in known):
-            return super()._values_of(palette)
-        free = next(
-            value for value in range(256) if value not in {*values.values(), *self.ignore}
-        )  # `read` refuses it
-        return np.array([free if value is None else value for value in known], np.uint8)
+    def _from_palette(self, label: Image.Image) -> Image.Image:
+        known = {*self.colors, UNLABELED}
+        is_painted = bool(self.colors) and all(tuple(colour) in known for colour in palette_of(label).tolist())
+        return label.convert("RGB") if is_painted else super()._from_palette(label)
 
     def check_stored(self, label: Any, size: tuple[int, int] | None) -> None:
         super().check_stored(label, size)
