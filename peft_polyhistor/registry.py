@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import peft
@@ -144,22 +144,22 @@ _load_adapter = PeftModel.load_adapter
 @wraps(_load_adapter)
 def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
     hub_options, _ = self._split_kwargs(kwargs)
-    read = partial(PeftConfig.from_pretrained, str(model_id), **hub_options)
+    config, model = self.peft_config.get(adapter_name), self.get_base_model()
+    if not isinstance(config, MultiTaskConfig) and not isinstance(model, MultiTaskDenseModel):
+        return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
+    file = PeftConfig.from_pretrained(str(model_id), **hub_options)
     # PEFT reads no config if the adapter exists already, and copies the weights row by row. A row belongs to a task,
     # so the weights of other tasks, or of the same tasks in another order, would go to the wrong tasks without an
     # error. Weights also fit an adapter that computes something else with them, such as one of another placement.
-    config = self.peft_config.get(adapter_name)
     if isinstance(config, MultiTaskConfig):
-        file = read()
         _check_settings(config, file, model_id, adapter_name)
         if config.made_for is not None:
             check_base(file, config.made_for)
             config.made_for = keep_sizes(config.made_for, file, config.inference_mode)
-    model = self.get_base_model()
     if not isinstance(model, MultiTaskDenseModel):
         return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     # PEFT drops weights that find no place, and the tuner has recorded the settings of the model's own decoders.
-    made_for = getattr(read(), "made_for", None)
+    made_for = getattr(file, "made_for", None)
     with _keeping_decoders(model) if made_for and not made_for["decoders"] else nullcontext():
         result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
     config = self.peft_config[adapter_name]

@@ -27,8 +27,9 @@ ARCHITECTURE = ("model_type", "blocks", "widths")
 # Relative difference of the sizes of equal weights. Rounding to bfloat16 changes the size of 10,000 weights by 1e-5.
 SIZE_TOLERANCE = 2e-4
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# The keys of `decoders` that tell how decoders were trained; the others are sizes.
+# The settings of a task that its outputs depend on.
 MEANINGS = "kind", "classes", "objective", "unit"
+# The keys of `decoders` that tell how decoders were trained; the others are sizes.
 TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
 
