@@ -4,6 +4,8 @@
 
 import math
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -18,6 +20,12 @@ NEEDED_RECORD = {"encoder", "model_type", "blocks", "widths", "decoders"}
 RECORD = NEEDED_RECORD | {"block_sizes"}
 NEEDED_DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_weights"}
 DECODERS = NEEDED_DECODERS | {"image_size", "image_mean", "image_std", "tasks"}
+
+
+def find_repeated(names: Sequence[Any]) -> str:
+    """Describes the names that are given several times; empty if there are none."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    return f"{repeated} more than once" if repeated else ""
 
 
 def check_image(name: str, image: Any) -> None:

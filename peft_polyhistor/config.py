@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from peft import PeftConfig, PeftType
 from torch import nn
 
-from .checks import check_positive, check_probability, check_record, check_truth
+from .checks import check_positive, check_probability, check_record, check_truth, find_repeated
 from .tasks import PASCAL_TASKS
 
 
@@ -239,8 +239,10 @@ def _check_names(tasks: Sequence[str]) -> list[str]:
         raise TypeError(f"`tasks` must be a list of names, got {tasks!r}. For one task write e.g. tasks=['semseg'].")
     names = list(tasks)
     wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
-    if not names or wrong or len(set(names)) < len(names):
+    fault = "no task" if not names else f"{wrong} with other characters" if wrong else find_repeated(names)
+    if fault:
         raise ValueError(
-            f"`tasks` must be at least one name of letters, digits and underscores, each given once, got {names}."
+            f"`tasks` must be at least one name of letters, digits and underscores, each given once, got {names}: "
+            f"{fault}."
         )
     return names

@@ -22,6 +22,7 @@ from train_pascal import NEUTRAL
 
 from peft_polyhistor import METHODS, DenseImageProcessor, load
 from peft_polyhistor.hub.run_record import record_of, write_files
+from peft_polyhistor.hub.weights import CONFIG
 from peft_polyhistor.models.image_processor import FILE as PROCESSOR
 from peft_polyhistor.training.files import read_json
 from peft_polyhistor.training.methods import parse_methods
@@ -49,7 +50,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def read_results(run: Path, how: str) -> dict:
     if not (run / RESULTS).is_file():
-        raise FileNotFoundError(f"There is no {run / RESULTS}. {how} Finish a run with --resume True.")
+        raise FileNotFoundError(f"There is no {run / RESULTS}. {how}")
     return read_json(run / RESULTS)
 
 
@@ -66,9 +67,14 @@ def check_method(results: dict) -> None:
 def main(argv: Sequence[str]) -> str:
     arguments = parse_arguments(argv)
     checkpoint = arguments.checkpoint.expanduser().absolute()  # keeps the link `best` or `last`
-    results = read_results(checkpoint.parent, "Give the folder `best` or `last` of a finished run.")
+    how = "Give the folder `best` or `last` of a run, and finish the run with --resume True if it was interrupted."
+    if (checkpoint / RESULTS).is_file():
+        how = f"Give {checkpoint / 'best'}."
+    elif (checkpoint / CONFIG).is_file():
+        how += " A model without a run is published by `load(folder).push_to_hub(repository)` in Python."
+    results = read_results(checkpoint.parent, how)
     check_method(results)
-    how = "Give --other_seeds folders of finished runs, which hold `best` and `last`."
+    how = "Give --other_seeds folders of runs, which hold `best` and `last`, and finish them with --resume True."
     others = [read_results(run, how) for run in arguments.other_seeds]
     training = record_of(results, checkpoint.name, others, neutral=NEUTRAL)
     model = load(checkpoint, encoder=arguments.base_model)  # a checkpoint that does not load is not published

@@ -129,7 +129,7 @@ def check_archive(
     for task, ids_by_dtype in dtypes.items():
         if "uint8" in ids_by_dtype and len(ids_by_dtype) > 1:
             noted[f"Labels of {task} with 8 bits a pixel, beside labels with more"] = ids_by_dtype["uint8"]
-    report.notes += [f"{note}: {len(ids)}, such as {ids[0]}." for note, ids in sorted(noted.items())]
+    report.notes += [f"{note}: {len(ids)}, such as {_few(ids)}." for note, ids in sorted(noted.items())]
     for task, labels in contents.items():
         try:
             lack = TASKS[task].review(set().union(*labels), len(labels))
@@ -169,7 +169,11 @@ def _note_shared(what: str, by_split: Iterable[Iterable[Any]], splits: Sequence[
     shared = [image_id for image_id, count in counts.items() if count > 1]
     if not shared:
         return []
-    return [f"{what} in several of the splits {', '.join(splits)}: {len(shared)}, such as {shared[0]}."]
+    return [f"{what} in several of the splits {', '.join(splits)}: {len(shared)}, such as {_few(shared)}."]
+
+
+def _few(ids: Sequence[Any]) -> str:
+    return ", ".join(map(str, ids[:3]))
 
 
 def _check_rows(
@@ -183,7 +187,7 @@ def _check_rows(
         if ids != list(range(len(ids))):  # not row numbers
             by_split.append(ids)
             if again := [image_id for image_id, count in Counter(ids).items() if count > 1]:
-                report.notes.append(f"Ids of several rows of the split {split}: {len(again)}, such as {again[0]}.")
+                report.notes.append(f"Ids of several rows of the split {split}: {len(again)}, such as {_few(again)}.")
         for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
             findings, name = _Findings(), f"{ids[index]}"
             size = None
@@ -256,7 +260,9 @@ def _read_image(folder: DenseFolder, tasks: Iterable[str], image_id: str) -> _Fi
         findings.faults.append(_one_line(fault))
     for task in tasks:
         try:
-            findings.add_label(task, folder.read_label(image_id, task, size))
+            label = folder.read_label(image_id, task, size)
+            if label is not None or size is not None:  # an id without a readable image is a fault already
+                findings.add_label(task, label, size)
         except FAULTS as fault:
             findings.faults.append(_one_line(fault))
     return findings

@@ -29,8 +29,11 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
         source: Source of the dataset, which an error names.
 
     Raises:
-        ValueError: A column is missing, or is of another kind.
+        ValueError: The dataset is empty, or a column is missing or is of another kind.
     """
+    name = source if isinstance(source, str | Path) else f"this {type(source).__name__}"
+    if not len(dataset):
+        raise ValueError(f"{name}: found no rows. Give a dataset with images, or another split.")
     theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
     if "image_id" not in layout and "image_id" not in dataset.features:
         dataset = dataset.add_column("image_id", list(range(len(dataset))))
@@ -41,7 +44,7 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
         own = [ours for ours in wrong if ours in found and theirs[ours] not in found]  # as in a copy of `shrink`
         hint = f" Take {', '.join(own)} out of the layout: the dataset has columns of these names." if own else ""
         raise ValueError(
-            f"{source}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}.{hint} Leave out "
+            f"{name}: found no {', '.join(wrong)} of the right kind; the dataset has {dict(found)}.{hint} Leave out "
             "tasks it lacks, name other columns in the layout, or cast columns: image_id to a string or integer, "
             "images to datasets.Image, labels to datasets.Image or Array2D."
         )

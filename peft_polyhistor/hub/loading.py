@@ -144,7 +144,11 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
     if Path(os.path.expanduser(name)).is_dir():
         folder = Path(os.path.expanduser(name))
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"There is no folder '{name}'. Give a folder, or a Hub repository as 'user/name'.")
+        beside = _find_adapters(Path(os.path.expanduser(name)).parent)
+        hint = f" Beside it are the checkpoints {', '.join(beside)}." if beside else ""
+        raise FileNotFoundError(
+            f"There is no folder '{name}'.{hint} Give a folder, or a Hub repository as 'user/name'."
+        )
     else:
         folder = _download(name, [CONFIG, WEIGHTS, CONFIG_NAME, PROCESSOR], revision, token, **kwargs)
         if _is_dense(folder, name):
@@ -155,11 +159,19 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
     files = [CONFIG_NAME, weights] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
+        hint = f" Give one of the folders in it: {', '.join(below)}." if (below := _find_adapters(folder)) else ""
         raise FileNotFoundError(
-            f"'{name}' has no {' and no '.join(missing)}. A checkpoint of this package has {CONFIG} and {WEIGHTS}, or "
-            f"without adapters {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}; weights in any other format are not read."
+            f"'{name}' has no {' and no '.join(missing)}.{hint} A checkpoint of this package has {CONFIG} and "
+            f"{WEIGHTS}, or without adapters {CONFIG_NAME} and {SAFE_WEIGHTS_NAME}; weights in any other format are "
+            "not read."
         )
     return folder
+
+
+def _find_adapters(folder: Path) -> list[str]:
+    """Returns the folders in a folder that hold an adapter, or else those one level below."""
+    found = (sorted(folder.glob(f"{level}/{CONFIG}")) for level in ("*", "*/*"))
+    return [str(file.parent.relative_to(folder)) for file in next(filter(None, found), [])]
 
 
 def _download(name: str, files: list[str], revision: str | None, token: str | bool | None, **kwargs: Any) -> Path:

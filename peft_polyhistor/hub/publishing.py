@@ -156,7 +156,9 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, branch: str
     """Creates repository and branch if they are missing, and returns the full name of the repository."""
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    except HfHubHTTPError:
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code == 401:
+            error.append_to_message(" Log in by `hf auth login`, or give token=... of a token with write access.")
         raise
     except TRANSPORT_ERROR as error:
         raise ConnectionError(

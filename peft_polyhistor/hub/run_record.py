@@ -108,7 +108,7 @@ def record_of(
             *(chosen if checkpoint == "best" and len(history) > 1 else ()),
             *(start if settings.get("decoders") else ()),
         ),
-        preview=f"Images of the split with labels, and with predictions after the last step, {history[-1]['step']}."
+        preview=f"Validation images with their labels, and with the predictions after {history[-1]['step']} steps."
         if history
         else "",
     )

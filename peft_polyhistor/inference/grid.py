@@ -20,6 +20,7 @@ LONGEST = 256  # pixels of the longer side of a map
 GAP = 4  # pixels between maps
 LARGEST_FONT = 20  # pixels
 LEGEND_FONT = 14  # pixels
+FRAME = "silver"
 ROWS = "label", "prediction"
 
 
@@ -52,8 +53,9 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     if any((item == UNLABELED).all(axis=-1).any() for rows in others for item in rows[0]):
         keys["all tasks"] = [("unlabelled", UNLABELED)]
     legend = _draw_legend(keys, right)
-    sheet = Image.new("RGB", (right, bottom + legend.height), "white")
-    sheet.paste(legend, (0, bottom))
+    sheet = Image.new("RGB", (right + 1, bottom + 1 + legend.height), "white")  # with the frames of the last maps
+    draw = ImageDraw.Draw(sheet)
+    sheet.paste(legend, (0, bottom + 1))
     sheet.paste(titles[0], ((width + GAP) // 2, 0))  # above the middle of the images
     for column, title in enumerate(titles[1:]):
         sheet.paste(title, (left + column * (width + GAP), 0))
@@ -65,7 +67,9 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))
         for column, rows in enumerate(painted.values()):
             for maps, y in zip(rows, tops, strict=True):
-                sheet.paste(Image.fromarray(maps[i]).reduce(factor), (left + column * (width + GAP), y))
+                x = left + column * (width + GAP)
+                draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FRAME)  # a map may be white
+                sheet.paste(Image.fromarray(maps[i]).reduce(factor), (x, y))
     return sheet
 
 

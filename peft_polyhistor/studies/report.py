@@ -78,6 +78,7 @@ def make_page(study: Study, title: str) -> str:
 def _facts(study: Study) -> dict[str, str]:
     """Returns the facts at the top of the page."""
     settings = [shared_settings(run["settings"]) for run in study.runs]
+    seeds = list(dict.fromkeys(item["seed"] for item in settings))
     seconds = sum(run.get("seconds", 0) for run in study.runs)
     per_step = [
         item["batch_size"] * item["gradient_accumulation"] * run["settings"].get("processes", 1)
@@ -89,7 +90,7 @@ def _facts(study: Study) -> dict[str, str]:
         "image size": _distinct(f"{item['image_size']} px" for item in settings),
         "optimiser steps": _distinct(run["history"][-1]["step"] for run in study.runs if run.get("history")),
         "images per step": _distinct(per_step),
-        "seeds": _distinct(item["seed"] for item in settings),
+        "seeds" if len(seeds) > 1 else "seed": _distinct(seeds),
         "time": f"{seconds / 60:.1f} minutes for {len(study.runs)} runs" if seconds else "",
         "versions": _distinct(
             f"{name} {version}" for run in study.runs for name, version in run.get("versions", {}).items()

@@ -139,11 +139,13 @@ def declare_tasks(items: Iterable[Any]) -> list[Any]:
             names are not checked.
 
     Raises:
-        ValueError: A description is invalid, or another task has the name.
+        ValueError: A description is invalid or given twice, or another task has the name.
     """
     names: list[Any] = []
     for item in [items] if isinstance(items, Mapping | str) else items:
         for name, description in item.items() if isinstance(item, Mapping) else ():
+            if name in names:
+                raise ValueError(f"The task '{name}' is given twice. Give it once, or change one of the names.")
             register_task(make_task(str(name), description))
         names += item if isinstance(item, Mapping) else [item]
     return names

@@ -8,6 +8,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -105,7 +106,9 @@ def parse_settings(argv: Sequence[str], description: str, default_file: Path, *c
     values = read_mapping(file) if file.is_file() else {}
     kinds = {name: kind for cls in classes for name, kind in get_type_hints(cls).items()}
     if unknown := sorted(set(map(str, values)) - set(kinds)):
-        raise ValueError(f"{file}: unknown settings {unknown}; known are {list(kinds)}.")
+        close = [name for setting in unknown for name in get_close_matches(setting, kinds, n=1, cutoff=0.75)]
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"{file}: unknown settings {unknown}.{hint} Known are {', '.join(kinds)}.")
     for name, value in values.items():
         if kinds[name] is str and value is False:  # YAML 1.1 reads a bare `no` as false
             values[name] = "no"

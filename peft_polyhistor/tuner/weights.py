@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..checks import find_repeated
 from ..config import MultiTaskConfig
 from .batches import cut, join
 from .site import Site
@@ -55,8 +56,9 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
             )
     named = tuple(tasks)
     unknown = [name for name in named if name not in known]
-    if unknown or not named or len(set(named)) < len(named):
-        raise ValueError(f"Tasks must be among {known}, each named once; got {list(named)}.")
+    fault = "no task" if not named else f"unknown are {unknown}" if unknown else find_repeated(named)
+    if fault:
+        raise ValueError(f"Tasks must be among {known}, each named once; got {list(named)}: {fault}.")
     return named
 
 

@@ -141,7 +141,7 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
         "5 x 4 pixels, i",
         "a damaged array",
     ]
-    assert report.notes[0] == "Labels of depth that are missing: 2, such as 2."
+    assert report.notes[0] == "Labels of depth that are missing: 2, such as 2, 3."
     with pytest.raises(ValueError, match=r"masks/0\.png: found colours of no class in 100\.0%"):
         load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
     PILImage.new("L", (1, 1)).save(folder / "masks/0.tif")
@@ -166,9 +166,9 @@ def test_the_command_checks_what_a_recipes_file_describes(folder, tmp_path, caps
     output = capsys.readouterr().out.splitlines()
     assert output[-1] == f"No faults in {folder}: images 4 train, 4 val; tasks lanes, depth."
     assert output[:3] == [
-        "Note: Images in several of the splits train, val: 4, such as 0.",
-        "Note: Labels of depth that are missing: 2, such as 2.",
-        "Note: Labels of lanes that are missing: 2, such as 1.",
+        "Note: Images in several of the splits train, val: 4, such as 0, 1, 2.",
+        "Note: Labels of depth that are missing: 2, such as 2, 3.",
+        "Note: Labels of lanes that are missing: 2, such as 1, 3.",
     ]
 
 
@@ -276,7 +276,7 @@ def test_images_that_datasets_turns_are_noted(hub_like, tmp_path, has_bytes):
         PILImage.new("RGB", (WIDTH, HEIGHT)).save(file, exif=with_orientation(3))
         photos.append({"bytes": file.read_bytes(), "path": None} if has_bytes else {"bytes": None, "path": str(file)})
     rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
-    note = "Images that an EXIF orientation turns, whose labels must fit the turned image: 2, such as 0."
+    note = "Images that an EXIF orientation turns, whose labels must fit the turned image: 2, such as 0, 1."
     report = check_archive(rows, TWO, ["val"], layout=NAMES)
     assert report.faults == [] and note in report.notes
     assert not any("EXIF" in note for note in check_archive(hub_like, TWO, ["val"], layout=NAMES).notes)
@@ -308,6 +308,26 @@ def test_a_layout_of_other_names_than_a_copy_has_is_told(hub_like, tmp_path):
     copied = hub_like["validation"].rename_columns({"photo": "image", "mask": "lanes", "z": "depth"})
     with pytest.raises(ValueError, match="Take image, lanes, depth out of the layout: the dataset has columns of"):
         load_dense_dataset(copied, TWO, layout=layout)
+
+
+def test_a_dataset_without_rows_is_refused(hub_like):
+    with pytest.raises(ValueError, match="this Dataset: found no rows"):
+        load_dense_dataset(hub_like["validation"].select([]), TWO, layout=NAMES)
+
+
+def test_labels_without_a_valid_pixel_are_noted(folder):
+    assert all("without a" not in note for note in check_archive(folder, TWO, ["train"], layout=LAYOUT).notes)
+    PILImage.new("L", (WIDTH, HEIGHT), 255).save(folder / "masks/0.png")
+    np.save(folder / "depth/0.npy", np.full((HEIGHT, WIDTH), np.nan, np.float32))
+    notes = check_archive(folder, TWO, ["train"], layout=LAYOUT).notes
+    assert "Labels of lanes without a labelled pixel: 1, such as 0." in notes
+    assert "Labels of depth without a valid value: 1, such as 0." in notes
+
+
+def test_an_id_without_an_image_is_one_fault_and_no_note(folder):
+    (folder / "lists/all.txt").write_text("0\nghost\n")
+    report = check_archive(folder, TWO, ["train"], layout=LAYOUT)
+    assert len(report.faults) == 1 and not any("ghost" in note for note in report.notes)
 
 
 def test_unknown_columns_and_tasks_are_refused(dataset):

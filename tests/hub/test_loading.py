@@ -157,6 +157,13 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has no adapter_config\.json and no adapter_model\.safetensors"):
         load(tmp_path / "empty")
+    (tmp_path / "runs/lite").mkdir(parents=True)
+    (tmp_path / "runs/lite/best").symlink_to(saved[1])
+    for folder, below in (("runs", "lite/best"), ("runs/lite", "best")):
+        with pytest.raises(FileNotFoundError, match=rf"Give one of the folders in it: {below}\."):
+            load(tmp_path / folder)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/bset'\. Beside it are the checkpoints best\."):
+        load(tmp_path / "runs/lite/bset")
     file = saved[1] / "adapter_config.json"
     settings = json.loads(file.read_text())
     settings["made_for"]["encoder"] = None

@@ -36,7 +36,7 @@ def test_a_card_has_the_scores_of_its_checkpoint(make_results):
     best, last = (records.record_of(make_results(data="scenes"), name) for name in ("best", "last"))
     assert (best.steps, best.scores["semseg"]) == (20, {"mIoU": 3.0})
     assert (last.steps, last.scores["semseg"]) == (30, {"mIoU": 2.0})
-    assert best.preview == last.preview and "after the last step, 30" in best.preview
+    assert best.preview == last.preview and "predictions after 30 steps" in best.preview
     assert "best of 3 evaluations" in best.limits[-1] and last.limits == records.SCENES.limits
     assert best.versions == {"torch": "2.15.0"} and best.scores_by_seed == {}
     with pytest.raises(ValueError, match="leaves the checkpoints 'best' and 'last', got 'state'"):
@@ -120,9 +120,7 @@ def test_a_run_that_is_not_finished_is_not_published(tmp_path):
 def test_other_seeds_are_folders_of_runs(make_results, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(make_results()))
     (tmp_path / "best").mkdir()
-    with pytest.raises(
-        FileNotFoundError, match=r"no .*best.results\.json\. Give --other_seeds folders of finished runs"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no .*best.results\.json\. Give --other_seeds folders of runs"):
         publish.main([str(tmp_path / "best"), "--repo", "ann/lite", "--other_seeds", str(tmp_path / "best")])
 
 

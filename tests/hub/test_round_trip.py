@@ -180,7 +180,7 @@ def test_private_needs_the_token(hub, model, tmp_path, monkeypatch):
     with pytest.raises(HfHubHTTPError, match="Invalid credentials"):
         load("ann/other", token="hf_wrong")
     assert not list(HfApi().list_models(filter=f"base_model:{BASE}"))
-    with pytest.raises(HfHubHTTPError, match="401"):
+    with pytest.raises(HfHubHTTPError, match=r"401[\s\S]*`hf auth login`"):
         model.push_to_hub("ann/second")
 
 
@@ -289,6 +289,9 @@ def run(model, tmp_path):
 
 def test_a_run_is_published_with_its_record(hub, model, run, tmp_path, monkeypatch):
     arguments = [str(run / "best"), "--repo", REPO, "--private"]
+    for folder, how in ((run, r"Give .*polyhistor_lite/best\."), (tmp_path, "Give the folder `best` or `last`")):
+        with pytest.raises(FileNotFoundError, match=how):
+            publish.main([str(folder), "--repo", REPO])
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     arrived, hub.cuts = len(hub.uploaded), None
     with pytest.raises(ConnectionError, match="broke off"):

@@ -100,7 +100,7 @@ def test_shows_all_that_runs_recorded(tmp_path):
     write_run(tmp_path / "decoders", run_of(**details_of()))
     write_run(tmp_path / "polyhistor_lite", run_of("polyhistor_lite", semseg=11.0, **details_of()))
     page = make(tmp_path)
-    told = ("embedded scenes", "64 px", "2.0 minutes for 2 runs", "torch 2.15.0", "+5.00", "background 80.0", "91.3")
+    told = ("embedded scenes", "64 px", "2.0 minutes for 2 runs", "torch 2.15.0", "+5.00", "background 80.0", "91.26")
     assert all(text in page.text for text in told)
     assert "images per step 6" in page.text and "optimiser steps 10" in page.text
     assert "The runs recorded" not in page.text and "No plot" not in page.text

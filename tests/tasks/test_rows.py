@@ -40,6 +40,11 @@ ROWS = [
 ]
 
 
+def test_a_scale_of_zero_is_refused():
+    with pytest.raises(ValueError, match="`scale` of depth must not be 0"):
+        regression("depth", scale=0)
+
+
 def test_black_is_the_colour_of_the_background_alone():
     colours = [segmentation("a", classes=["x", "y", "z"], background=flag).palette for flag in (True, False)]
     assert colours == [((0, 0, 0), (128, 0, 0), (0, 128, 0)), ((128, 0, 0), (0, 128, 0), (128, 128, 0))]

@@ -105,7 +105,9 @@ def test_every_schedule_needs_nothing_but_steps():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red", r"settings.yaml: unknown settings \['colour'\]; known are"),
+        ("colour: red", r"settings.yaml: unknown settings \['colour'\]\. Known are"),
+        ("learning_rte: 1", r"unknown settings \['learning_rte'\]\. Did you mean learning_rate\? Known are"),
+        ("tasks: [{d: {kind: regression}}, {d: {kind: binary}}]", "The task 'd' is given twice"),
         ("- steps", r"settings.yaml must hold one `name: value` a line, got \['steps'\]"),
         ("steps: [", "settings.yaml: 'steps: .' is not valid YAML"),
         ("steps: 2020-99-99", "is not valid YAML: month must be in 1..12"),

@@ -105,6 +105,8 @@ class Binary(Task):
         return 1 if max(values, default=0) <= 1 else 128
 
     def note(self, label: Image.Image, found: np.ndarray) -> str:
+        if not self.contents(found):
+            return "without a labelled pixel"
         is_mask = label.mode != "1" and found.any() and self._least_foreground(np.asarray(label)) == 1
         return "with the values 0 and 1 only, which are read as masks" if is_mask else ""
 

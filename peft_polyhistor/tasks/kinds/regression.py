@@ -67,6 +67,8 @@ class Regression(Task):
         if not isinstance(self.unit, str):
             raise ValueError(f"`unit` of task '{self.name}' must be a text such as 'm', got {self.unit!r}.")
         check_number("scale", self.scale)
+        if self.scale == 0:
+            raise ValueError(f"`scale` of {self.name} must not be 0, which would make all values equal.")
         for setting in ("valid", "value_range"):
             ends = getattr(self, setting)
             if ends is not None:

@@ -168,8 +168,11 @@ class Segmentation(Task):
             )
         return np.where(places < self.channels, places, IGNORE_INDEX).astype(np.uint8)
 
+    def note(self, label: Image.Image, found: np.ndarray) -> str:
+        return "" if self.contents(found) else "without a labelled pixel"
+
     def contents(self, found: np.ndarray) -> Collection[int]:
-        values: list[int] = np.unique(found).tolist()
+        values: list[int] = np.unique(found[found != IGNORE_INDEX]).tolist()
         return values
 
     def review(self, contents: Set[Any], labels: int) -> str:

@@ -113,7 +113,9 @@ class Vectors(Task):
     def note(self, label: Image.Image, found: Any) -> str:
         stored = np.asarray(label)
         is_odd = stored.any(axis=-1) & ~find_normals(stored)
-        return "with colors far from a unit vector, which are ignored" if is_odd.any() else ""
+        if is_odd.any():
+            return "with colours far from a unit vector, which are ignored"
+        return "" if self.contents(found) else "without a labelled pixel"
 
     def contents(self, found: tuple[Tensor, Tensor]) -> Collection[str]:
         return ("vector",) if found[1].any() else ()
