@@ -172,8 +172,9 @@ def _note_shared(what: str, by_split: Iterable[Iterable[Any]], splits: Sequence[
     return [f"{what} in several of the splits {', '.join(splits)}: {len(shared)}, such as {_few(shared)}."]
 
 
-def _few(ids: Sequence[Any]) -> str:
-    return ", ".join(map(str, ids[:3]))
+def _few(ids: Iterable[Any]) -> str:
+    """Lists the first three ids; the rows of two splits may share one."""
+    return ", ".join(list(dict.fromkeys(map(str, ids)))[:3])
 
 
 def _check_rows(

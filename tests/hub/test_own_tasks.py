@@ -78,7 +78,7 @@ def test_the_recipe_trains_scores_and_publishes_and_others_load(
 ):
     monkeypatch.setenv("HF_TOKEN", "hf_ann")
     assert main(["data", "check", str(folder), "--config", str(config)]) == 0
-    assert "Labels of depth that are missing: 3, such as 2, 5, 2." in capsys.readouterr().out
+    assert "Labels of depth that are missing: 3, such as 2, 5." in capsys.readouterr().out
     [results] = train_pascal.main(
         *parse_settings([str(config)], "", train_pascal.DEFAULT_CONFIG, train_pascal.Settings)
     )
