@@ -10,7 +10,7 @@ from peft_cases import CONTROL, MODELS, SKIPS, name_of
 
 
 class Result(NamedTuple):
-    """Of one test; `outcome` is `"passed"`, `"skipped"` or `"failed"`."""
+    """The result of one test; `outcome` is `"passed"`, `"skipped"` or `"failed"`."""
 
     outcome: str
     reason: str = ""  # of a skip

@@ -150,7 +150,7 @@ def test_a_backbone_of_another_family():
 
 
 def swin_parameters(width, depths, heads, window):
-    """Of the encoder without its final norm, layer by layer."""
+    """Parameters of the encoder without its final norm, layer by layer."""
     total = (3 * 4 * 4 + 1) * width + 2 * width  # patches and their norm
     for stage, (depth, head) in enumerate(zip(depths, heads, strict=True)):
         c = width * 2**stage
