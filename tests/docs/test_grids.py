@@ -11,7 +11,7 @@ from documents import ROOT, read, tables_of
 from peft_polyhistor.evaluation import format_scores
 
 
-@pytest.mark.parametrize("name", ["rates_scenes", "rates_photographs"])
+@pytest.mark.parametrize("name", ["rates_scenes", "rates_photographs", "rates_nyud_frames"])
 def test_a_grid_of_rates_shows_what_its_json_holds(name):
     recorded = json.loads(read(ROOT / f"recipes/results/{name}.json"))
     header, *lines = tables_of(ROOT / f"recipes/results/{name}.md")[0]
