@@ -5,9 +5,11 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
+
+ItemT = TypeVar("ItemT")
 
 # No size in an encoder comes near this limit: a larger number is a typing error, which would exhaust the memory.
 LARGEST = 2**16
@@ -22,10 +24,9 @@ NEEDED_DECODERS = {"decoder_width", "decoder_dropout", "shared_norms", "loss_wei
 DECODERS = NEEDED_DECODERS | {"image_size", "image_mean", "image_std", "tasks"}
 
 
-def find_repeated(names: Sequence[Any]) -> str:
-    """Describes the names that are given several times; empty if there are none."""
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    return f"{repeated} more than once" if repeated else ""
+def find_repeated(items: Iterable[ItemT]) -> list[ItemT]:
+    """Returns the items that occur several times, each once."""
+    return [item for item, count in Counter(items).items() if count > 1]
 
 
 def check_image(name: str, image: Any) -> None:

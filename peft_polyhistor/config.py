@@ -239,7 +239,9 @@ def _check_names(tasks: Sequence[str]) -> list[str]:
         raise TypeError(f"`tasks` must be a list of names, got {tasks!r}. For one task write e.g. tasks=['semseg'].")
     names = list(tasks)
     wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
-    fault = "no task" if not names else f"{wrong} with other characters" if wrong else find_repeated(names)
+    fault = "no task" if not names else f"{wrong} with other characters" if wrong else ""
+    if not fault and (again := find_repeated(names)):
+        fault = f"{again} more than once"
     if fault:
         raise ValueError(
             f"`tasks` must be at least one name of letters, digits and underscores, each given once, got {names}: "

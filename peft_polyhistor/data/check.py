@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds every fault of a dataset in one run."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..checks import check_image
+from ..checks import check_image, find_repeated
 from ..tasks import PASCAL_TASKS, TASKS
 from ..tasks.kinds.regression import Regression
 from .archive import SPLITS, PascalArchive
@@ -165,8 +165,7 @@ def _check_folder(
 
 def _note_shared(what: str, by_split: Iterable[Iterable[Any]], splits: Sequence[str]) -> list[str]:
     """Notes the ids that are in several splits."""
-    counts = Counter(image_id for ids in by_split for image_id in dict.fromkeys(ids))
-    shared = [image_id for image_id, count in counts.items() if count > 1]
+    shared = find_repeated(image_id for ids in by_split for image_id in dict.fromkeys(ids))
     if not shared:
         return []
     return [f"{what} in several of the splits {', '.join(splits)}: {len(shared)}, such as {_few(shared)}."]
@@ -187,7 +186,7 @@ def _check_rows(
         ids, encoded, unlabeled = dataset["image_id"][:], keep_encoded(dataset), list(tasks)
         if ids != list(range(len(ids))):  # not row numbers
             by_split.append(ids)
-            if again := [image_id for image_id, count in Counter(ids).items() if count > 1]:
+            if again := find_repeated(ids):
                 report.notes.append(f"Ids of several rows of the split {split}: {len(again)}, such as {_few(again)}.")
         for index in tqdm(range(len(dataset)), desc=f"Checking {split}"):
             findings, name = _Findings(), f"{ids[index]}"

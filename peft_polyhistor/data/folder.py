@@ -16,7 +16,6 @@ into the folder. A fault raises a ValueError or FileNotFoundError of one line: f
 """
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ..checks import check_image
+from ..checks import check_image, find_repeated
 from ..tasks import TASKS, get_tasks
 from ..tasks.table import CarriesTasks
 from .decode import Size, decode_image, is_turned, read_bytes, read_stored
@@ -136,7 +135,7 @@ class DenseFolder(CarriesTasks):
         path = self.find_list(split)
         if not lines:
             raise ValueError(f"{path}: found no image id. Restore the file: one id per line, such as 2008_000002.")
-        twice = [image_id for image_id, count in Counter(lines).items() if count > 1]
+        twice = find_repeated(lines)
         if twice:
             raise ValueError(f"{path}: found ids listed more than once: {', '.join(twice)}. Keep one line for each.")
         wrong = [line for line in lines if not self.is_id(line)]

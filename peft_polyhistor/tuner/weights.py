@@ -56,7 +56,9 @@ def resolve_tasks(known: list[str], task: str | None = None, tasks: Sequence[str
             )
     named = tuple(tasks)
     unknown = [name for name in named if name not in known]
-    fault = "no task" if not named else f"unknown are {unknown}" if unknown else find_repeated(named)
+    fault = "no task" if not named else f"unknown are {unknown}" if unknown else ""
+    if not fault and (again := find_repeated(named)):
+        fault = f"{again} more than once"
     if fault:
         raise ValueError(f"Tasks must be among {known}, each named once; got {list(named)}: {fault}.")
     return named

@@ -47,7 +47,7 @@ BAD_CALLS = [
     (
         {"tasks": ["semseg", "semseg"]},
         ValueError,
-        r"each named once; got .*: \['semseg'\] more than once",
+        r"each named once; got \['semseg', 'semseg'\]: \['semseg'\] more than once",
     ),
     ({"tasks": "semseg"}, TypeError, r"`tasks` must be a list of names, got 'semseg'.*task="),
     ({"tasks": {"semseg"}}, TypeError, r"`tasks` must be a list of names, got \{'semseg'\}"),
