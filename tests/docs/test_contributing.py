@@ -43,6 +43,11 @@ def test_the_method_is_as_short_as_is_said():
     assert len(METHOD.splitlines()) <= 65
 
 
+def test_the_method_checks_its_settings(config_class):
+    with pytest.raises(ValueError, match="`reduction_factor` must be"):
+        config_class(reduction_factor=0)
+
+
 def test_the_method_starts_as_the_frozen_encoder(adapted, pixels):
     with torch.no_grad():
         assert torch.equal(maps_of(adapted, pixels, "semseg"), make_swin()(pixels).last_hidden_state)
