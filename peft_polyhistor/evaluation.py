@@ -181,23 +181,23 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
     Returns:
         - `classes`: scores in percent by task and class; `None` for a class that is neither labelled nor predicted,
           and for all classes if the model diverged.
-        - `pictures`: by task, the `best` and the `worst` images, the most extreme first, each with its `image_id`,
+        - `examples`: by task, the `best` and the `worst` images, the most extreme first, each with its `image_id`,
           `index` and `score`. An image is in one list at most; images without a score are in none.
     """
     classes = {
         task: {name: None if math.isnan(score) else score for name, score in scores.items()}
         for task, scores in score_classes(statistics).items()
     }
-    pictures = {}
+    examples = {}
     for task, scores in score_images(statistics).items():
         ranked = [index for index, score in enumerate(scores) if math.isfinite(score)]
         ranked.sort(key=lambda index: -scores[index] if TASKS[task].higher_is_better else scores[index])
         chosen = {"best": ranked[:ends], "worst": ranked[ends:][-ends:][::-1]}
-        pictures[task] = {
+        examples[task] = {
             end: [{"image_id": image_ids[index], "index": index, "score": scores[index]} for index in indices]
             for end, indices in chosen.items()
         }
-    return {"classes": classes, "pictures": pictures}
+    return {"classes": classes, "examples": examples}
 
 
 def format_score(value: float, sign: str = "") -> str:

@@ -27,7 +27,7 @@ from transformers import get_scheduler
 from peft_polyhistor import PASCAL_TASKS, DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load, load_encoder
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
-from peft_polyhistor.studies.gallery import draw_pictures
+from peft_polyhistor.studies.gallery import draw_examples
 from peft_polyhistor.studies.tables import align, make_note, make_rows
 from peft_polyhistor.training import (
     ON_BAD_STEP,
@@ -245,7 +245,7 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         # Results.
         bar.close()
         if accelerator.is_main_process:
-            draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
+            draw_examples(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
         results = run.finish(label, count_trainable(accelerator.unwrap_model(model)), progress)
     accelerator.free_memory()
     return results

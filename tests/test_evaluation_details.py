@@ -59,7 +59,7 @@ def rows_of(degrees):
 
 def indices_of(degrees):
     image_ids = [f"picture_{i}" for i in range(len(degrees))]
-    ends = find_details({"normals": rows_of(degrees)}, image_ids)["pictures"]["normals"]
+    ends = find_details({"normals": rows_of(degrees)}, image_ids)["examples"]["normals"]
     for entry in ends["best"] + ends["worst"]:
         assert entry["image_id"] == f"picture_{entry['index']}"
         assert entry["score"] == pytest.approx(degrees[entry["index"]])
@@ -77,7 +77,7 @@ def test_pictures_of_a_higher_score_are_better_and_a_diverged_one_is_neither():
     rows = torch.zeros(3, 64, dtype=torch.int64)  # intersections, unions, labels, and predictions that are not finite
     rows[:, 0], rows[:, 21], rows[:, -1] = torch.tensor([1, 9, 8]), 10, torch.tensor([0, 1, 0])
     found = find_details({"semseg": rows}, ["a", "b", "c"])
-    assert [entry["image_id"] for entry in found["pictures"]["semseg"]["best"]] == ["c", "a"]
+    assert [entry["image_id"] for entry in found["examples"]["semseg"]["best"]] == ["c", "a"]
     assert set(found["classes"]["semseg"].values()) == {None}  # one prediction is not finite, so nothing is known
     classes = find_details({"semseg": rows[[0, 2]]}, ["a", "c"])["classes"]["semseg"]
     assert classes["background"] == pytest.approx(45) and classes["bus"] is None and len(classes) == 21

@@ -158,6 +158,6 @@ def write_files(run: Path, results: Mapping[str, Any], folder: Path, with_images
     files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
     if not with_images:
-        shared.pop("pictures", None)  # of `find_details`
+        shared.pop("examples", None)  # of `find_details`
     files[RESULTS].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
     return files | ({PREVIEW: run / PREVIEW} if with_images and (run / PREVIEW).is_file() else {})

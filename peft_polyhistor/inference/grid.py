@@ -60,8 +60,8 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     for column, title in enumerate(titles[1:]):
         sheet.paste(title, (left + column * (width + GAP), 0))
     for i, image in enumerate(images):
-        picture = Image.fromarray(image).resize((2 * width + GAP, 2 * height + GAP))
-        sheet.paste(picture, (0, top + i * pitch))
+        enlarged = Image.fromarray(image).resize((2 * width + GAP, 2 * height + GAP))
+        sheet.paste(enlarged, (0, top + i * pitch))
         tops = top + i * pitch, top + i * pitch + height + GAP  # of both rows
         for side, y in zip(sides, tops, strict=True):
             sheet.paste(side.transpose(Image.Transpose.ROTATE_90), (left - side.height, y))

@@ -26,8 +26,8 @@ class PredictionPage:
 
     For each task, TASK.png holds the map at the size of the image: class ids with the palette of the task,
     255 * probability, or 127.5 * (vector + 1), rounded; other values in grey, black and white being the values of
-    `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page, and picture.jpg the image
-    (picture-2.jpg beside a task of that name).
+    `Task.find_ends`, which the page names. TASK.jpg is a smaller overlay for the page, and image.jpg the image
+    (image-2.jpg beside a task of that name).
 
     Args:
         folder: Output folder. It is created, and must be empty if it exists.
@@ -65,8 +65,8 @@ class PredictionPage:
         folder = self.folder / self._name_for(source)
         folder.mkdir()
         # The name of a task is an identifier, without a hyphen; file systems may ignore the case.
-        picture = "picture-2.jpg" if "picture" in map(str.lower, prediction.maps) else "picture.jpg"
-        _shrink(prediction.picture).save(folder / picture)
+        image = "image-2.jpg" if "image" in map(str.lower, prediction.maps) else "image.jpg"
+        _shrink(prediction.image).save(folder / image)
         for task in prediction.maps:
             prediction.paint(task).save(folder / f"{task}.png")
             _shrink(prediction.overlay(task)).save(folder / f"{task}.jpg")
@@ -74,8 +74,8 @@ class PredictionPage:
             {
                 "source": source,
                 "folder": folder.name,
-                "picture": picture,
-                "size": prediction.picture.size,
+                "image": image,
+                "size": prediction.image.size,
                 "tasks": {task: list(TASKS[task].legend(prediction.label(task))) for task in prediction.maps},
             }
         )
@@ -84,9 +84,9 @@ class PredictionPage:
     def _name_for(self, source: str) -> str:
         """Chooses a unique folder name for an image, valid on any file system."""
         stem = re.sub(r"[^\w.-]+", "_", Path(source.partition("?")[0]).stem)
-        stem = stem.strip("._").encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("._") or "picture"
+        stem = stem.strip("._").encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("._") or "image"
         if RESERVED.fullmatch(stem):
-            stem = f"picture-{stem}"
+            stem = f"image-{stem}"
         taken = {entry["folder"].lower() for entry in self._entries}
         names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2)))
         return next(name for name in names if name.lower() not in taken)

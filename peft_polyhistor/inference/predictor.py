@@ -29,13 +29,13 @@ class Prediction:
     """Predictions of a model for one image.
 
     Args:
-        picture: The image, RGB, turned upright according to its EXIF orientation.
+        image: The image, RGB, turned upright according to its EXIF orientation.
         maps: Maps by task, at the size of the image. Class ids (in the smallest dtype that holds them) and values of
             one channel, such as a probability, are `(height, width)`; unit vectors are `(height, width, 3)`, in the
             axes of the labels.
     """
 
-    picture: Image.Image
+    image: Image.Image
     maps: dict[str, np.ndarray]
 
     def classes(self, task: str) -> dict[str, float]:
@@ -71,7 +71,7 @@ class Prediction:
         """
         if not 0 <= opacity <= 1:
             raise ValueError(f"`opacity` must be from 0 (only the image) to 1 (only the map), got {opacity}.")
-        return Image.fromarray(paint_over(task, self.label(task), np.asarray(self.picture), opacity))
+        return Image.fromarray(paint_over(task, self.label(task), np.asarray(self.image), opacity))
 
     def label(self, task: str) -> Tensor:
         """Converts the map to the form of a target, channels first."""
@@ -141,19 +141,19 @@ class MultiTaskPredictor:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str
-        self, pictures: ImageSource, batch_size: int = 8
+        self, images: ImageSource, batch_size: int = 8
     ) -> Prediction: ...
 
     @overload
-    def __call__(self, pictures: Sequence[ImageSource], batch_size: int = 8) -> list[Prediction]: ...
+    def __call__(self, images: Sequence[ImageSource], batch_size: int = 8) -> list[Prediction]: ...
 
     def __call__(
-        self, pictures: ImageSource | Sequence[ImageSource], batch_size: int = 8
+        self, images: ImageSource | Sequence[ImageSource], batch_size: int = 8
     ) -> Prediction | list[Prediction]:
         """Predicts a list of images, or a single one.
 
         Args:
-            pictures: Paths, URLs, PIL images, or uint8 arrays `(height, width)` or `(height, width, 3)`.
+            images: Paths, URLs, PIL images, or uint8 arrays `(height, width)` or `(height, width, 3)`.
             batch_size: Number of images in one forward pass.
 
         Raises:
@@ -163,9 +163,9 @@ class MultiTaskPredictor:
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if not isinstance(pictures, Sequence) or isinstance(pictures, str):
-            return self._predict([open_image(pictures)])[0]
-        batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
+        if not isinstance(images, Sequence) or isinstance(images, str):
+            return self._predict([open_image(images)])[0]
+        batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         return [prediction for batch in batches for prediction in self._predict(list(map(open_image, batch)))]
 
     @torch.no_grad()

@@ -3,8 +3,6 @@
 """Example images of a finished run: the first images of the split, and the best and worst of each task."""
 
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from ..hub.record import PREVIEW
 from ..inference.grid import draw_grid
 from ..inference.paint import paint_row
 from ..models.image_processor import DenseImageProcessor
+from ..training.files import replacing
 from ..training.run_folder import GALLERY
 
 
@@ -36,13 +35,13 @@ def file_name(task: str, index: int) -> str:
     return f"{task}_{index}.webp"
 
 
-def draw_pictures(model: PreTrainedModel | PeftModel, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
+def draw_examples(model: PreTrainedModel | PeftModel, data: Dataset, details: Mapping[str, Any], folder: Path) -> None:
     """Writes `predictions.png` and the folder `gallery`, which replaces an older one when it is complete.
 
     Args:
         model: Dense model, adapted or not. It is left in evaluation mode.
         data: Split that the model was evaluated on, with its transform.
-        details: Result of `find_details`; its `pictures` name the best and worst images of each task. Without them
+        details: Result of `find_details`; its `examples` name the best and worst images of each task. Without them
             the gallery is empty.
         folder: Folder of the run.
 
@@ -50,25 +49,19 @@ def draw_pictures(model: PreTrainedModel | PeftModel, data: Dataset, details: Ma
         OSError: A file cannot be written.
     """
     grid = draw_grid(*_predict(model, data, range(min(PREVIEWED, len(data)))))
-    unfinished = folder / f"{PREVIEW}.new"
-    grid.save(unfinished, format="png", optimize=True)
-    os.replace(unfinished, folder / PREVIEW)
-
-    unfinished, gallery = folder / f"{GALLERY}.new", folder / GALLERY
-    shutil.rmtree(unfinished, ignore_errors=True)  # from an interrupted run
-    unfinished.mkdir()
-    _draw_gallery(model, data, details.get("pictures", {}), unfinished)
-    if gallery.exists():
-        shutil.rmtree(gallery)
-    os.replace(unfinished, gallery)
+    with replacing(folder / PREVIEW) as fresh:
+        grid.save(fresh, format="png", optimize=True)
+    with replacing(folder / GALLERY) as fresh:
+        fresh.mkdir()
+        _draw_gallery(model, data, details.get("examples", {}), fresh)
 
 
 def _draw_gallery(
-    model: PreTrainedModel | PeftModel, data: Dataset, pictures: Mapping[str, Any], folder: Path
+    model: PreTrainedModel | PeftModel, data: Dataset, examples: Mapping[str, Any], folder: Path
 ) -> None:
     """Writes one file per image and task: the image, its label and its prediction, side by side."""
     tasks: dict[int, list[str]] = {}
-    for task, ends in pictures.items():
+    for task, ends in examples.items():
         for entry in ends["best"] + ends["worst"]:
             tasks.setdefault(entry["index"], []).append(task)
     chosen = sorted(tasks)

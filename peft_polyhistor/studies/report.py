@@ -215,7 +215,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _galleries(study: Study) -> Iterator[dict[str, Any]]:
     """Yields for each method the best and worst images of each task, of the first seed."""
     for method, (run, *_) in study.results.items():
-        if not run.get("pictures"):
+        if not run.get("examples"):
             continue
         folder = study.folders[method][0]
         tasks = [
@@ -224,11 +224,11 @@ def _galleries(study: Study) -> Iterator[dict[str, Any]]:
                 "score": f"{TASKS[task].score} in {TASKS[task].unit}",
                 "ends": {
                     end: [entry | {"source": _read_image(folder, task, entry["index"])} for entry in entries]
-                    for end, entries in run["pictures"][task].items()
+                    for end, entries in run["examples"][task].items()
                 },
             }
             for task in study.tasks
-            if task in run["pictures"]
+            if task in run["examples"]
         ]
         yield {"method": method, "seed": run["settings"]["seed"], "tasks": tasks}
 

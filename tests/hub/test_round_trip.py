@@ -328,7 +328,7 @@ def test_a_run_is_published_after_the_folder_of_its_encoder_is_gone(hub, run, tm
 
 def test_a_run_is_published_without_images_of_its_data(hub, run):
     results = json.loads((run / "results.json").read_text())
-    results["pictures"] = {"semseg": {"best": [{"image_id": "ann_at_home", "index": 0, "score": 1.0}], "worst": []}}
+    results["examples"] = {"semseg": {"best": [{"image_id": "ann_at_home", "index": 0, "score": 1.0}], "worst": []}}
     (run / "results.json").write_text(json.dumps(results))
     publish.main([str(run / "best"), "--repo", REPO])
     assert b"ann_at_home" in files_of(hub)["results.json"] and "predictions.png" in files_of(hub)

@@ -198,7 +198,7 @@ def test_pictures_of_every_kind_are_opened(model, picture, tmp_path):
     picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
     given = [tmp_path / "picture.png", str(tmp_path / "picture.png"), str(tmp_path / "turned.png"), picture, pixels]
     for prediction in MultiTaskPredictor(model, ["semseg"])(given, batch_size=3):
-        assert np.array_equal(np.asarray(prediction.picture), pixels)
+        assert np.array_equal(np.asarray(prediction.image), pixels)
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"):
         assert MultiTaskPredictor(model, ["semseg"])(picture.convert(mode)).maps["semseg"].shape == (45, 71)
     assert MultiTaskPredictor(model, ["semseg"])(pixels[:1, :1, 0]).maps["semseg"].shape == (1, 1)
@@ -215,7 +215,7 @@ def test_pictures_come_by_url(model, picture, tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         predictor = MultiTaskPredictor(model, ["semseg"])
-        assert np.array_equal(np.asarray(predictor(f"{url}/picture.png").picture), np.asarray(picture))
+        assert np.array_equal(np.asarray(predictor(f"{url}/picture.png").image), np.asarray(picture))
         with pytest.raises(ConnectionError, match=r"nothing\.png' cannot be downloaded: .*404"):
             predictor(f"{url}/nothing.png")
         server.shutdown()
@@ -412,16 +412,16 @@ def test_names_of_folders_are_valid_everywhere(picture, tmp_path):
     with PredictionPage(tmp_path, "Names") as page:
         names = [page.add(source, prediction).name for source in sources]
     assert names == [
-        "x" * 200, "ü" * 100, "picture-CON", "picture-nul.tar", "picture-com¹", "picture-lpt0", "console", "picture",
+        "x" * 200, "ü" * 100, "image-CON", "image-nul.tar", "image-com¹", "image-lpt0", "console", "image",
     ]  # fmt: skip
 
 
-def test_the_map_of_a_task_named_picture_leaves_the_image(depth, picture, tmp_path):
-    TASKS["Picture"] = replace(depth, name="Picture")
-    with PredictionPage(tmp_path, "Picture") as page:
-        folder = page.add("image.png", Prediction(picture, {"Picture": np.ones((45, 71), np.float32)}))
-    assert {path.name.lower() for path in folder.iterdir()} == {"picture.png", "picture.jpg", "picture-2.jpg"}
-    assert 'src="image/picture-2.jpg"' in (tmp_path / "index.html").read_text()
+def test_the_map_of_a_task_named_image_leaves_the_image(depth, picture, tmp_path):
+    TASKS["Image"] = replace(depth, name="Image")
+    with PredictionPage(tmp_path, "Image") as page:
+        folder = page.add("photo.png", Prediction(picture, {"Image": np.ones((45, 71), np.float32)}))
+    assert {path.name.lower() for path in folder.iterdir()} == {"image.png", "image.jpg", "image-2.jpg"}
+    assert 'src="photo/image-2.jpg"' in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_without_predictions_is_not_written(tmp_path):

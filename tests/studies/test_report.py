@@ -75,7 +75,7 @@ def details_of(name="picture_1"):
         "history": history, "seconds": 60.0, "versions": {"torch": "2.15.0"},
         "losses": [{"step": step, "losses": {"semseg": 3 / step, "normals": float("nan")}} for step in (2, 4, 6)],
         "classes": {"semseg": {"background": 80.04, "aeroplane": None, "bus": 0.0}},
-        "pictures": {
+        "examples": {
             "semseg": {"best": [picture], "worst": [{**picture, "index": 2}]},
             "normals": {"best": [], "worst": []},
         },

@@ -405,7 +405,7 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
         history = [{"step": 4, "scores": score}]
         return {"parameters": parameters, "scores": score, "seconds": 1.5, "losses": entries, "history": history} | {
             "classes": {task: {}} if task == "semseg" else {},
-            "pictures": {task: 3},
+            "examples": {task: 3},
             "settings": {"seed": 0, "processes": 2},
             "versions": {"torch": "3.0"},
         }
@@ -419,7 +419,7 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
     both = {"step": 4, "losses": {"semseg": 4, "normals": 4}}
     assert joined["losses"] == [{"step": 2, "losses": {"semseg": 2}}, both]
     assert joined["history"] == [{"step": 4, "scores": joined["scores"]}]
-    assert joined["classes"] == {"semseg": {}} and joined["pictures"] == {"semseg": 3, "normals": 3}
+    assert joined["classes"] == {"semseg": {}} and joined["examples"] == {"semseg": 3, "normals": 3}
     assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == joined
 
 

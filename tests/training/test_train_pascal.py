@@ -32,7 +32,7 @@ def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
     assert (folder / "predictions.png").stat().st_size > 10_000
     pictures = {
         f"{task}_{entry['index']}.webp": entry
-        for task, ends in results[1]["pictures"].items()
+        for task, ends in results[1]["examples"].items()
         for entry in ends["best"] + ends["worst"]
     }
     assert {path.name for path in (folder / "gallery").iterdir()} == set(pictures)
@@ -50,7 +50,7 @@ def test_trains_scores_saves_and_draws(settings_of, tmp_path, capsys):
         (RunFolder, "save", 1, 3),
         pytest.param(StepGuard, "take_means", 3, 3, marks=pytest.mark.slow),
         pytest.param(StepGuard, "take_means", 1, None, marks=pytest.mark.slow),
-        pytest.param(recipe, "draw_pictures", 1, 6, marks=pytest.mark.slow),
+        pytest.param(recipe, "draw_examples", 1, 6, marks=pytest.mark.slow),
     ],
     ids=["after a checkpoint", "between evaluations", "before the first evaluation", "before the results"],
 )
@@ -66,7 +66,7 @@ def test_resumed_run_ends_like_one_that_was_not_stopped(
     assert expected in capsys.readouterr().out
     assert [entry["step"] for entry in results["history"]] == [3, 6]
     assert [entry["step"] for entry in results["losses"]] == [2, 3, 4, 6]
-    assert all(results[name] == whole[name] for name in ("history", "losses", "classes", "pictures"))
+    assert all(results[name] == whole[name] for name in ("history", "losses", "classes", "examples"))
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -184,7 +184,7 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_
         assert json.loads((folders[task] / "last" / "config.json").read_text())["tasks"] == [task]
     assert results["history"] == [{"step": 1, "scores": results["scores"]}]
     assert results["losses"][0]["losses"] == {task: run["losses"][0]["losses"][task] for task, run in runs.items()}
-    assert results["pictures"] == {task: run["pictures"][task] for task, run in runs.items()}
+    assert results["examples"] == {task: run["examples"][task] for task, run in runs.items()}
     encoder = runs["semseg"]["parameters"]["encoder"]
     assert results["parameters"]["encoder"] == 2 * encoder > 0
     assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
