@@ -3,10 +3,11 @@
 """PEFT methods that adapt one frozen hierarchical vision transformer to many dense tasks.
 
 Importing this package registers its methods with PEFT: `get_peft_model` and `PeftModel.from_pretrained` then know
-them, and `PeftModel.push_to_hub` writes a model card for their adapters.
+them. For their adapters, `PeftModel.load_adapter` raises a ValueError if the weights in a file belong to other tasks
+or settings than those of an adapter of the same name, and `PeftModel.push_to_hub` writes the model card of `publish`.
 """
 
-from . import tasks
+from . import peft_model, tasks  # noqa: F401  # `peft_model` replaces two methods of PeftModel
 from .hub import TrainingRecord, load, publish
 from .methods.adapter import AdapterConfig, LowRankAdapterConfig, SharedAdapterConfig
 from .methods.bitfit import BitFitConfig, RelativeBiasConfig

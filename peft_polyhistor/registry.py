@@ -1,24 +1,14 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the methods of this package with PEFT. No other module changes PEFT's enum, tables or loading."""
-
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import fields
-from functools import wraps
-from typing import Any
+"""Registers the methods of this package with PEFT."""
 
 import peft
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
-from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .config import MultiTaskConfig, document
-from .models.multitask import MultiTaskDenseModel
-from .tuner.provenance import check_base, keep_settings, keep_sizes
 
 
 # The config of each method by its lower-case name, without the prefix that keeps it apart from PEFT's own methods.
@@ -79,98 +69,3 @@ def _add_member(name: str) -> None:
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
-
-
-# Fields that do not change what a trained adapter computes in evaluation mode, and lists whose order changes it.
-NEUTRAL = {item.name for item in fields(PeftConfig)}
-NEUTRAL |= {"modules_to_save", "init_weights", "tasks_per_pass", "made_for", "dropout"}
-ORDERED = {"tasks", "bottlenecks"}
-
-
-def _settings(config: PeftConfig) -> dict[str, Any]:
-    """Returns the method of an adapter and the settings that change what it computes, in one form for each value."""
-    settings: dict[str, Any] = {"peft_type": PeftType(config.peft_type).value}
-    for name in (item.name for item in fields(config) if item.name not in NEUTRAL):
-        value = getattr(config, name)
-        if isinstance(value, list | tuple | set):
-            value = list(value) if name in ORDERED else sorted(value, key=str)
-        settings[name] = value
-    return settings
-
-
-def _check_settings(config: PeftConfig, file: PeftConfig, model_id: Any, adapter_name: str) -> None:
-    """Raises ValueError if the weights in a file mean something else in the adapter of `config`."""
-    saved = _settings(file)
-    differing = {name: value for name, value in _settings(config).items() if saved.get(name) != value}
-    if differing:
-        theirs, ours = (
-            ", ".join(f"{name}={settings.get(name)!r}" for name in differing) for settings in (saved, differing)
-        )
-        raise ValueError(
-            f"The adapter in '{model_id}' was saved with {theirs}, and '{adapter_name}' has {ours}. Load it under "
-            "another name, or leave `config` out, so that the saved settings are used."
-        )
-
-
-def _warn_of_decoders(unexpected: Iterable[str], model_id: Any) -> None:
-    """Warns of the decoders among the weights of a file for which the model has no place."""
-    heads = (key.partition(".decoders.heads.")[2].partition(".")[0] for key in unexpected)
-    tasks = sorted({task for task in heads if task})
-    if tasks:
-        warnings.warn(
-            f"The adapter in '{model_id}' has decoders for {tasks}, which the model lacks. They were not loaded, and "
-            "will be missing where the adapter is saved again. To keep them, use peft_polyhistor.load, or build the "
-            "dense model with these tasks.",
-            stacklevel=3,
-        )
-
-
-@contextmanager
-def _keeping_decoders(model: MultiTaskDenseModel) -> Iterator[None]:
-    """Lets a file without decoders leave those of the adapter as they are, where PEFT expects them in the file."""
-    is_wrapped = isinstance(model.decoders, AuxiliaryTrainingWrapper)
-    if is_wrapped:
-        vars(model.decoders)["adapter_state_dict_load_map"] = lambda adapter_name: {}
-    try:
-        yield
-    finally:
-        if is_wrapped:
-            del vars(model.decoders)["adapter_state_dict_load_map"]
-
-
-_load_adapter = PeftModel.load_adapter
-
-
-@wraps(_load_adapter)
-def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-    hub_options, _ = self._split_kwargs(kwargs)
-    config, model = self.peft_config.get(adapter_name), self.get_base_model()
-    if not isinstance(config, MultiTaskConfig) and not isinstance(model, MultiTaskDenseModel):
-        return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
-    file = PeftConfig.from_pretrained(str(model_id), **hub_options)
-    # PEFT reads no config if the adapter exists already, and copies the weights row by row. A row belongs to a task,
-    # so the weights of other tasks, or of the same tasks in another order, would go to the wrong tasks without an
-    # error. Weights also fit an adapter that computes something else with them, such as one of another placement.
-    if isinstance(config, MultiTaskConfig):
-        _check_settings(config, file, model_id, adapter_name)
-        if config.made_for is not None:
-            check_base(file, config.made_for)
-            config.made_for = keep_sizes(config.made_for, file, config.inference_mode)
-    if not isinstance(model, MultiTaskDenseModel):
-        return _load_adapter(self, model_id, adapter_name, *args, **kwargs)
-    # PEFT drops weights that find no place, and the tuner has recorded the settings of the model's own decoders.
-    made_for = getattr(file, "made_for", None)
-    with _keeping_decoders(model) if made_for and not made_for["decoders"] else nullcontext():
-        result = _load_adapter(self, model_id, adapter_name, *args, **kwargs)
-    config = self.peft_config[adapter_name]
-    if isinstance(config, MultiTaskConfig):
-        _warn_of_decoders(result.unexpected_keys, model_id)
-        if made_for is not None:
-            own = model.config.decoder_settings()
-            has_own = not made_for["decoders"] and "decoders" in (config.modules_to_save or [])
-            decoders = own if has_own else keep_settings(own, made_for["decoders"])
-            config.made_for = (config.made_for or {}) | {"decoders": decoders}
-    return result
-
-
-PeftModel.load_adapter = load_adapter  # type: ignore[method-assign]

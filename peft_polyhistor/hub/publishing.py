@@ -19,7 +19,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ..config import MultiTaskConfig
 from ..models.image_processor import FILE as PROCESSOR
 from ..models.image_processor import DenseImageProcessor
 from .cards import base_of, config_of, make_card
@@ -188,21 +187,3 @@ def _upload(api: HfApi, repo_id: str, files: dict[str, Path], revision: str | No
             f"The upload to '{repo_id}' broke off ({error}). The repository is unchanged. Run the same again: "
             "complete files are not uploaded twice."
         ) from error
-
-
-_inherited = PeftModel.push_to_hub
-
-
-def push_to_hub(self: PeftModel, repo_id: str, **kwargs: Any) -> str:
-    """Publishes an adapter of this package as `peft_polyhistor.publish` does, and any other as PEFT does.
-
-    It takes the arguments of both; `None` stands for the default. `max_shard_size` has no effect on adapters, which
-    are one file.
-    """
-    if not isinstance(self.peft_config[self.active_adapter], MultiTaskConfig):
-        return _inherited(self, repo_id, **kwargs)
-    given = {name: value for name, value in kwargs.items() if value is not None and name != "max_shard_size"}
-    return publish(self, repo_id, **given)
-
-
-PeftModel.push_to_hub = push_to_hub  # type: ignore[assignment, method-assign]

@@ -217,7 +217,7 @@ class RunFolder:
         return max(found, key=lambda file: file.stat().st_mtime_ns).parents[1] if found else None
 
     def _tidy(self, last: Path, progress: Progress) -> None:
-        """Updates the links, and deletes other checkpoints, the state of `best`, and example images of an earlier run."""
+        """Updates the links, and deletes other checkpoints, the state of `best`, and images of an earlier run."""
         best = self._checkpoints / f"step-{progress.history[find_best(progress.history)]['step']}"
         for name, target in (("last", last), ("best", best)):
             link(self.folder / name, target)
