@@ -119,10 +119,10 @@ def read_data_options(options: argparse.Namespace) -> tuple[list[str], dict[str,
 
 
 def run_check(options: argparse.Namespace) -> int:
-    from .data import check_archive
+    from .data import check_dataset
 
     tasks, layout = read_data_options(options)
-    report = check_archive(options.source, tasks, options.splits, layout=layout, workers=options.workers)
+    report = check_dataset(options.source, tasks, options.splits, layout=layout, workers=options.workers)
     for line in (*report.faults, *(f"Note: {note}" for note in report.notes)):
         print(line)
     if report.faults:

@@ -77,8 +77,8 @@ def _missing(task: str) -> str:
     return f"Labels of {task} that are missing"
 
 
-def check_archive(
-    data_dir: Source,
+def check_dataset(
+    source: Source,
     tasks: Sequence[str] = PASCAL_TASKS,
     splits: Sequence[str] = SPLITS,
     *,
@@ -91,7 +91,7 @@ def check_archive(
     which SciPy or Pillow crashes is reported as a fault too.
 
     Args:
-        data_dir: Source of the data, see `load_dense_dataset`.
+        source: See `load_dense_dataset`.
         tasks: Tasks whose labels are read, rows of `TASKS`.
         splits: Splits whose images are read.
         layout: Layout of the source, see `load_dense_dataset`.
@@ -104,17 +104,17 @@ def check_archive(
         ConnectionError: The Hub cannot be reached.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
-    check_splits(data_dir, splits)
+    check_splits(source, splits)
     report = DataReport()
     try:
-        folder = open_folder(data_dir, splits[0], layout or {})
+        folder = open_folder(source, splits[0], layout or {})
     except FileNotFoundError as fault:
         report.faults.append(str(fault))
         return report
     if folder is not None:
         found = _check_folder(folder, tasks, splits, workers, report)
     else:
-        found = _check_rows(data_dir, tasks, splits, layout, report)
+        found = _check_rows(source, tasks, splits, layout, report)
     noted: dict[str, list[str]] = {}
     contents: dict[str, list[Collection[Any]]] = {}
     dtypes: dict[str, dict[str, list[str]]] = {}

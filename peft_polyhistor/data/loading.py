@@ -41,35 +41,6 @@ _FAULT_TYPES = {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError
 Source: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
 
 
-def load_pascal_context(
-    data_dir: str | os.PathLike[str],
-    tasks: Sequence[str] = PASCAL_TASKS,
-    split: str = "train",
-    *,
-    num_proc: int | None = None,
-    cache_dir: str | None = None,
-) -> Dataset:
-    """Reads a PASCAL_MT folder into a cached, memory-mapped dataset.
-
-    The first call decodes and checks every file. Later calls open the cache, until a file of the folder changes. The
-    dataset holds the JPEG bytes of the images, and labels as lossless PNG. A fault leaves no cache behind.
-
-    Args:
-        data_dir: PASCAL_MT folder.
-        tasks: Tasks to read, from `PASCAL_TASKS`. The files of other tasks need not exist.
-        split: `train` or `val`.
-        num_proc: Number of worker processes for the first call.
-        cache_dir: Cache folder; by default that of `datasets`.
-
-    Raises:
-        FileNotFoundError: `data_dir` is no PASCAL_MT folder, or a file is missing.
-        ValueError: A task or split is unknown; or a file is damaged, differs from its image in size, or holds values
-            out of range. `python -m peft_polyhistor data check FOLDER` lists all faults.
-        ModuleNotFoundError: A task needs SciPy, which is not installed.
-    """
-    return _load_folder(PascalArchive(data_dir), tasks, split, num_proc, cache_dir)
-
-
 def load_dense_dataset(
     source: Source,
     tasks: Sequence[str] = PASCAL_TASKS,
@@ -82,8 +53,10 @@ def load_dense_dataset(
 ) -> Dataset:
     """Loads a dense dataset with the columns `image_id`, `image` and those of `tasks`.
 
-    Folders of files are read once and cached, see `load_pascal_context`; a warning names a task for which no image
-    has a label. In a dataset without ids, the row numbers become the ids.
+    A folder of files is read once, into a cached, memory-mapped dataset that holds the JPEG bytes of the images, and
+    labels as lossless PNG. The first call decodes and checks every file. Later calls open the cache, until a file
+    changes. A fault leaves no cache behind. A warning names a task for which no image has a label. In a dataset
+    without ids, the row numbers become the ids.
 
     Args:
         source: One of:

@@ -3,7 +3,7 @@
 """Procedural scenes with the four tasks of PASCAL-Context: a dataset that needs neither files nor a network.
 
 A scene shows 1 to 4 objects of the 20 classes of VOC where they are seen: in a room, in a meadow, on a road or on
-water. More than half of the scenes show people. Labels are exact. The columns are those of `load_pascal_context`, so
+water. More than half of the scenes show people. Labels are exact. The columns are those of `load_dense_dataset`, so
 both train with the same code.
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from peft_polyhistor import TASKS, binary, register_task, regression, segmentation, vectors
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import check_archive, decode, load_pascal_context
+from peft_polyhistor.data import check_dataset, decode, load_dense_dataset
 
 
 def damage(archive):
@@ -24,9 +24,9 @@ def damage(archive):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_faults_are_found_in_one_go(workers, archive):
-    assert check_archive(archive, workers=workers).faults == []
+    assert check_dataset(archive, workers=workers).faults == []
     damage(archive)
-    faults = check_archive(archive, workers=workers).faults
+    faults = check_dataset(archive, workers=workers).faults
     files = [fault.split(":")[0].removeprefix(f"{archive}/") for fault in faults]
     assert files == [
         "ImageSets/Context/val.txt",
@@ -35,7 +35,7 @@ def test_all_faults_are_found_in_one_go(workers, archive):
         "human_parts/2008_000003.mat",
         "sal_distill/2008_000004.png",
     ]
-    assert len(check_archive(archive, ["semseg"], ["train"], workers=workers).faults) == 2
+    assert len(check_dataset(archive, ["semseg"], ["train"], workers=workers).faults) == 2
 
 
 def test_command_sums_up_a_whole_archive(archive, capsys):
@@ -53,7 +53,7 @@ def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
     colors = np.array(Image.open(path))
     colors[3:5, 1] = 128
     Image.fromarray(colors).save(path)
-    report = check_archive(archive)
+    report = check_dataset(archive)
     assert report.faults == []
     two = "2008_000001, 2008_000002"
     assert report.notes[:3] == [
@@ -72,14 +72,14 @@ def test_labels_that_are_read_in_a_way_of_their_own_are_noted(archive, capsys):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_file_that_ends_its_process_is_a_fault_among_others(workers, archive, monkeypatch):
     damage(archive)
-    expected = check_archive(archive).faults
+    expected = check_dataset(archive).faults
     read = decode.READERS["normals"]
 
     def die(path, *arguments):
         return os._exit(1) if "000002" in path.name else read(path, *arguments)
 
     monkeypatch.setitem(decode.READERS, "normals", die)
-    faults = check_archive(archive, workers=workers).faults
+    faults = check_dataset(archive, workers=workers).faults
     [crash] = [fault for fault in faults if fault not in expected]
     assert [fault for fault in faults if fault != crash] == expected
     assert "normals_distill/2008_000002.png or " in crash and crash.endswith(
@@ -91,10 +91,10 @@ def test_archives_say_what_to_install_where_scipy_is_missing(archive, monkeypatc
     monkeypatch.setitem(sys.modules, "scipy", None)
     for tasks in (["human_parts"], ["semseg", "normals"]):
         with pytest.raises(ImportError, match=r"'scipy' is not installed, .*peft-polyhistor\[train\]"):
-            load_pascal_context(archive, tasks)
+            load_dense_dataset(archive, tasks)
     assert main(["data", "check", str(archive)]) == 1
     assert "'scipy' is not installed" in capsys.readouterr().err
-    assert check_archive(archive, ["semseg", "saliency"]).faults == []
+    assert check_dataset(archive, ["semseg", "saliency"]).faults == []
 
 
 def test_command_lists_faults_and_fails(archive, capsys):
@@ -115,7 +115,7 @@ def test_command_names_a_wrong_folder_and_a_missing_config(tmp_path, capsys):
 
 def test_unknown_splits_are_refused(archive):
     with pytest.raises(ValueError, match=r"Unknown splits \['test'\]; PASCAL_MT has train, val"):
-        check_archive(archive, splits=["train", "test"])
+        check_dataset(archive, splits=["train", "test"])
 
 
 def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_labels_that_are_unlabelled_everywhere_are_a_fault(task, label, fault, t
         (tmp_path / folder).mkdir()
         image.save(tmp_path / folder / "one.png")
     (tmp_path / "train.txt").write_text("one\n")
-    [found] = check_archive(tmp_path, ["own"], splits=["train"]).faults
+    [found] = check_dataset(tmp_path, ["own"], splits=["train"]).faults
     assert found.startswith(f"None of the 1 labels of own {fault}")
 
 
@@ -160,20 +160,20 @@ def test_images_of_two_splits_and_labels_of_fewer_bits_are_noted(tmp_path):
     (tmp_path / "train.txt").write_text("one\ntwo\n")
     (tmp_path / "val.txt").write_text("two\nthree\n")
     register_task(regression("depth", unit="m", scale=0.001))
-    report = check_archive(tmp_path, ["depth"])
+    report = check_dataset(tmp_path, ["depth"])
     assert report.faults == []
     assert report.notes == [
         "Images in several of the splits train, val: 1, such as two.",
         "Labels of depth with 8 bits a pixel, beside labels with more: 1, such as two.",
     ]
-    assert check_archive(tmp_path, ["depth"], ["train"]).notes == report.notes[1:]
+    assert check_dataset(tmp_path, ["depth"], ["train"]).notes == report.notes[1:]
     Image.new("I;16", (40, 40), 200).save(tmp_path / "depth" / "two.png")
-    assert check_archive(tmp_path, ["depth"], ["train"]).notes == []
+    assert check_dataset(tmp_path, ["depth"], ["train"]).notes == []
 
 
 def test_an_archive_with_a_layout_is_told_from_a_folder_without_images(archive):
     with pytest.raises(ValueError, match=r"found a PASCAL_MT archive, which takes no layout, got .*'lanes'"):
-        check_archive(archive, layout={"train": "lanes"})
+        check_dataset(archive, layout={"train": "lanes"})
 
 
 @pytest.mark.parametrize(("text", "message"), [

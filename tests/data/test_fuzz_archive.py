@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from scipy.io import savemat
 
 from peft_polyhistor import PASCAL_TASKS
-from peft_polyhistor.data import JointTransform, check_archive, load_pascal_context
+from peft_polyhistor.data import JointTransform, check_dataset, load_dense_dataset
 from peft_polyhistor.data.archive import PascalArchive
 from peft_polyhistor.tasks.losses import IGNORE_INDEX
 
@@ -245,7 +245,7 @@ def test_the_loader_takes_an_archive_whole_or_leaves_nothing(write_archive, tmp_
     archive, cache = write_archive(root / "PASCAL_MT"), root / "cache"
     files = sorted(path for path in archive.rglob("*") if path.is_file() and NAME in path.name)
     path = data.draw(st.sampled_from(files))
-    # SciPy reads MATLAB files, and may end the process on a damaged one: `check_archive` alone is safe from that.
+    # SciPy reads MATLAB files, and may end the process on a damaged one: `check_dataset` alone is safe from that.
     kinds = ["swap", "remove", "folder", "link", "pipe", "device", *(["damage"] if path.suffix != ".mat" else [])]
     match data.draw(st.sampled_from(kinds)):
         case "damage":
@@ -262,8 +262,8 @@ def test_the_loader_takes_an_archive_whole_or_leaves_nothing(write_archive, tmp_
                 os.mkfifo(path)
             elif kind == "device":
                 path.symlink_to("/dev/zero")
-    dataset = outcome(lambda: load_pascal_context(archive, cache_dir=str(cache)), str(archive))
-    assert (check_archive(archive, splits=["train"]).faults == []) is (dataset is not None)
+    dataset = outcome(lambda: load_dense_dataset(archive, cache_dir=str(cache)), str(archive))
+    assert (check_dataset(archive, splits=["train"]).faults == []) is (dataset is not None)
     if dataset is None:
         assert not [file for file in cache.rglob("*") if file.suffix in (".arrow", ".json")]
         return

@@ -17,7 +17,7 @@ from tiny_models import make_dense
 
 from peft_polyhistor import TASKS, declare_tasks, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import JointTransform, check_archive, collate, load_dense_dataset, loading, shrink
+from peft_polyhistor.data import JointTransform, check_dataset, collate, load_dense_dataset, loading, shrink
 from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.training import add_gradients
 
@@ -135,7 +135,7 @@ def test_faults_of_a_folder_are_named(folder, tmp_path):
     PILImage.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(folder / "masks/0.png")
     np.save(folder / "depth/0.npy", np.ones((4, 5), np.float32))
     (folder / "depth/1.npy").write_bytes(b"404")
-    report = check_archive(folder, TWO, ["train"], layout=LAYOUT)
+    report = check_dataset(folder, TWO, ["train"], layout=LAYOUT)
     assert [fault.split(": found ")[1][:15] for fault in report.faults] == [
         "colours of no c",
         "5 x 4 pixels, i",
@@ -231,20 +231,20 @@ def test_ids_that_rows_share_are_noted(hub_like):
     again = hub_like["validation"].add_column("image_id", ["a", "a"])
     data = DatasetDict(train=hub_like["validation"].add_column("image_id", ["a", "b"]), val=again)
     layout = {name: column for name, column in NAMES.items() if name != "val"}
-    notes = check_archive(data, TWO, layout=layout).notes
+    notes = check_dataset(data, TWO, layout=layout).notes
     assert "Ids of several rows of the split val: 1, such as a." in notes
     assert "Ids of rows in several of the splits train, val: 1, such as a." in notes
     numbered = DatasetDict(train=hub_like["validation"], val=hub_like["validation"])  # ids are row numbers
-    assert not [note for note in check_archive(numbered, TWO, layout=layout).notes if "splits" in note]
+    assert not [note for note in check_dataset(numbered, TWO, layout=layout).notes if "splits" in note]
 
 
 def test_a_dataset_is_checked_as_a_folder_is(hub_like):
     broken = hub_like["validation"].map(lambda row: {"mask": PILImage.new("RGB", (9, 9))} if row["n"] else {"n": 0})
-    report = check_archive(DatasetDict(validation=broken), TWO, ["val"], layout=NAMES)
+    report = check_dataset(DatasetDict(validation=broken), TWO, ["val"], layout=NAMES)
     assert report.faults == [
         "lanes of 1 (val): found 9 x 9 pixels, its image has 40 x 33; labels must have the size of their image."
     ]
-    assert check_archive(hub_like, TWO, ["val"], layout=NAMES).faults == []
+    assert check_dataset(hub_like, TWO, ["val"], layout=NAMES).faults == []
 
 
 def with_orientation(value):
@@ -260,10 +260,10 @@ def test_a_tiff_with_an_orientation_is_refused(folder, place):
     (folder / place / "0.png").unlink()
     for value in (0, 1, 9):
         image.save(folder / place / "0.tif", exif=with_orientation(value))
-        assert check_archive(folder, TWO, ["train"], layout=LAYOUT).faults == []
+        assert check_dataset(folder, TWO, ["train"], layout=LAYOUT).faults == []
     for value in (3, 6):
         image.save(folder / place / "0.tif", exif=with_orientation(value))
-        [fault] = check_archive(folder, TWO, ["train"], layout=LAYOUT).faults
+        [fault] = check_dataset(folder, TWO, ["train"], layout=LAYOUT).faults
         assert f"{place}/0.tif: found a TIFF with an orientation, by which some programs turn it" in fault
 
 
@@ -277,16 +277,16 @@ def test_images_that_datasets_turns_are_noted(hub_like, tmp_path, has_bytes):
         photos.append({"bytes": file.read_bytes(), "path": None} if has_bytes else {"bytes": None, "path": str(file)})
     rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
     note = "Images that an EXIF orientation turns, whose labels must fit the turned image: 2, such as 0, 1."
-    report = check_archive(rows, TWO, ["val"], layout=NAMES)
+    report = check_dataset(rows, TWO, ["val"], layout=NAMES)
     assert report.faults == [] and note in report.notes
-    assert not any("EXIF" in note for note in check_archive(hub_like, TWO, ["val"], layout=NAMES).notes)
+    assert not any("EXIF" in note for note in check_dataset(hub_like, TWO, ["val"], layout=NAMES).notes)
 
 
 def test_swapped_sides_are_traced_to_an_orientation(hub_like, tmp_path):
     PILImage.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.jpg", exif=with_orientation(6))
     photos = [{"bytes": (tmp_path / "0.jpg").read_bytes(), "path": None}] * 2
     rows = hub_like["validation"].remove_columns("photo").add_column("photo", photos).cast_column("photo", Image())
-    faults = check_archive(rows, TWO, ["val"], layout=NAMES).faults
+    faults = check_dataset(rows, TWO, ["val"], layout=NAMES).faults
     assert len(faults) == 3 and faults[0] == (
         "lanes of 0 (val): found 40 x 33 pixels, its image has 33 x 40; labels must have the size of their image; an "
         "EXIF orientation of the image may have swapped its sides."
@@ -297,7 +297,7 @@ def test_columns_that_are_not_decoded_are_named_by_their_type(hub_like):
     cast = r"the type dict.*[Cc]ast its column to datasets\.Image\(\)"
     for column, count in (("photo", 2), ("mask", 1)):  # of which one is missing
         rows = hub_like["validation"].cast_column(column, Image(decode=False))
-        faults = check_archive(rows, ["lanes"], ["val"], layout=NAMES).faults
+        faults = check_dataset(rows, ["lanes"], ["val"], layout=NAMES).faults
         assert len(faults) == count and all(re.search(cast, fault) for fault in faults)
         with pytest.raises(ValueError, match=cast):
             load_dense_dataset(rows, ["lanes"], layout=NAMES).with_transform(JointTransform(8, train=False))[0]
@@ -316,17 +316,17 @@ def test_a_dataset_without_rows_is_refused(hub_like):
 
 
 def test_labels_without_a_valid_pixel_are_noted(folder):
-    assert all("without a" not in note for note in check_archive(folder, TWO, ["train"], layout=LAYOUT).notes)
+    assert all("without a" not in note for note in check_dataset(folder, TWO, ["train"], layout=LAYOUT).notes)
     PILImage.new("L", (WIDTH, HEIGHT), 255).save(folder / "masks/0.png")
     np.save(folder / "depth/0.npy", np.full((HEIGHT, WIDTH), np.nan, np.float32))
-    notes = check_archive(folder, TWO, ["train"], layout=LAYOUT).notes
+    notes = check_dataset(folder, TWO, ["train"], layout=LAYOUT).notes
     assert "Labels of lanes without a labelled pixel: 1, such as 0." in notes
     assert "Labels of depth without a valid value: 1, such as 0." in notes
 
 
 def test_an_id_without_an_image_is_one_fault_and_no_note(folder):
     (folder / "lists/all.txt").write_text("0\nghost\n")
-    report = check_archive(folder, TWO, ["train"], layout=LAYOUT)
+    report = check_dataset(folder, TWO, ["train"], layout=LAYOUT)
     assert len(report.faults) == 1 and not any("ghost" in note for note in report.notes)
 
 
@@ -466,12 +466,12 @@ def test_tasks_may_share_a_column(hub_like):
 def test_a_task_without_a_single_label_in_a_split_is_named(folder, hub_like, tmp_path):
     layout = LAYOUT | {"lanes": "masks/*_mask.png"}
     lack = r"masks/0: no such file with an ending of _mask\.png, and no label of lanes for any other .* 'train'"
-    [fault] = check_archive(folder, TWO, ["train"], layout=layout).faults
+    [fault] = check_dataset(folder, TWO, ["train"], layout=layout).faults
     assert re.search(lack, fault)
     with pytest.warns(UserWarning, match=lack):
         load_dense_dataset(folder, TWO, layout=layout, cache_dir=str(tmp_path / "cache"))
     rows = DatasetDict(train=hub_like["validation"].select([1]), val=hub_like["validation"])
-    [fault] = check_archive(rows, TWO, layout={name: NAMES[name] for name in ("image", *TWO)}).faults
+    [fault] = check_dataset(rows, TWO, layout={name: NAMES[name] for name in ("image", *TWO)}).faults
     assert fault.startswith("No image of the split 'train' has a label of lanes. Correct the layout")
 
 
@@ -485,7 +485,7 @@ def test_a_star_stands_for_the_id_alone(folder, name):
 def test_arrays_of_a_wrong_shape_are_faults_among_others(folder):
     np.save(folder / "depth/0.npy", np.ones((HEIGHT, WIDTH, 3), np.float32))
     (folder / "masks/2.png").write_text("404")
-    faults = check_archive(folder, TWO, ["train"], layout=LAYOUT).faults
+    faults = check_dataset(folder, TWO, ["train"], layout=LAYOUT).faults
     assert [fault.split(": ")[0].split("/")[-1] for fault in faults] == ["0.npy", "2.png"]
     assert "0.npy: found an array of float32 with shape (33, 40, 3), allowed are" in faults[0]
     batch = {"image_id": ["a"], "image": [PILImage.new("RGB", (WIDTH, HEIGHT))], "depth": [np.ones((2, 3, 5))]}
@@ -497,12 +497,12 @@ def test_images_of_16_bits_are_refused_before_they_are_clipped(folder, hub_like,
     deep = PILImage.fromarray(np.full((HEIGHT, WIDTH), 4000, np.uint16))
     deep.save(folder / "photos/0.png")
     message = "must be a PIL image of 8 bits per channel, e.g. mode RGB or L, got mode I;16. Convert it"
-    [fault] = check_archive(folder, ["lanes"], ["train"], layout=LAYOUT).faults
+    [fault] = check_dataset(folder, ["lanes"], ["train"], layout=LAYOUT).faults
     assert f"photos/0.png: the image {message}" in fault
     with pytest.raises(ValueError, match=r"photos/0\.png: the image must be"):
         load_dense_dataset(folder, ["lanes"], layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
     rows = hub_like["validation"].map(lambda row: {"photo": deep} if row["n"] else {"n": 0})
-    [fault] = check_archive(rows, ["lanes"], ["val"], layout=NAMES).faults
+    [fault] = check_dataset(rows, ["lanes"], ["val"], layout=NAMES).faults
     assert fault.startswith(f"image of 1 (val): it {message}") and not fault.endswith("..")
     with pytest.raises(ValueError, match="The image of 1 must be a PIL image of 8 bits"):
         shrink(load_dense_dataset(rows, ["lanes"], "val", layout=NAMES), 20)

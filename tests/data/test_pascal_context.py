@@ -14,13 +14,13 @@ from scipy.io import loadmat, savemat
 from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.data import (
     JointTransform,
-    check_archive,
+    check_dataset,
     collate,
     decode,
     load_dense_dataset,
-    load_pascal_context,
 )
 from peft_polyhistor.data import loading as module
+from peft_polyhistor.data.archive import PascalArchive
 from peft_polyhistor.data.decode import NORMALS_VALID_IDS
 
 
@@ -29,7 +29,7 @@ def pixels(path):
 
 
 def test_pictures_and_labels_are_the_archives(archive, cache):
-    dataset = load_pascal_context(archive, split="train", cache_dir=cache)
+    dataset = load_dense_dataset(archive, split="train", cache_dir=cache)
     assert dataset["image_id"][:] == ["2008_000001", "2008_000002", "2008_000003"]
     assert dataset.column_names == ["image_id", "image", *PASCAL_TASKS]
     raw = dataset.cast_column("image", Image(decode=False))
@@ -45,12 +45,12 @@ def test_pictures_and_labels_are_the_archives(archive, cache):
 
 def test_voc12_comes_before_pascal_context(archive, cache):
     shutil.copy(archive / "sal_distill/2008_000001.png", archive / "semseg/pascal-context/2008_000001.png")
-    row = load_pascal_context(archive, ["semseg"], cache_dir=cache)[0]
+    row = load_dense_dataset(archive, ["semseg"], cache_dir=cache)[0]
     np.testing.assert_array_equal(row["semseg"], pixels(archive / "semseg/VOC12/2008_000001.png"))
 
 
 def test_parts_are_painted_in_file_order_and_only_on_persons(archive, cache):
-    dataset = load_pascal_context(archive, ["human_parts"], cache_dir=cache)
+    dataset = load_dense_dataset(archive, ["human_parts"], cache_dir=cache)
     parts = np.array(dataset[0]["human_parts"])
     expected = np.zeros((14, 20), np.uint8)
     expected[:, :10] = 2
@@ -77,14 +77,14 @@ def test_left_and_right_parts_are_merged(part, names, archive, cache, save_parts
     for column, (_, part_mask) in enumerate(parts):
         part_mask[3, column] = True
     save_parts(archive / "human_parts/2008_000004.mat", [(15, mask, parts)])
-    found = np.array(load_pascal_context(archive, ["human_parts"], "val", cache_dir=cache)[0]["human_parts"])
+    found = np.array(load_dense_dataset(archive, ["human_parts"], "val", cache_dir=cache)[0]["human_parts"])
     assert found[3, : len(parts)].tolist() == [part] * len(parts) and found.sum() == part * len(parts)
 
 
 def test_normals_are_black_where_the_class_has_none(archive, cache):
     context = np.arange(300, dtype=np.uint16).reshape(15, 20) + 160
     savemat(archive / "pascal-context/trainval/2008_000004.mat", {"LabelMap": context})
-    normals = np.array(load_pascal_context(archive, ["normals"], "val", cache_dir=cache)[0]["normals"])
+    normals = np.array(load_dense_dataset(archive, ["normals"], "val", cache_dir=cache)[0]["normals"])
     original = pixels(archive / "normals_distill/2008_000004.png")
     for row, column in np.ndindex(15, 20):
         valid = context[row, column] in NORMALS_VALID_IDS
@@ -104,7 +104,7 @@ def test_a_turned_picture_keeps_the_orientation_of_its_labels(archive, cache):
     exif[PILImage.ExifTags.Base.Orientation] = 6
     stored.save(path, exif=exif)
     path.write_bytes(path.read_bytes().replace(b"\xff\xe1", b"\xff\xff\xe1", 1))  # fill bytes are legal
-    image = load_pascal_context(archive, ["semseg"], "val", cache_dir=cache)[0]["image"]
+    image = load_dense_dataset(archive, ["semseg"], "val", cache_dir=cache)[0]["image"]
     assert image.size == (20, 15)
     np.testing.assert_array_equal(image, pixels(path))
 
@@ -242,8 +242,8 @@ def test_loader_and_checker_name_every_fault(name, archive, cache):
     damage, message = FAULTS[name]
     damage(archive)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_pascal_context(archive, cache_dir=cache)
-    assert check_archive(archive, splits=["train"]).faults == [" ".join(str(error.value).split())]
+        load_dense_dataset(archive, cache_dir=cache)
+    assert check_dataset(archive, splits=["train"]).faults == [" ".join(str(error.value).split())]
     assert str(archive) in str(error.value)
     assert not [name for _, _, names in os.walk(cache) for name in names if name.endswith((".arrow", ".json"))]
 
@@ -254,20 +254,20 @@ def test_metadata_that_cannot_be_read_are_taken_off(archive, cache):
     data = path.read_bytes()
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
     path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
-    image = load_pascal_context(archive, ["semseg"], "val", cache_dir=cache)[0]["image"]
+    image = load_dense_dataset(archive, ["semseg"], "val", cache_dir=cache)[0]["image"]
     np.testing.assert_array_equal(image, expected)
 
 
 def test_files_may_be_links_to_another_place(archive, cache, tmp_path):
     shutil.move(archive / "JPEGImages", tmp_path / "elsewhere")
     (archive / "JPEGImages").symlink_to(tmp_path / "elsewhere")
-    assert len(load_pascal_context(archive, ["semseg"], cache_dir=cache)) == 3
+    assert len(load_dense_dataset(archive, ["semseg"], cache_dir=cache)) == 3
 
 
 def test_files_without_end_are_not_read_to_it(archive, cache, monkeypatch):
     monkeypatch.setattr(decode, "MAX_FILE_SIZE", 100)
     with pytest.raises(ValueError, match=r"000001.jpg: found more than the allowed 100 bytes"):
-        load_pascal_context(archive, cache_dir=cache)
+        load_dense_dataset(archive, cache_dir=cache)
 
 
 def test_unknown_part_and_wrong_mask_are_named(archive, cache, save_parts):
@@ -275,45 +275,47 @@ def test_unknown_part_and_wrong_mask_are_named(archive, cache, save_parts):
     mask = np.zeros((14, 20), bool)
     save_parts(path, [(15, mask, [("tail", mask)])])
     with pytest.raises(ValueError, match=r"parts of a person named \['tail'\], allowed are"):
-        load_pascal_context(archive, cache_dir=cache)
+        load_dense_dataset(archive, cache_dir=cache)
     save_parts(path, [(15, mask, [("head", mask[:7])])])
     with pytest.raises(ValueError, match="a mask of 'head' of 20 x 7 pixels, its image has 20 x 14"):
-        load_pascal_context(archive, cache_dir=cache)
+        load_dense_dataset(archive, cache_dir=cache)
 
 
 def test_workers_read_the_same_and_keep_the_type_of_a_fault(archive, tmp_path):
-    alone = load_pascal_context(archive, cache_dir=str(tmp_path / "one"))
-    together = load_pascal_context(archive, cache_dir=str(tmp_path / "two"), num_proc=2)
+    alone = load_dense_dataset(archive, cache_dir=str(tmp_path / "one"))
+    together = load_dense_dataset(archive, cache_dir=str(tmp_path / "two"), num_proc=2)
     assert alone.data.to_pylist() == together.data.to_pylist()
     truncate(archive / "JPEGImages/2008_000003.jpg")
     with pytest.raises(ValueError, match=r"000003.jpg: found a damaged image"):
-        load_pascal_context(archive, cache_dir=str(tmp_path / "three"), num_proc=2)
+        load_dense_dataset(archive, cache_dir=str(tmp_path / "three"), num_proc=2)
     assert not list((tmp_path / "three").rglob("*.arrow"))
 
 
 def test_unknown_names_and_folders(archive, tmp_path):
     with pytest.raises(ValueError, match=r"Unknown tasks \['depth'\]; give .* semseg, human_parts, saliency, normals"):
-        load_pascal_context(archive, ["semseg", "depth"])
+        load_dense_dataset(archive, ["semseg", "depth"])
     with pytest.raises(ValueError, match="No task; give a list"):
-        load_pascal_context(archive, [])
+        load_dense_dataset(archive, [])
     with pytest.raises(ValueError, match=r"Unknown tasks .'semseg'.; give a list"):
-        load_pascal_context(archive, "semseg")
+        load_dense_dataset(archive, "semseg")
     with pytest.raises(ValueError, match="Unknown split 'test'; PASCAL_MT has train, val"):
-        load_pascal_context(archive, split="test")
+        load_dense_dataset(archive, split="test")
+    with pytest.raises(FileNotFoundError, match="JPEGImages: found neither ImageSets/Context"):
+        load_dense_dataset(archive / "JPEGImages")
     with pytest.raises(FileNotFoundError, match="JPEGImages: no folder ImageSets/Context"):
-        load_pascal_context(archive / "JPEGImages")
+        PascalArchive(archive / "JPEGImages")
 
 
 def test_only_the_files_of_the_tasks_are_needed(archive, cache):
     for folder in ("human_parts", "sal_distill", "normals_distill", "pascal-context"):
         shutil.rmtree(archive / folder)
-    dataset = load_pascal_context(archive, ["semseg"], cache_dir=cache)
+    dataset = load_dense_dataset(archive, ["semseg"], cache_dir=cache)
     assert dataset.column_names == ["image_id", "image", "semseg"]
 
 
 def test_cache_follows_the_files_and_the_folder(archive, cache, tmp_path, monkeypatch):
     def cache_file(folder):
-        return load_pascal_context(folder, ["saliency"], "val", cache_dir=cache).cache_files[0]["filename"]
+        return load_dense_dataset(folder, ["saliency"], "val", cache_dir=cache).cache_files[0]["filename"]
 
     first = cache_file(archive)
     monkeypatch.chdir(archive.parent)
@@ -324,7 +326,7 @@ def test_cache_follows_the_files_and_the_folder(archive, cache, tmp_path, monkey
     rewrite(path, 255 - pixels(path))
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     assert cache_file(archive) != first
-    row = load_pascal_context(archive, ["saliency"], "val", cache_dir=cache)[0]
+    row = load_dense_dataset(archive, ["saliency"], "val", cache_dir=cache)[0]
     np.testing.assert_array_equal(row["saliency"], pixels(path))
 
 
@@ -333,13 +335,13 @@ def test_nothing_is_written_into_the_archive(archive, cache):
         return {path: path.stat().st_mtime_ns for path in [archive, *archive.rglob("*")]}
 
     before = listing()
-    load_pascal_context(archive, cache_dir=cache)
-    check_archive(archive)
+    load_dense_dataset(archive, cache_dir=cache)
+    check_dataset(archive)
     assert listing() == before
 
 
 def test_parquet_keeps_features_and_every_byte(archive, cache, tmp_path):
-    dataset = load_pascal_context(archive, cache_dir=cache)
+    dataset = load_dense_dataset(archive, cache_dir=cache)
     folder = tmp_path / "parquet"
     folder.mkdir()
     dataset.select([0, 1]).to_parquet(folder / "train-00000-of-00002.parquet")
@@ -355,7 +357,7 @@ def test_parquet_keeps_features_and_every_byte(archive, cache, tmp_path):
 
 def test_damaged_parquet_files_are_named(archive, cache, tmp_path):
     file = tmp_path / "train.parquet"
-    load_pascal_context(archive, ["semseg"], cache_dir=cache).to_parquet(file)
+    load_dense_dataset(archive, ["semseg"], cache_dir=cache).to_parquet(file)
     whole = file.read_bytes()
     for damaged in (b"", b"no parquet" * 9, whole[:-20], whole[:4] + b"\xff" * 60 + whole[64:]):
         file.write_bytes(damaged)
@@ -378,7 +380,7 @@ def test_any_source_is_cut_to_the_columns_asked_for(archive, cache, monkeypatch)
 
 
 def test_ids_of_a_dataset_may_be_integers(archive, cache, tmp_path):
-    dataset = load_pascal_context(archive, ["semseg"], cache_dir=cache)
+    dataset = load_dense_dataset(archive, ["semseg"], cache_dir=cache)
     dataset = dataset.remove_columns("image_id").add_column("image_id", np.arange(3))
     dataset.to_parquet(tmp_path / "train.parquet")
     opened = load_dense_dataset(tmp_path, ["semseg"], cache_dir=cache)

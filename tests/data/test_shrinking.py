@@ -10,9 +10,8 @@ from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import (
     JointTransform,
-    check_archive,
+    check_dataset,
     load_dense_dataset,
-    load_pascal_context,
     shrink,
     write_shrunk,
 )
@@ -20,7 +19,7 @@ from peft_polyhistor.data import (
 
 @pytest.fixture
 def dataset(archive, tmp_path):
-    return load_pascal_context(archive, cache_dir=str(tmp_path / "cache"))
+    return load_dense_dataset(archive, cache_dir=str(tmp_path / "cache"))
 
 
 def test_the_longer_side_is_cut_and_the_ratio_stays(dataset):
@@ -135,5 +134,5 @@ def test_a_single_dataset_is_not_read_as_several_splits(dataset, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_shrunk(dataset, tmp_path / "small", 10)
     with pytest.raises(ValueError, match=message):
-        check_archive(dataset)
+        check_dataset(dataset)
     assert not (tmp_path / "small").exists()

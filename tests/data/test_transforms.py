@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from unit_colors import random_unit_colors
 
 from peft_polyhistor import TASKS, register_task, segmentation
-from peft_polyhistor.data import DenseFolder, JointTransform, collate, load_pascal_context
+from peft_polyhistor.data import DenseFolder, JointTransform, collate, load_dense_dataset
 from peft_polyhistor.data.geometry import Draw
 from peft_polyhistor.models.image_processor import IMAGENET_MEAN, IMAGENET_STD, normalize_image_size
 from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
@@ -292,7 +292,7 @@ def test_draws_depend_on_seed_epoch_and_id():
 
 @pytest.fixture
 def dataset(archive, cache):
-    return load_pascal_context(archive, cache_dir=cache)
+    return load_dense_dataset(archive, cache_dir=cache)
 
 
 def test_workers_see_the_epoch_and_agree_with_the_main_process(dataset):
