@@ -3,7 +3,6 @@
 """The configs that methods build on, and the docstring of a method's config."""
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from inspect import cleandoc, formatannotation
@@ -111,13 +110,13 @@ class MultiTaskConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be a string or None, got {value!r}.")
         check_record(self.made_for)
 
-    @abstractmethod
     def make_generator(self, sites: list[Any]) -> nn.Module:
         """Builds the module that makes the weights of every site: task indices `(tasks,)` to one entry per site.
 
         Args:
             sites: The sites that the method's tuner chose, of the class that the tuner makes.
         """
+        raise NotImplementedError(f"{type(self).__name__} must define `make_generator`.")
 
     def _check_modules(self) -> None:
         for name in ("target_modules", "exclude_modules", "modules_to_save"):

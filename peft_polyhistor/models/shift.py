@@ -3,7 +3,6 @@
 """The shift of Swin's windows, which depends on the size of the map in each call."""
 
 import threading
-from abc import abstractmethod
 from typing import Any
 
 
@@ -32,6 +31,6 @@ class FittedShift:
     def shift_size(self) -> Any:
         return self.shift_for(CALL.side)
 
-    @abstractmethod
     def shift_for(self, side: int) -> Any:
         """Returns the shift for a map whose shorter side is `side`: zero if a window covers the side."""
+        raise NotImplementedError(f"{type(self).__name__} must define `shift_for`.")

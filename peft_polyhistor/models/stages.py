@@ -37,7 +37,7 @@ class StageEncoder(nn.Module):
 
     def stage_maps(self, pixel_values: Tensor) -> Sequence[Tensor]:
         """Maps `(batch, 3, height, width)` to four maps `(batch, width of stage, height / stride, width / stride)`."""
-        raise TypeError(f"{type(self).__name__} must define `stage_maps`, which computes its four maps.")
+        raise NotImplementedError(f"{type(self).__name__} must define `stage_maps`.")
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | None = None) -> Any:
         """Returns the four maps, or with `tasks` a dict by task; without adapters all tasks share the same maps."""

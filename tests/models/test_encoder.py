@@ -195,7 +195,7 @@ def test_a_stage_encoder_must_make_maps():
     class Incomplete(StageEncoder):
         pass
 
-    with pytest.raises(TypeError, match="Incomplete must define `stage_maps`"):
+    with pytest.raises(NotImplementedError, match="Incomplete must define `stage_maps`"):
         Incomplete()(torch.zeros(1, 3, 32, 32))
 
 
