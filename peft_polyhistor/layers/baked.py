@@ -59,10 +59,10 @@ class BakedLayer(ResidualLayer):
         self._copies = Copies()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        modules = [] if self.disable_adapters else self._widened(self.router.present_route())
+        modules = [] if self.disable_adapters else self._widened(self.router.current_route())
         if not modules:
             return super().forward(*args, **kwargs)
-        del self.router.present_route().streams[self.site.name]
+        del self.router.current_route().streams[self.site.name]
         calls = split_call((args, kwargs), len(modules))
         return join([module(*own, **named) for module, (own, named) in zip(modules, calls, strict=True)])
 

@@ -17,7 +17,7 @@ from ..models.blocks import Block, FeedForward
 from ..models.multitask import MultiTaskDenseModel
 from ..registry import METHODS
 from ..tuner.batches import first_tensor
-from ..tuner.layer import AdapterLayer, Merged, base_of
+from ..tuner.layer import AdapterLayer, Merged, base_layer_of
 from ..tuner.router import router_of
 from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
@@ -139,7 +139,7 @@ class ResidualLayer(BottleneckLayer):
     def attach(self, model: nn.Module) -> None:
         stream = model.get_submodule(self.site.stream)
         self._hook = stream.register_forward_pre_hook(self.keep_stream)
-        self._norm: tuple[Any] = (base_of(stream),)  # in a tuple: a reference, not a submodule
+        self._norm: tuple[Any] = (base_layer_of(stream),)  # in a tuple: a reference, not a submodule
         self.eps = getattr(self._norm[0], "eps", EPS)  # same constant as the norm of the sublayer
 
     def detach(self) -> None:
@@ -154,7 +154,7 @@ class ResidualLayer(BottleneckLayer):
         output = self.base_layer(*args, **kwargs)
         if self.disable_adapters:
             return output
-        return self.adapted(self.router.present_route().streams.pop(self.site.name), output)
+        return self.adapted(self.router.current_route().streams.pop(self.site.name), output)
 
     def merged_parameters(self, weights: list[tuple[Any, float]], merged: Mapping[Tensor, Tensor]) -> Merged:
         if self.site.widens is None or not weights:

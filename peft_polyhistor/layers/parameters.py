@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..models.blocks import Block, encoder_modules
 from ..models.onload import onloaded
 from ..tuner.batches import Arguments, cut, first_tensor, join
-from ..tuner.layer import AdapterLayer, Merged, base_of
+from ..tuner.layer import AdapterLayer, Merged, base_layer_of
 from ..tuner.site import Site
 
 
@@ -141,8 +141,8 @@ def parameter_sites(
     for name, module in modules:
         if name.startswith(inside):
             continue
-        shapes = parameter_shapes(base_of(module), trains, recurse=name in attentions)
-        if name in wrapped and shapes.keys() != parameter_shapes(base_of(module), trains, recurse=True).keys():
+        shapes = parameter_shapes(base_layer_of(module), trains, recurse=name in attentions)
+        if name in wrapped and shapes.keys() != parameter_shapes(base_layer_of(module), trains, recurse=True).keys():
             raise ValueError(
                 f"The new adapters ask for modules inside of '{name}', which carries adapters already, one within the "
                 "other. Adapters of one model share their modules: name the same modules."

@@ -4,7 +4,7 @@
 
 Letters of the papers and names in this file:
 
-    n               `order`, number of summands and side of a rule
+    n               `order`, number of summands and side of a rule; D in the formulas of this package
     A_i             rule
     B_i = s_i t_i   kernel, of rank one in Compacter
 """

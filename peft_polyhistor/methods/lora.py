@@ -18,14 +18,14 @@ from ..checks import check_number, check_positive
 from ..config import MultiTaskConfig, setting
 from ..models.blocks import Block
 from ..registry import register
-from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.layer import AdapterLayer, base_layer_of
 from ..tuner.site import Site, is_linear
 from ..tuner.tuner import AdapterTuner
 
 
 @dataclass(frozen=True)
 class ProjectionSite(Site):
-    """The site of a `LowRankLayer`."""
+    """The site of a `MultiTaskLoraLayer`."""
 
     outputs: int  # output channels of the projection
 
@@ -47,7 +47,7 @@ class MultiTaskLoraConfig(MultiTaskConfig):
         return MultiTaskLora(len(self.tasks), groups, self.rank, self.scale, self.init_weights)
 
 
-class LowRankWeights(NamedTuple):
+class LoraWeights(NamedTuple):
     """Weights of one projection for several tasks."""
 
     down: Tensor  # (tasks, rank, width)
@@ -56,7 +56,7 @@ class LowRankWeights(NamedTuple):
     norm_bias: Tensor  # (tasks, width)
 
 
-class LowRankUpdate(nn.Module):
+class LoraUpdate(nn.Module):
     """The weights of one attention module: scale up(down(norm(x))), with the outputs split by projection.
 
     With `identity`, the update starts at exactly zero.
@@ -71,31 +71,31 @@ class LowRankUpdate(nn.Module):
         self.norm_weight = nn.Parameter(torch.ones(tasks, width))
         self.norm_bias = nn.Parameter(torch.zeros(tasks, width))
 
-    def forward(self, tasks: Tensor) -> list[LowRankWeights]:
+    def forward(self, tasks: Tensor) -> list[LoraWeights]:
         """Maps indices `(tasks,)` to the weights of each projection."""
         common = {
             "down": self.down[tasks],
             "norm_weight": self.norm_weight[tasks],
             "norm_bias": self.norm_bias[tasks],
         }
-        return [LowRankWeights(up=up, **common) for up in (self.scale * self.up[tasks]).split(self.outputs, dim=1)]
+        return [LoraWeights(up=up, **common) for up in (self.scale * self.up[tasks]).split(self.outputs, dim=1)]
 
 
 class MultiTaskLora(nn.ModuleList):
-    """The generator of multi-task LoRA, with one `LowRankUpdate` per group: the projections of an attention module."""
+    """The generator of multi-task LoRA, with one `LoraUpdate` per group: the projections of an attention module."""
 
     def __init__(self, tasks: int, groups: list[list[ProjectionSite]], rank: int, scale: float, identity: bool):
         super().__init__(
-            LowRankUpdate(tasks, group[0].width, [site.outputs for site in group], rank, scale, identity)
+            LoraUpdate(tasks, group[0].width, [site.outputs for site in group], rank, scale, identity)
             for group in groups
         )
 
-    def forward(self, tasks: Tensor) -> list[LowRankWeights]:
+    def forward(self, tasks: Tensor) -> list[LoraWeights]:
         """Maps indices `(tasks,)` to the weights of each projection."""
         return [weights for update in self for weights in update(tasks)]
 
 
-class LowRankLayer(AdapterLayer):
+class MultiTaskLoraLayer(AdapterLayer):
     """Adds the low-rank update, computed from the input of a linear layer, to its output."""
 
     obstacle = "normalise the input of a projection, which no weight of the projection can do"
@@ -103,11 +103,11 @@ class LowRankLayer(AdapterLayer):
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
         for w, _ in self.active_weights(x):
-            output = output + apply_low_rank(x, w).view_as(output).to(output.dtype)
+            output = output + apply_lora(x, w).view_as(output).to(output.dtype)
         return output
 
 
-def apply_low_rank(x: Tensor, w: LowRankWeights) -> Tensor:
+def apply_lora(x: Tensor, w: LoraWeights) -> Tensor:
     """Computes up(down(norm(x))) for each task; `(tasks * batch, ..., width)` to `(tasks, tokens, outputs)`."""
     tasks, _, width = w.down.shape
     tokens = F.layer_norm(x.to(w.down.dtype).reshape(tasks, -1, width), (width,))
@@ -129,7 +129,7 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
                 "has no layer to update. Name other linear layers in `target_modules`."
             )
         return [
-            self.site_at(base_of(model.get_submodule(name)), name, index, config)
+            self.site_at(base_layer_of(model.get_submodule(name)), name, index, config)
             for index, block in enumerate(blocks)
             for name in block.projections
         ]
@@ -140,7 +140,7 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
                 f"'{name}' ({type(module).__name__}) is not a linear layer, and LoRA updates linear layers only. Name "
                 "linear layers in `target_modules`."
             )
-        return ProjectionSite(name, LowRankLayer, module.in_features, index, module.out_features)
+        return ProjectionSite(name, MultiTaskLoraLayer, module.in_features, index, module.out_features)
 
 
 register(MultiTaskLoraConfig.method, MultiTaskLoraConfig, MultiTaskLoraModel)

@@ -41,14 +41,14 @@ class PerTaskEncoder(StageEncoder):
         known = list(self.adapted.peft_config)
         if not tasks or not set(tasks) <= set(known):
             raise ValueError(f"`tasks` must be a list of some of {known}, which have adapters, got {tasks}.")
-        bind_checkpoints(self.adapted, self._follow_again)
+        bind_checkpoints(self.adapted, self._record_route)
         maps = {}
         for task in tasks:
             with self.following(task):
                 maps[task] = self.adapted(pixel_values)
         return maps
 
-    def _follow_again(self) -> Callable[[], AbstractContextManager[None]]:
+    def _record_route(self) -> Callable[[], AbstractContextManager[None]]:
         [task] = self.adapted.active_adapters
         return partial(self.following, task)
 

@@ -163,7 +163,7 @@ class KnowledgeLayer(ResidualLayer):
 
     def leave_features(self, features: Tensor) -> None:
         """Adds features `(tasks, batch, tokens, width)` to the features of other blocks of the stage."""
-        stages = self.router.present_route().features
+        stages = self.router.current_route().features
         stages[self.site.stage] = stages[self.site.stage] + features if self.site.stage in stages else features
 
 

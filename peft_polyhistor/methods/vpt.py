@@ -29,7 +29,7 @@ from ..config import MultiTaskConfig, setting
 from ..models.blocks import Block, family_of
 from ..models.onload import onloaded
 from ..registry import register
-from ..tuner.layer import AdapterLayer, base_of
+from ..tuner.layer import AdapterLayer, base_layer_of
 from ..tuner.router import Router
 from ..tuner.site import Site
 from ..tuner.tuner import AdapterTuner
@@ -209,7 +209,9 @@ class VptDeepModel(AdapterTuner[VptConfig]):
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: VptConfig) -> list[Site]:
         return [
-            self._site_of(base_of(model.get_submodule(block.self_attention)), block.self_attention, block.width, index)
+            self._site_of(
+                base_layer_of(model.get_submodule(block.self_attention)), block.self_attention, block.width, index
+            )
             for index, block in enumerate(blocks)
         ]
 

@@ -49,7 +49,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         if self.disable_adapters:
             return []
-        route = self.router.present_route()
+        route = self.router.current_route()
         weights = route.weights.get(self.site.name, [])
         rows = 0 if route.is_shared else len(route.tasks) * route.images
         if x is not None and weights and len(route.tasks) > 1 and rows and x.shape[0] % rows:
@@ -97,6 +97,6 @@ def on_device_of(x: Tensor | None, weights: Any) -> Any:
     return weights if x is None else tree_map(lambda w: w.to(x.device) if isinstance(w, Tensor) else w, weights)
 
 
-def base_of(module: nn.Module) -> nn.Module:
+def base_layer_of(module: nn.Module) -> nn.Module:
     """Returns the frozen module inside an `AdapterLayer`, and any other module as it is."""
     return module.base_layer if isinstance(module, AdapterLayer) else module

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..config import MultiTaskConfig
 from ..models.blocks import Block, find_blocks
-from .layer import AdapterLayer, Merged, base_of
+from .layer import AdapterLayer, Merged, base_layer_of
 from .weights import SiteWeights
 
 
@@ -121,7 +121,7 @@ def _config_of(model: nn.Module, block: Block) -> PreTrainedConfig | None:
 
 def _inner_width(model: nn.Module, block: Block, merged: Mapping[Tensor, Tensor]) -> int:
     assert block.widens is not None
-    module = base_of(model.get_submodule(block.feed_forward.module))
+    module = base_layer_of(model.get_submodule(block.feed_forward.module))
     weight = module.get_parameter(f"{block.widens.layers[0]}.weight")
     return len(merged.get(weight, weight))
 

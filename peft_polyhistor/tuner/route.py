@@ -24,7 +24,7 @@ class Route(NamedTuple):
     streams: dict[str, Tensor]  # by site, the residual stream before the block's norm
 
 
-class Present(threading.local):
+class ThreadState(threading.local):
     """The state of the running thread; torch.compile cannot trace a `ContextVar`.
 
     Attributes:
@@ -37,30 +37,30 @@ class Present(threading.local):
         self.kept: tuple[KeptWeights, ...] = ()
 
 
-PRESENT = Present()
+THREAD = ThreadState()
 
 
-class Following(AbstractContextManager[None]):
+class OnRoute(AbstractContextManager[None]):
     """Runs a block of code as part of the pass `route`."""
 
     def __init__(self, route: Route):
         self.route = route
 
     def __enter__(self) -> None:
-        self.before, PRESENT.route = PRESENT.route, self.route
+        self.before, THREAD.route = THREAD.route, self.route
 
     def __exit__(self, *error: Any) -> None:
-        PRESENT.route = self.before
+        THREAD.route = self.before
 
 
-def follow_again() -> Callable[[], AbstractContextManager[None]]:
+def record_route() -> Callable[[], AbstractContextManager[None]]:
     """Records the current pass for layers that are recomputed in the backward pass, perhaps by another thread.
 
     Returns:
         A function that makes the context of the recomputation: the same pass with empty `features` and `streams`.
     """
-    if PRESENT.route is None:
+    if THREAD.route is None:
         return nullcontext
     # Without the stored tensors: they hold the autograd graph, and the graph would hold them.
-    route = PRESENT.route._replace(features={}, streams={})
-    return lambda: Following(route._replace(features={}, streams={}))
+    route = THREAD.route._replace(features={}, streams={})
+    return lambda: OnRoute(route._replace(features={}, streams={}))

@@ -19,7 +19,7 @@ from ..models.stages import StageEncoder
 from .batches import cut, first_tensor
 from .checkpoint import bind_checkpoints, unbind_checkpoints
 from .passes import choose_tasks_per_pass, run_pass
-from .route import PRESENT, Following, Route, follow_again
+from .route import THREAD, OnRoute, Route, record_route
 from .weights import AdapterRecord, KeptWeights, SiteWeights, generate, resolve_tasks
 
 
@@ -124,17 +124,17 @@ class Router(nn.Module, BaseTunerLayer):
             The output of `forward` for the task, or with `tasks` a dictionary of outputs by task.
         """
         if not self.active_adapters or not self.records:  # all adapters were deleted: the frozen encoder runs
-            with Following(Route(self, (), {}, True, 0, {}, {})):
+            with OnRoute(Route(self, (), {}, True, 0, {}, {})):
                 return forward(*args, **kwargs)
         asked = {name: kwargs.pop(name, None) for name in ("task", "tasks")}
         tasks = resolve_tasks(self.tasks_of(self.active_adapters), **asked)
-        bind_checkpoints(encoder, follow_again)
+        bind_checkpoints(encoder, record_route)
         outputs: list[Any] = []
         for route in self._routes(tasks, first_tensor((args, kwargs))):
             own_tasks = {"task": route.tasks[0], "tasks": list(route.tasks)}
             if asked != {"task": None, "tasks": None}:
                 kwargs |= {name: own_tasks[name] for name in self._own_names}
-            with Following(route):
+            with OnRoute(route):
                 outputs += run_pass(forward, args, kwargs, route)
         return outputs[0] if asked["tasks"] is None else dict(zip(tasks, outputs, strict=True))
 
@@ -164,10 +164,10 @@ class Router(nn.Module, BaseTunerLayer):
     @property
     def route(self) -> Route | None:
         """The current pass of this model in the running thread; `None` outside of a pass."""
-        route = PRESENT.route
+        route = THREAD.route
         return route if route is not None and route.router is self else None
 
-    def present_route(self) -> Route:
+    def current_route(self) -> Route:
         """Returns the current pass of the running thread.
 
         Raises:
@@ -195,12 +195,12 @@ class Router(nn.Module, BaseTunerLayer):
             yield
             return
         kept = KeptWeights([self.generators[name] for name in names], tasks, self._generate(tuple(tasks), names))
-        before, PRESENT.kept = PRESENT.kept, (kept, *PRESENT.kept)
+        before, THREAD.kept = THREAD.kept, (kept, *THREAD.kept)
         try:
             yield
             kept.backward()
         finally:
-            PRESENT.kept = before
+            THREAD.kept = before
 
     def tasks_of(self, adapter_names: list[str]) -> list[str]:
         """Returns the tasks that all these adapters have, in the order of the first adapter."""
@@ -209,7 +209,7 @@ class Router(nn.Module, BaseTunerLayer):
 
     def _generate(self, tasks: tuple[str, ...], adapter_names: list[str]) -> SiteWeights:
         generators = [self.generators[name] for name in adapter_names]
-        for kept in PRESENT.kept:
+        for kept in THREAD.kept:
             if kept.serves(generators):
                 return kept.of(tasks)
         records = [self.records[name] for name in adapter_names]

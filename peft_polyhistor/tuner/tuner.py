@@ -18,7 +18,7 @@ from ..models.encoder import embedded_name
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
-from .layer import AdapterLayer, base_of
+from .layer import AdapterLayer, base_layer_of
 from .matching import aimed_at, check_fit, check_saved, match_modules
 from .provenance import check_base, describe_base, keep_sizes, routed_module
 from .router import GENERATORS, SHARED, Router
@@ -128,7 +128,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         names = match_modules(model, config, list(known.values()), len(blocks))
         # A module may carry adapters already; `check_fit` compares them with the new ones.
         return [
-            known.get(name) or self.site_at(base_of(model.get_submodule(name)), name, len(blocks) + i, config)
+            known.get(name) or self.site_at(base_layer_of(model.get_submodule(name)), name, len(blocks) + i, config)
             for i, name in enumerate(names)
         ]
 
