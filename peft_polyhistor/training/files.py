@@ -36,7 +36,7 @@ def read_json(file: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"it holds {content!r}")
     except ValueError as error:
-        how = "Delete it and give the command again with --resume True, which writes it again."
+        how = "Delete it and resume the run that wrote it, which writes it again."
         raise ValueError(f"{file} is damaged ({error}). {how}") from error
     return content
 
@@ -51,8 +51,7 @@ def explain_failure(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch raises RuntimeError
         raise OSError(
             f"{path} cannot be written ({error}). Earlier files are complete. Free space on the disk and check the "
-            "permissions of the folder, or give another --output_dir. Then give the command again with --resume True, "
-            "which resumes from the last checkpoint."
+            "permissions of the folder, then resume the run; or start it with another output folder."
         ) from error
 
 

@@ -175,7 +175,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", required=True, help="Encoders for load_encoder, or models of timm.")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="Labelled images for classification.")
-    parser.add_argument("--image-size", type=int, default=128, help="Side of the images in classification, in pixels.")
+    parser.add_argument("--image_size", type=int, default=128, help="Side of the images in classification, in pixels.")
     parser.add_argument("--probe", type=Path, metavar="FOLDER", help="PASCAL_MT folder for the linear probe.")
     arguments = parser.parse_args(argv)
     if not arguments.data and not arguments.probe:

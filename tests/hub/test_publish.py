@@ -134,7 +134,7 @@ def test_a_method_without_an_adapter_of_this_package_is_refused(make_results, tm
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "results.json").write_text('{"history": [')
-    with pytest.raises(ValueError, match=r"results\.json is damaged \(.*Delete it and give the command again"):
+    with pytest.raises(ValueError, match=r"results\.json is damaged \(.*Delete it and resume the run"):
         publish.main([str(tmp_path / "best"), "--repo", "ann/lite"])
 
 

@@ -52,7 +52,7 @@ def test_encoders_of_both_kinds(recipe, teacher, tmp_path):
         rows = Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]})
         rows.to_parquet(tmp_path / f"{split}.parquet")
     names = ["swin-mini", teacher]
-    words = ["--data", str(tmp_path), "--image-size", "64", "--encoders", *names]
+    words = ["--data", str(tmp_path), "--image_size", "64", "--encoders", *names]
     results = recipe.main(recipe.parse_arguments(words))
     assert results[names[0]] == results[names[1]] == {"neighbours": 100, "linear": 100}
 

@@ -297,7 +297,7 @@ def test_a_writer_that_finds_no_room_is_explained(tmp_path, save):
     weights = {"weight": torch.zeros(10_000)}
     with (
         largest_file(20_000),
-        pytest.raises(OSError, match=r"state cannot be written .* Free space .* with --resume"),
+        pytest.raises(OSError, match=r"state cannot be written .* Free space .* then resume the run"),
         explain_failure(tmp_path / "state"),
         replacing(tmp_path / "state") as fresh,
     ):
@@ -339,7 +339,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
 def test_a_damaged_json_file_is_named(tmp_path, text):
     file = tmp_path / "results.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json is damaged.*Delete it and give the command again"):
+    with pytest.raises(ValueError, match=r"results\.json is damaged.*Delete it and resume the run"):
         read_json(file)
 
 
@@ -393,7 +393,7 @@ def test_a_run_is_refused_until_the_other_is_gone_whatever_its_workers_do(tmp_pa
 def test_a_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").touch()
     run = RunFolder(tmp_path / "file" / "run", {}, Accelerator())
-    with pytest.raises(OSError, match=r"lock cannot be written .*another --output_dir"), run.locked():
+    with pytest.raises(OSError, match=r"lock cannot be written .*another output folder"), run.locked():
         pass
 
 
