@@ -14,25 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture
-def contestants(load_recipe):
-    return load_recipe("problem")
-
-
-@pytest.fixture
 def steps(load_recipe):
     return load_recipe("training")
-
-
-@pytest.fixture
-def make_problem(contestants):
-    """`make_problem(tasks)`: few pixels, and the smallest encoder."""
-
-    def make(tasks, **changes):
-        sizes = {"encoder": "swin-mini", "image_size": 64, "batch_size": 2, "decoder_width": 16}
-        device = {"device": torch.device("cpu"), "dtype": torch.float32}
-        return contestants.Problem(tasks=tasks, **{**sizes, **device, **changes})
-
-    return make
 
 
 def count_flops(step):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import train_pascal as recipe
+from file_contents import bytes_of
 from PIL import Image
 
 from peft_polyhistor import load
@@ -40,10 +41,6 @@ sys.addaudithook(note)
 sys.path.insert(0, os.path.dirname(what))
 runpy.run_path(what, run_name="__main__") if what.endswith(".py") else runpy.run_module(what, run_name="__main__")
 """
-
-
-def bytes_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_token_is_neither_saved_nor_printed(settings_of, tmp_path, monkeypatch, capfd, caplog):
