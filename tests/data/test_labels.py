@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the values of a label mean: masks of two kinds and gray levels; colors that are normals and that are none."""
+"""Meaning of the values of a label: masks of two kinds, gray levels, and colors with and without a normal."""
 
 import numpy as np
 import pytest

@@ -64,7 +64,7 @@ def multiply(left, right):
 
 
 def generate(hypernetworks, v, width, bottleneck, rank):
-    """What the six generators emit for one embedding: two matrices of two factors each, and four vectors."""
+    """Output of the six generators for one embedding: two matrices of two factors each, and four vectors."""
     numbers = iter(paced(hypernetworks.linear, v))
     down = multiply(matrix(numbers, bottleneck, rank), matrix(numbers, rank, width))
     down_bias = [next(numbers) for _ in range(bottleneck)]

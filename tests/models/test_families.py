@@ -27,7 +27,7 @@ def widths_of(family):
 
 
 def outputs_of(model, names, pixels):
-    """What the modules `names` return while `model` sees `pixels`."""
+    """Outputs of the modules `names` while `model` sees `pixels`."""
     outputs = {}
     for name in names:
         hook = lambda module, args, output, name=name: outputs.__setitem__(name, output)  # noqa: E731
@@ -186,7 +186,7 @@ def test_adapters_fit_every_family(make_model, perturb, view, placement, tmp_pat
 
 
 def test_recomputed_blocks_give_the_same_gradients(family, make_model, perturb):
-    """Where the family has blocks that transformers can recompute; elsewhere it says that there are none."""
+    """Families without blocks that transformers can recompute say so."""
     pixels, gradients = torch.randn(2, 3, 64, 96), []
     for recompute in (False, True):
         base = MultiTaskDenseModel.from_encoder(make_model(), TASKS, decoder_width=4)

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What can be counted exactly of the steps that the benchmarks compare, and that the benchmarks run."""
+"""Exact counts of the steps that the benchmarks compare, runs of the benchmarks, and their reports."""
 
 import json
 import signal

@@ -50,7 +50,7 @@ def test_64_tasks_train_and_predict(contestants, make_problem, make_swin, make_d
 
 @pytest.mark.slow
 def test_parameters_and_work_grow_with_the_tasks_and_no_faster(contestants, make_problem):
-    """Of Polyhistor-Lite, from 4 to 64 tasks: a line, to the parameter and, but for the generation, to the FLOP."""
+    """From 4 to 64 tasks, Polyhistor-Lite's parameters and, but for the generation, FLOPs lie exactly on a line."""
     parameters, flops = {}, {}
     for count in (4, 16, 28, 64):
         with contestants.registered(count) as tasks:

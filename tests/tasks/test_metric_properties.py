@@ -139,7 +139,7 @@ def test_a_perfect_prediction_scores_best_and_its_opposite_worst():
     assert score(metric, -references, references)["mErr"] == pytest.approx(180, abs=1e-3)
 
 
-# What does not matter
+# Changes that do not matter
 
 
 @for_every_metric

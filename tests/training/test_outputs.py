@@ -94,7 +94,7 @@ def test_commands_write_into_their_output_folder_alone(small_run, parquet_scenes
     allowed = tuple(f"{folders[name]}{os.sep}" for name in ("out", "temporary", "cache"))
     written = set((tmp_path / "notes").read_text().splitlines())
     assert [path for path in written if not path.startswith((*allowed, "/dev/"))] == []
-    # What is written beside Python is seen here. PyTorch makes a folder for what it may compile.
+    # Files that others than Python wrote are seen here. PyTorch makes a folder for what it may compile.
     assert not any(list(folders[name].iterdir()) for name in ("home", "here"))
     assert [path for path in folders["temporary"].rglob("*") if not path.name.startswith("torchinductor")] == []
     assert bytes_of(parquet_scenes) == data
