@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What PEFT's tests run on: small models, every method on those it is for, and what is skipped and why."""
+"""Cases of PEFT's tests: small models, every method on those it is for, and skipped tests with their reasons."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ CONFIG = SwinConfig(
 
 
 class TwoOutputs:
-    """What PEFT's tests ask of a model: a type that can be set, and two numbers for each item of a batch.
+    """A model as PEFT's tests need it: its type can be set, and it returns two numbers for each item of a batch.
 
     The numbers are sines: the tests train towards minus infinity, with a learning rate of 0.5. The factors in front of
     them are such that every parameter moves, and none explodes.
@@ -147,7 +147,7 @@ def cases() -> list[tuple]:
 
 
 NO_MERGING = "merging: several tasks do not fit into one encoder, and most adapters compute what no weight can"
-# Of the methods that merge, by `merge_and_unload` alone: the tests that call no more.
+# The tests that call no more than `merge_and_unload`, by the methods that merge by that alone.
 MERGING = {name: ["merge_layers_fp16", "merge_layers_multi", "safe_merge"] for name in ("bitfit", "relative_bias")}
 
 # By reason: tests, and the methods that do not run them.

@@ -35,7 +35,7 @@ custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
 ]
 LISTS = (custom.TEST_CASES, custom.ALL_PEFT_CONFIG_CLASSES, custom.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES)
 
-# What PEFT's tests of custom models leave out: the models on which LoRA can pass it, and further arguments.
+# Tests that PEFT's tests of custom models leave out: the models on which LoRA can pass it, and further arguments.
 FURTHER = {
     "add_adapter_no_autocast_adapter_dtype": (list(MODELS), {"dtype": torch.bfloat16}),
     "disable_adapter": (list(MODELS), {}),

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What works without the extras of pyproject.toml, and what the rest says."""
+"""The parts that work without the extras of pyproject.toml, and the errors of the others."""
 
 import subprocess
 import sys

@@ -34,7 +34,7 @@ def settings_of(draw, names, most=3):
 
 
 def named(values):
-    """What an error may name; PEFT checks a field of its own, in its own words."""
+    """Texts of which an error holds one: names of fields, and PEFT's words for a field that it checks."""
     return [f"`{name}`" for name in values] + ["Invalid task type"]
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Wording of docstrings, in the package and the recipes."""
+"""Wording of docstrings and comments."""
 
 import re
 from pathlib import Path
@@ -9,17 +9,18 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(file for folder in ("peft_polyhistor", "recipes") for file in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("peft_polyhistor", "recipes", "tests", ".ci")
+FILES = [*sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")), ROOT / ".ci" / "versions"]
 
 
 @pytest.mark.parametrize(
     ("pattern", "remedy"),
     [
-        (r'"""(What|Of|Those)\b', "Open with a concrete subject or a verb"),
+        (r'("""|^\s*# )(What|Of|Those|Where)\b', "Open with a concrete subject or a verb"),
         (r"^\s+\w+: Of ", "Describe the argument by a noun"),
     ],
 )
-def test_docstrings_open_with_a_subject(pattern, remedy):
+def test_docstrings_and_comments_open_with_a_subject(pattern, remedy):
     wrong = [
         f"{file.relative_to(ROOT)}:{number}"
         for file in FILES

@@ -229,7 +229,7 @@ def _image_statistics(source: str, kwargs: Mapping[str, Any]) -> dict[str, list[
                 stacklevel=3,
             )
         return {}
-    # What the values of 0 ... 255 are multiplied by, relative to 1 / 255.
+    # The factor of the values 0 ... 255, relative to 1 / 255.
     scale = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
     if not processor.get("do_normalize", True):
         processor = {"image_mean": 0.0, "image_std": 1.0}

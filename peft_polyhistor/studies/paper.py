@@ -1,12 +1,14 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the paper's Tables 1 to 8 (Polyhistor, arXiv:2210.03265), and the names and settings they have here."""
+"""Rows of the paper's Tables 1 to 8 (Polyhistor, arXiv:2210.03265), and their methods, settings and encoders here."""
 
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel, PvtConfig, PvtModel, SwinConfig, SwinModel
 
 from ..config import MultiTaskConfig
 from ..tasks import PASCAL_TASKS
@@ -42,6 +44,8 @@ SETTING_OF: dict[str, dict[str, Any]] = {  # our field and value by the column `
 }
 # In these tables Hyperformer also adapts the attention blocks; in all other tables, only the feed-forward blocks.
 HYPERFORMER_BESIDE_ATTENTION = (1, 6)
+
+SWINS = {"Swin-T": (96, 6), "Swin-B": (128, 18), "Swin-L": (192, 18)}  # channels of stage 1, and blocks of stage 3
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,24 @@ def read_rows(file: Path) -> list[PaperRow]:
         )
         for record in records
     ]
+
+
+def make_encoder(backbone: str) -> PreTrainedModel:
+    """Creates an encoder with random weights, to count its parameters and to measure it.
+
+    Args:
+        backbone: Encoder, as the paper writes it: "Swin-T", "Swin-B" or "PVT-S"; also "Swin-L".
+
+    Raises:
+        ValueError: No encoder has this name.
+    """
+    if backbone == "PVT-S":
+        return PvtModel(PvtConfig(depths=[3, 4, 6, 3]))
+    if backbone not in SWINS:
+        raise ValueError(f"`backbone` must be one of {[*SWINS, 'PVT-S']}, got {backbone!r}.")
+    width, depth = SWINS[backbone]
+    heads = [width // 32 * 2**stage for stage in range(4)]
+    return SwinModel(SwinConfig(embed_dim=width, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False)
 
 
 def find_row(rows: Iterable[PaperRow], method: str, config: MultiTaskConfig | None) -> PaperRow | None:

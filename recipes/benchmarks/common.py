@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from meters import measure_cost, measure_times, multiply
 from problem import CAN_BAKE, ENCODERS, Contestant, Problem, registered
-from report import NOTE, PEAK, Goal, References, print_result, write_report
+from report import NOTE, PEAK, References, print_result, write_report
 from torch._dynamo.exc import FailOnRecompileLimitHit
 
 
-GOALS_ARE_FOR = ("Swin-T", 4)  # encoder and number of tasks
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = ("eager", "compiled")
 ON_CPU = {
@@ -46,8 +45,7 @@ class Benchmark(NamedTuple):
     name: str  # of the files of its report
     document: str  # the help
     make: Callable[[Problem, str], Mapping[str, Callable[[], Contestant]]]  # by name of the step, for a method
-    make_references: Callable[[str], References]  # the times of all steps are given relative to these
-    make_goals: Callable[[str], list[Goal]]
+    make_references: Callable[[str], References]  # the figures of all steps are given relative to these
     choose_compiled: Callable[[str], Collection[str]]  # names of the steps that are compiled too, which takes minutes
 
 
@@ -147,7 +145,7 @@ def check_available(device: torch.device) -> None:
 def measure_setting(
     benchmark: Benchmark, setting: Setting, options: argparse.Namespace, deadline: float
 ) -> dict[str, Any]:
-    """Returns the setting with the figures, failures and goals of its steps."""
+    """Returns the setting with the figures and failures of its steps."""
     is_compiled = setting.mode == "compiled"
     with registered(setting.tasks) as tasks:
         sizes = (setting.image_size, options.batch_size, options.decoder_width)
@@ -156,9 +154,7 @@ def measure_setting(
         if is_compiled:
             makers = {name: makers[name] for name in benchmark.choose_compiled(options.method)}
         figures, failures = measure(makers, problem, options.rounds, is_compiled, deadline)
-    goals = benchmark.make_goals(options.method) if (setting.encoder, setting.tasks) == GOALS_ARE_FOR else []
-    judged = [goal.judge(figures) for goal in goals if {goal.step, *goal.references} <= figures.keys()]
-    return {**setting._asdict(), "figures": figures, "failures": failures, "goals": judged}
+    return {**setting._asdict(), "figures": figures, "failures": failures}
 
 
 def measure(

@@ -6,8 +6,8 @@
     python recipes/benchmarks/inference.py --tasks 1 2 4 8 16 --image_sizes 224  # over the number of tasks
 
 The references are plain models, one per task, each with its own encoder. Time is measured, and defaults depend on the
-device, as in training.py. The script prints tables with the goals, and writes benchmark_inference.md, .json and .svg
-after every setting.
+device, as in training.py. The script prints tables, with ratios to the references, and writes
+benchmark_inference.md, .json and .svg after every setting.
 """
 
 import sys
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from common import Benchmark, run_benchmark
 from problem import Contestant, Problem, make_adapted, make_dense, make_lora
-from report import Goal, References
+from report import Reference, References
 from torch import nn
 
 from peft_polyhistor.registry import METHODS
@@ -64,23 +64,15 @@ def can_merge(method: str) -> bool:
     return "attention" not in METHODS[method]().sublayers
 
 
-def make_goals(method: str) -> list[Goal]:
-    inferred = [method + BAKED, method + MERGED] if can_merge(method) else [method + BAKED]
-    return [
-        Goal("baked, against a model per task with the paper's decoders", "seconds", method + BAKED, (PASSES,), 0.72),
-        *(Goal(f"{name}, against a model per task", "seconds", name, (PASSES_OURS,), 1.10) for name in inferred),
-    ]
-
-
 def make_references(method: str) -> References:
-    return {"a model per task": (PASSES_OURS,), LORA: (LORA,)}
+    return {f"seconds to {step}": Reference("seconds", (step,)) for step in (PASSES_OURS, PASSES, LORA)}
 
 
 def choose_compiled(method: str) -> tuple[str, ...]:
     return PASSES_OURS, method + GENERATED, method + BAKED, VMT, LORA
 
 
-BENCHMARK = Benchmark("benchmark_inference", __doc__, predictions, make_references, make_goals, choose_compiled)
+BENCHMARK = Benchmark("benchmark_inference", __doc__, predictions, make_references, choose_compiled)
 
 
 @torch.no_grad()

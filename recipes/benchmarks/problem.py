@@ -12,16 +12,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, SwinConfig, SwinModel
 
 from peft_polyhistor import METHODS, PASCAL_TASKS, TASKS, MultiTaskDenseModel, load_encoder, register_task
 from peft_polyhistor.config import BottleneckConfig
 from peft_polyhistor.methods.per_task import adapt_per_task
 from peft_polyhistor.models.blocks import find_blocks
 from peft_polyhistor.models.decoder import DenseDecoder
+from peft_polyhistor.studies.paper import SWINS, make_encoder
 
 
 Step = Callable[[], Any]
+ENCODERS = {"swin-mini": partial(load_encoder, "swin-mini"), **{name: partial(make_encoder, name) for name in SWINS}}
 CAN_BAKE = [name for name, c in METHODS.items() if issubclass(c, BottleneckConfig) and not c.shares_pass]
 
 
@@ -30,22 +31,6 @@ class Contestant(NamedTuple):
 
     step: Step
     model: nn.Module
-
-
-def make_swin(embed_dim: int, depth: int) -> PreTrainedModel:
-    """Creates a Swin with random weights; `embed_dim` is the width of stage 1, `depth` the blocks of stage 3."""
-    heads = [embed_dim // 32 * 2**stage for stage in range(4)]
-    return SwinModel(
-        SwinConfig(embed_dim=embed_dim, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False
-    )
-
-
-ENCODERS = {
-    "swin-mini": partial(load_encoder, "swin-mini"),
-    "Swin-T": partial(make_swin, 96, 6),
-    "Swin-B": partial(make_swin, 128, 18),
-    "Swin-L": partial(make_swin, 192, 18),
-}
 
 
 @dataclass

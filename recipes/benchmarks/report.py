@@ -21,26 +21,18 @@ PEAK = "product of two matrices"
 NOTE = f"""\
 seconds: median and range of the rounds; on a CPU, process time summed over all threads.
 of the peak: floating-point operations per second, in percent of those of '{PEAK}'.
-to ...: seconds relative to that step; where it has two ways, to the faster one.
-operations: calls of operators. saved: tensors kept for the backward pass. peak: memory above that before the step."""
-# The columns that compare times, by title; of several steps, the fastest counts.
-References = Mapping[str, tuple[str, ...]]
+operations: calls of operators. saved: tensors kept for the backward pass. peak: memory above that before the step.
+... to STEP: the figure relative to that of STEP; where the step is done in two ways, to the lower figure."""
 
 
-class Goal(NamedTuple):
-    """An upper limit for the ratio of a figure of one step to that of a reference."""
+class Reference(NamedTuple):
+    """The figure and the steps that a column of ratios refers to; of several steps, the lowest figure counts."""
 
-    text: str
     figure: str  # "seconds", or a figure of `measure_cost`
-    step: str
-    references: tuple[str, ...]  # the reference with the lowest figure is used
-    limit: float
+    steps: tuple[str, ...]
 
-    def judge(self, figures: Mapping[str, dict]) -> dict:
-        """Returns the goal with the measured ratio."""
-        least = min(figures[name][self.figure] for name in self.references)
-        ratio = figures[self.step][self.figure] / least
-        return {**self._asdict(), "ratio": ratio, "reached": ratio <= self.limit}
+
+References = Mapping[str, Reference]  # by title of the column
 
 
 def name_setting(result: Mapping) -> str:
@@ -49,20 +41,23 @@ def name_setting(result: Mapping) -> str:
 
 def make_rows(figures: Mapping[str, Mapping], references: References) -> list[list[str]]:
     """Returns the cells of a table, row by row; the first row is the header. A figure that is missing is a dash."""
-    titles = ["seconds", "range", "of the peak", *(f"to {title}" for title in references)]
-    rows = [["", *titles, "GFLOP", "operations", "saved MB", "peak MB"]]
-    units = [
-        min((figures[name]["seconds"] for name in names if name in figures), default=None)
-        for names in references.values()
-    ]
+    titles = ["seconds", "range", "of the peak", "GFLOP", "operations", "saved MB", "peak MB"]
+    rows = [["", *titles, *references]]
     for name, own in figures.items():
         low, high = own["range"]
         cells = [f"{own['seconds']:.4g}", f"{low:.4g} to {high:.4g}", find_share(own, figures.get(PEAK))]
-        cells += [f"{own['seconds'] / unit:.2f}" if unit and name != PEAK else "-" for unit in units]
         cells += [f"{own['flops'] / 1e9:,.1f}", f"{own['operations']:,}" if "operations" in own else "-"]
         cells += [f"{own[key] / 1e6:,.0f}" if key in own else "-" for key in ("saved_bytes", "peak_bytes")]
-        rows.append([name, *cells])
+        rows.append([name, *cells, *(find_ratio(name, figures, reference) for reference in references.values())])
     return rows
+
+
+def find_ratio(name: str, figures: Mapping[str, Mapping], reference: Reference) -> str:
+    figure, steps = reference
+    least = min((figures[step][figure] for step in steps if figure in figures.get(step, {})), default=0)
+    if name == PEAK or figure not in figures[name] or not least:
+        return "-"
+    return f"{figures[name][figure] / least:.3f}"
 
 
 def find_share(own: Mapping, peak: Mapping | None) -> str:
@@ -72,12 +67,7 @@ def find_share(own: Mapping, peak: Mapping | None) -> str:
 
 
 def make_remarks(result: Mapping) -> list[str]:
-    failures = [f"not measured: {name}: {reason}" for name, reason in result["failures"].items()]
-    goals = [
-        f"{goal['ratio']:.3f}, goal {goal['limit']:.2f}: {'reached' if goal['reached'] else 'MISSED'}. {goal['text']}"
-        for goal in result["goals"]
-    ]
-    return [*failures, *goals]
+    return [f"not measured: {name}: {reason}" for name, reason in result["failures"].items()]
 
 
 def print_result(result: Mapping, references: References) -> None:

@@ -15,13 +15,11 @@ from typing import NamedTuple
 
 import torch
 from peft import get_peft_model
-from torch import nn
-from transformers import PvtConfig, PvtModel, SwinConfig, SwinModel
 
 from peft_polyhistor import METHODS, PASCAL_TASKS, MultiTaskDenseModel
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.models.encoder import view_encoder
-from peft_polyhistor.studies.paper import PARTS, PaperRow, read_rows
+from peft_polyhistor.studies.paper import PARTS, PaperRow, make_encoder, read_rows
 from peft_polyhistor.studies.tables import align
 from peft_polyhistor.training.methods import shares_pass
 
@@ -59,15 +57,6 @@ SLIPS = (
         "Swin-T", "Hyperformer", "the paper prints 44.25 in all; 19.29 and the decoders' 2.55 make 21.84", tables=(8,)
     ),
 )
-
-
-def make_encoder(backbone: str) -> nn.Module:
-    """Creates the encoder that the paper calls `backbone`, with random weights."""
-    if backbone == "PVT-S":
-        return PvtModel(PvtConfig(depths=[3, 4, 6, 3]))
-    width, depth = {"Swin-T": (96, 6), "Swin-B": (128, 18)}[backbone]
-    heads = [width // 32 * 2**stage for stage in range(4)]
-    return SwinModel(SwinConfig(embed_dim=width, depths=[2, 2, depth, 2], num_heads=heads), add_pooling_layer=False)
 
 
 def count(row: PaperRow) -> dict[str, int]:

@@ -4,6 +4,7 @@
 
 import numpy as np
 import pytest
+from matlab_structs import structs
 from PIL import Image
 from scipy.io import savemat
 from unit_colors import random_unit_colors
@@ -12,14 +13,6 @@ from unit_colors import random_unit_colors
 # (width, height) by id: uneven, so that a swapped axis fails.
 SIZES = {"2008_000001": (20, 14), "2008_000002": (14, 20), "2008_000003": (17, 11), "2008_000004": (20, 15)}
 SPLITS = {"train": ["2008_000001", "2008_000002", "2008_000003"], "val": ["2008_000004"]}
-
-
-def _structs(rows: list[dict]) -> np.ndarray:
-    """A MATLAB struct array of shape (1, rows)."""
-    array = np.empty((1, len(rows)), dtype=[(name, object) for name in rows[0]])
-    for index, row in enumerate(rows):
-        array[0, index] = tuple(row.values())
-    return array
 
 
 def _save_parts(path, objects):
@@ -32,10 +25,10 @@ def _save_parts(path, objects):
                 "class": "any",
                 "class_ind": np.array([[class_index]]),
                 "mask": mask.astype(np.uint8),
-                "parts": _structs(part_rows) if part_rows else np.zeros((0, 0)),
+                "parts": structs(*part_rows) if part_rows else np.zeros((0, 0)),
             }
         )
-    savemat(path, {"anno": _structs([{"imname": path.stem, "objects": _structs(rows)}])}, do_compression=True)
+    savemat(path, {"anno": structs({"imname": path.stem, "objects": structs(*rows)})}, do_compression=True)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def make_dataset(seed=0, ids=range(IMAGES)):
 
 
 def versions(dataset, **options):
-    """What every epoch of a plain loop sees of each image, as one number."""
+    """The version of each image that every epoch of a plain loop sees, as one number."""
     loader = DataLoader(dataset, batch_size=1, collate_fn=collate, **options)
     return [[float(batch["pixel_values"].sum()) for batch in loader] for _ in range(EPOCHS)]
 

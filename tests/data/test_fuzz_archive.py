@@ -11,6 +11,7 @@ from datasets import Image
 from fuzzing import damaged, fuzz, outcome, with_checksums
 from hypothesis import given
 from hypothesis import strategies as st
+from matlab_structs import structs
 from PIL import Image as PILImage
 from scipy.io import savemat
 
@@ -141,13 +142,6 @@ def matlab(compressed=False, **content):
     buffer = BytesIO()
     savemat(buffer, content, do_compression=compressed)
     return buffer.getvalue()
-
-
-def structs(*rows):
-    array = np.empty((1, len(rows)), dtype=[(name, object) for name in rows[0]])
-    for index, row in enumerate(rows):
-        array[0, index] = tuple(row.values())
-    return array
 
 
 LEFT = np.indices((HEIGHT, WIDTH))[1] < 7

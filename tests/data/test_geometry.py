@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the values of a transformed picture come from, against its definition by loops."""
+"""Sources of the values of a transformed image, against their definition by loops."""
 
 import math
 

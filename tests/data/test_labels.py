@@ -1,14 +1,14 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the values of a label mean: masks of two kinds and gray levels; colors that are normals and that are none."""
+"""Meaning of the values of a label: masks of two kinds, gray levels, and colors with and without a normal."""
 
 import numpy as np
 import pytest
 import torch
+from joint_transforms import transform_image
 from PIL import Image
 from unit_colors import random_unit_colors
 
-from peft_polyhistor.data import JointTransform
 from peft_polyhistor.data.geometry import Draw
 from peft_polyhistor.tasks import TASKS
 from peft_polyhistor.tasks.kinds.vectors import NORMAL_TOLERANCE, find_normals
@@ -18,10 +18,7 @@ SIZE = (12, 16)
 
 
 def transform(task, label, size=SIZE, draw=None):
-    joint = JointTransform(size, train=draw is not None)
-    joint._draw = lambda image_id: draw
-    image = Image.new("RGB", label.size)
-    return joint({"image_id": ["a"], "image": [image], task: [label]})[task][0]
+    return transform_image({"image": Image.new("RGB", label.size), task: label}, size, draw)[task]
 
 
 def make_mask(*values):

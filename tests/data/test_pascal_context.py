@@ -130,7 +130,7 @@ def save_label_map(archive, value):
     savemat(archive / "pascal-context/trainval/2008_000001.mat", {"LabelMap": value})
 
 
-# What goes wrong, how, and what the error must tell.
+# A fault, how it arises, and what the error must tell.
 FAULTS = {
     "no picture": (lambda a: (a / "JPEGImages/2008_000001.jpg").unlink(), "000001.jpg: no such file"),
     "no semseg": (lambda a: (a / "semseg/VOC12/2008_000001.png").unlink(), r"no such file \(nor in semseg/VOC12\)"),

@@ -10,12 +10,13 @@ from datasets import Features, Image, Value
 
 from peft_polyhistor import PASCAL_TASKS
 from peft_polyhistor.data import scenes as renderer
-from peft_polyhistor.data.scenes import CLASSES, render_scene
+from peft_polyhistor.data.scenes import render_scene
 from peft_polyhistor.data.scenes.solids import BALL, BOX, CAPSULE, FRUSTUM, RING, DepthBuffer, Solid, rotation
 from peft_polyhistor.data.synthetic import synthetic_scenes
+from peft_polyhistor.tasks.classes import VOC_CLASSES
 
 
-PERSON = CLASSES.index("person") + 1
+PERSON = VOC_CLASSES.index("person")
 QUANTISATION = 0.5 / 127.5 * 3**0.5  # largest error of the length of a normal whose components are rounded
 
 

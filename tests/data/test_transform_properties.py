@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from joint_transforms import transform_image
 from PIL import Image
 
-from peft_polyhistor.data import JointTransform
 from peft_polyhistor.data.geometry import Draw, Geometry
 from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
 
@@ -32,12 +32,9 @@ def matrix_of(draw):
     return np.array(draw.to_source()).reshape(2, 2)
 
 
-def transformed(draw, image_size, **pictures):
-    joint = JointTransform(image_size, train=True)
-    joint._draw = lambda image_id: draw
-    columns = {name: [Image.fromarray(values)] for name, values in pictures.items()}
-    size = columns["normals"][0].size
-    return joint({"image_id": ["a"], "image": [Image.new("RGB", size)], **columns})
+def transform_normals(normals, image_size, draw):
+    label = Image.fromarray(normals)
+    return transform_image({"image": Image.new("RGB", label.size), "normals": label}, image_size, draw)["normals"]
 
 
 # Places
@@ -148,7 +145,7 @@ def test_normals_are_unit_vectors_or_zero_whatever_the_draw(seed):
     size, image_size = sizes_of(random)
     normals = random.integers(0, 256, (*size, 3), np.uint8)
     normals[random.random(size) < 0.3] = 0
-    [found] = transformed(draw_of(random), image_size, normals=normals)["normals"]
+    found = transform_normals(normals, image_size, draw_of(random))
     length = found.double().norm(dim=0)
     assert found.shape == (3, *image_size)
     torch.testing.assert_close(length, (length > 0).double(), rtol=0, atol=1e-6)
@@ -162,7 +159,7 @@ def test_normals_of_a_plane_turn_with_the_picture(seed):
     normal = random.normal(size=3) + np.array([0, 0, 3])
     normal /= np.linalg.norm(normal)
     encoded = np.broadcast_to(np.round((normal + 1) * 127.5), (20, 30, 3)).astype(np.uint8)
-    found = transformed(draw, (20, 30), normals=np.ascontiguousarray(encoded))["normals"][0][:, 10, 15].double()
+    found = transform_normals(np.ascontiguousarray(encoded), (20, 30), draw)[:, 10, 15].double()
     # `to_source` takes offsets (right, down) of the result to those of the original, its inverse the other way.
     to_result = np.linalg.inv(matrix_of(draw)) / draw.scale
     right, down = to_result @ normal[:2]

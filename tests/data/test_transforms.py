@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from joint_transforms import transform_image
 from PIL import Image
 from torch.utils.data import DataLoader
 from unit_colors import random_unit_colors
@@ -24,11 +25,7 @@ WIDTH, HEIGHT = 60, 44
 
 
 def transform(batch, image_size=(HEIGHT, WIDTH), draw=None):
-    """Transforms with a given draw, or as in evaluation; batch has one picture."""
-    joint = JointTransform(image_size, train=draw is not None)
-    joint._draw = lambda image_id: draw
-    result = joint({"image_id": ["a"]} | {name: [picture] for name, picture in batch.items()})
-    return {name: values[0] for name, values in result.items()}
+    return transform_image(batch, image_size, draw)
 
 
 def to_bytes(pixel_values):

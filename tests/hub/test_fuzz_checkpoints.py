@@ -75,7 +75,7 @@ def copy_of(folder, tmp_path_factory):
     return shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "checkpoint")
 
 
-# Of a dense model's config; what else is in it, transformers checks.
+# Fields of a dense model's config; transformers checks the others.
 FIELDS = ["tasks", "decoder_width", "decoder_dropout", "shared_norms", "loss_weights", "encoder", "dtype"]
 
 
@@ -164,7 +164,7 @@ def saved(content):
 
 @st.composite
 def damaged_pickle(draw, content):
-    """What `torch.save` wrote, its pickle damaged inside of a whole archive."""
+    """An archive of `torch.save`, whole but for its pickle, which is damaged."""
     whole, fresh = ZipFile(BytesIO(content)), BytesIO()
     with ZipFile(fresh, "w") as archive:
         for name in whole.namelist():

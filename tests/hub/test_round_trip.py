@@ -12,6 +12,7 @@ import publish
 import pytest
 import torch
 import train_pascal
+from file_contents import bytes_of
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 from methods_table import PLACED_BY_FILE, check_equal
@@ -53,10 +54,6 @@ def predict(model, seed=5):
 
 def files_of(hub, repo=REPO, revision="main"):
     return hub.repos[repo].commits[hub.repos[repo].resolve(revision)]
-
-
-def bytes_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_published_found_downloaded_and_loaded(hub, model, tmp_path, monkeypatch):

@@ -7,11 +7,10 @@ import torch
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import make_sites
 
 from peft_polyhistor import METHODS, MultiTaskDenseModel, PolyhistorConfig, load, load_encoder
-from peft_polyhistor.layers.bottleneck import ParallelLayer
 from peft_polyhistor.layers.factors import PacedLinear
-from peft_polyhistor.tuner.site import Site
 
 
 HYPERNETWORKS = ["polyhistor", "polyhistor_lite", "hyperformer"]
@@ -20,7 +19,7 @@ RATE = 1e-4
 
 def make_generator(method, tasks, widths, **settings):
     config = METHODS[method](tasks=[f"task{i}" for i in range(tasks)], **settings)
-    return config.make_generator([Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate(widths)])
+    return config.make_generator(make_sites(*widths))
 
 
 def move(generator, tasks, is_shared):

@@ -7,13 +7,12 @@ import math
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_models import randomise
+from tiny_models import make_sites, randomise
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, PolyhistorConfig, PolyhistorLiteConfig
-from peft_polyhistor.layers.bottleneck import BottleneckWeights, ParallelLayer, apply_bottleneck
+from peft_polyhistor.layers.bottleneck import BottleneckWeights, apply_bottleneck
 from peft_polyhistor.layers.factors import Hypernetworks, kronecker_sum, kronecker_sum_of_vectors
-from peft_polyhistor.tuner.site import Site
 
 
 RAW, HIDDEN = 512, 128  # sizes of the embeddings and of the projector, from the paper's counts
@@ -65,7 +64,7 @@ def multiply(left, right):
 
 
 def generate(hypernetworks, v, width, bottleneck, rank):
-    """What the six generators emit for one embedding: two matrices of two factors each, and four vectors."""
+    """Output of the six generators for one embedding: two matrices of two factors each, and four vectors."""
     numbers = iter(paced(hypernetworks.linear, v))
     down = multiply(matrix(numbers, bottleneck, rank), matrix(numbers, rank, width))
     down_bias = [next(numbers) for _ in range(bottleneck)]
@@ -77,10 +76,6 @@ def generate(hypernetworks, v, width, bottleneck, rank):
 
 def starting_at_one(weights):
     return weights._replace(norm_weight=1 + weights.norm_weight)
-
-
-def sites_of(*widths):
-    return [Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate(widths)]
 
 
 # The adapter
@@ -151,7 +146,7 @@ def test_hypernetworks_match_the_definition():
 def test_polyhistor_matches_the_definition():
     widths, embedding_dim, reduction_factor, rank = [12, 20, 35], 5, 4, 2
     config = PolyhistorConfig(tasks=TASKS, embedding_dim=embedding_dim, reduction_factor=reduction_factor, rank=rank)
-    generator = randomise(config.make_generator(sites_of(*widths)))
+    generator = randomise(config.make_generator(make_sites(*widths)))
     asked = [2, 0]
     actual = generator(torch.tensor(asked))
     assert len(actual) == len(widths)
@@ -172,7 +167,7 @@ def test_polyhistor_lite_matches_the_definition():
     config = PolyhistorLiteConfig(
         tasks=TASKS, embedding_dim=embedding_dim, reduction_factor=reduction_factor, rank=rank
     )
-    generator = randomise(config.make_generator(sites_of(*widths)))
+    generator = randomise(config.make_generator(make_sites(*widths)))
     asked = [2, 0]
     actual = generator(torch.tensor(asked))
     first = 0  # row of the site's first layer embedding
@@ -203,7 +198,7 @@ def test_polyhistor_lite_matches_the_definition():
 
 def test_polyhistor_lite_needs_widths_that_are_multiples():
     with pytest.raises(ValueError, match=r"multiples of the smallest, 12, and 'site1' has 20.*use PolyhistorConfig"):
-        PolyhistorLiteConfig().make_generator(sites_of(12, 20))
+        PolyhistorLiteConfig().make_generator(make_sites(12, 20))
 
 
 # The start
@@ -214,7 +209,7 @@ CONFIGS = [PolyhistorConfig, PolyhistorLiteConfig]
 
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_at_the_start_only_up_is_zero(config_class):
-    generator = config_class(tasks=TASKS).make_generator(sites_of(16, 32, 48))
+    generator = config_class(tasks=TASKS).make_generator(make_sites(16, 32, 48))
     for site in generator(torch.arange(3)):
         assert not site.up.any()
         assert not site.up_bias.any()
@@ -225,7 +220,7 @@ def test_at_the_start_only_up_is_zero(config_class):
 
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_without_init_weights_nothing_is_zero(config_class):
-    generator = config_class(tasks=TASKS, init_weights=False).make_generator(sites_of(16, 32, 48))
+    generator = config_class(tasks=TASKS, init_weights=False).make_generator(make_sites(16, 32, 48))
     for site in generator(torch.arange(3)):
         assert all(tensor.any() for tensor in site)
 
@@ -236,7 +231,7 @@ def units(rows, k):
 
 @torch.no_grad()
 def test_each_task_of_polyhistor_starts_at_a_unit_vector_of_its_own():
-    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(sites_of(16, 32, 48))
+    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(make_sites(16, 32, 48))
     for projector in generator.projectors:
         torch.testing.assert_close(projector(generator.task_embedding), units(3, 5), rtol=1e-4, atol=1e-4)
 
@@ -245,7 +240,7 @@ def test_each_task_of_polyhistor_starts_at_a_unit_vector_of_its_own():
 @pytest.mark.parametrize("k", [4, 64])  # for 46 templates on Swin-T
 def test_each_template_of_polyhistor_lite_starts_near_a_unit_vector_for_all_tasks(k):
     widths = [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
-    generator = PolyhistorLiteConfig(tasks=TASKS, embedding_dim=k).make_generator(sites_of(*widths))
+    generator = PolyhistorLiteConfig(tasks=TASKS, embedding_dim=k).make_generator(make_sites(*widths))
     layers = generator.layer_embedding
     for task in generator.task_embedding:
         v = generator.projector(torch.cat([task.expand(len(layers), -1), layers], dim=-1))
@@ -253,7 +248,7 @@ def test_each_template_of_polyhistor_lite_starts_near_a_unit_vector_for_all_task
 
 
 def test_a_step_for_one_task_of_polyhistor_moves_no_other_task():
-    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(sites_of(16))
+    generator = PolyhistorConfig(tasks=TASKS, embedding_dim=5).make_generator(make_sites(16))
     linear = generator.hypernetworks[0].linear
     before = generator(torch.arange(3))[0].up
     generator(torch.tensor([1]))[0].up.sum().backward()
@@ -266,7 +261,7 @@ def test_a_step_for_one_task_of_polyhistor_moves_no_other_task():
 @pytest.mark.parametrize("config_class", CONFIGS)
 def test_two_steps_from_the_start_reach_every_output_and_task(config_class):
     widths = [16, 32, 48]
-    generator = config_class(tasks=TASKS).make_generator(sites_of(*widths))
+    generator = config_class(tasks=TASKS).make_generator(make_sites(*widths))
     x, target = torch.randn(2, len(TASKS), 2, max(widths))
     for _ in range(2):
         generator.zero_grad()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stage_maps import check_maps
+from tiny_models import STAGES, make_pvt
 from torch import nn
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
     Dinov2Backbone,
     Dinov2Config,
-    PvtV2Backbone,
-    PvtV2Config,
     ResNetBackbone,
     ResNetConfig,
     SwinBackbone,
@@ -38,13 +38,7 @@ from peft_polyhistor.models.encoder import (
 )
 
 
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 SWINS = [SwinModel, SwinBackbone, SwinForImageClassification]
-
-
-def make_pvt(**changes):
-    settings = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
-    return PvtV2Backbone(PvtV2Config(**{**settings, "out_features": STAGES, **changes})).eval()
 
 
 def make_resnet():
@@ -55,12 +49,6 @@ def make_resnet():
 def maps_of_swin(model, pixels):
     output = model(pixels, output_hidden_states=True, output_hidden_states_before_downsampling=True)
     return output.reshaped_hidden_states[1:]
-
-
-def check_maps(actual, expected):
-    assert len(actual) == len(expected) == 4
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("cls", SWINS)

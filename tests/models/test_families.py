@@ -7,7 +7,9 @@ import json
 
 import pytest
 import torch
+from methods_table import check_equal, tensors_of
 from peft import PeftModel, get_peft_model
+from stage_maps import check_maps
 from tiny_models import recompute_layers
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
@@ -17,6 +19,7 @@ from peft_polyhistor.models.encoder import build_encoder, load_encoder, view_enc
 
 
 TASKS = ["semseg", "saliency", "normals"]
+FLOAT32 = {"rtol": 1.3e-6, "atol": 1e-5}  # PyTorch's default
 
 
 def widths_of(family):
@@ -24,7 +27,7 @@ def widths_of(family):
 
 
 def outputs_of(model, names, pixels):
-    """What the modules `names` return while `model` sees `pixels`."""
+    """Outputs of the modules `names` while `model` sees `pixels`."""
     outputs = {}
     for name in names:
         hook = lambda module, args, output, name=name: outputs.__setitem__(name, output)  # noqa: E731
@@ -65,12 +68,6 @@ def state_for(model, size):
     return state
 
 
-def check_maps(actual, expected):
-    assert len(actual) == len(expected) == 4
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 @pytest.mark.parametrize("size", [pytest.param((96, 96), marks=pytest.mark.slow), (160, 160), (128, 192)], ids=str)
 @torch.no_grad()
 def test_maps_are_those_of_a_model_made_for_the_size(variant, make_variant, size):
@@ -88,7 +85,7 @@ def test_maps_are_those_of_a_model_made_for_the_size(variant, make_variant, size
     pixels = torch.randn(2, 3, *size)
     expected = maps_of(variant, twin, pixels)
     encoder = view_encoder(model)
-    check_maps(encoder(pixels), expected)
+    check_maps(encoder(pixels), expected, **FLOAT32)
     assert [stage_map.shape[1] for stage_map in expected] == encoder.widths == widths_of(variant)
     assert encoder.strides == [4, 8, 16, 32]
     assert encoder.needs_norm == ("swin" in variant)
@@ -130,7 +127,7 @@ def test_an_encoder_is_built_from_the_json_of_its_config(make_model):
     assert json.loads(json.dumps(built.config.to_dict())) == written
     built.load_state_dict(encoder.state_dict())
     pixels = torch.randn(1, 3, 64, 80)
-    check_maps(built(pixels), encoder(pixels))
+    check_maps(built(pixels), encoder(pixels), **FLOAT32)
 
 
 @torch.no_grad()
@@ -155,14 +152,7 @@ def test_an_encoder_is_loaded_from_a_folder(make_variant, tmp_path):
     model.save_pretrained(tmp_path)
     encoder, pixels = load_encoder(str(tmp_path)), torch.randn(1, 3, 64, 80)
     assert encoder.config.name_or_path == str(tmp_path)
-    check_maps(encoder.eval()(pixels), view_encoder(model)(pixels))
-
-
-def tensors_of(output):
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in tensors_of(value)]
+    check_maps(encoder.eval()(pixels), view_encoder(model)(pixels), **FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -177,28 +167,26 @@ def tensors_of(output):
 @torch.no_grad()
 def test_adapters_fit_every_family(make_model, perturb, view, placement, tmp_path):
     base, pixels = view(make_model()), torch.randn(2, 3, 96, 96)
-    expected = tensors_of(base(pixels))
+    expected = base(pixels)
     config = PolyhistorLiteConfig(
         tasks=TASKS, sublayers=["attention", "feed_forward"], placement=placement, reduction_factor=2
     )
     model = get_peft_model(base, config).eval()
     for task in TASKS:
-        assert all(torch.equal(a, b) for a, b in zip(tensors_of(model(pixels, task=task)), expected, strict=True))
+        check_equal(model(pixels, task=task), expected)
     perturb(model.base_model.model.task_adapters)
     together = model(pixels, tasks=TASKS)
     for task in TASKS:
-        alone = tensors_of(model(pixels, task=task))
-        for a, b, c in zip(tensors_of(together[task]), alone, expected, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # batched products round in another order
-            assert not torch.equal(b, c)
+        alone = model(pixels, task=task)
+        check_equal(together[task], alone, atol=1e-4, rtol=1e-4)  # batched products round in another order
+        assert not any(map(torch.equal, tensors_of(alone).values(), tensors_of(expected).values()))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(view(make_model()), tmp_path).eval()
-    for a, b in zip(tensors_of(loaded(pixels, tasks=TASKS)), tensors_of(together), strict=True):
-        assert torch.equal(a, b)
+    check_equal(loaded(pixels, tasks=TASKS), together)
 
 
 def test_recomputed_blocks_give_the_same_gradients(family, make_model, perturb):
-    """Where the family has blocks that transformers can recompute; elsewhere it says that there are none."""
+    """Families without blocks that transformers can recompute say so."""
     pixels, gradients = torch.randn(2, 3, 64, 96), []
     for recompute in (False, True):
         base = MultiTaskDenseModel.from_encoder(make_model(), TASKS, decoder_width=4)
@@ -213,7 +201,7 @@ def test_recomputed_blocks_give_the_same_gradients(family, make_model, perturb):
             return
         if recompute:
             recompute_layers(base)
-        sum(tensor.square().sum() for tensor in tensors_of(base.encoder(pixels, tasks=TASKS))).backward()
+        sum(tensor.square().sum() for tensor in tensors_of(base.encoder(pixels, tasks=TASKS)).values()).backward()
         gradients.append([parameter.grad for parameter in adapters.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)

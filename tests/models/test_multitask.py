@@ -9,14 +9,12 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import DENSE_TASKS, randomise
+from tiny_models import DENSE_TASKS, make_pvt, randomise
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModel,
-    PvtV2Backbone,
-    PvtV2Config,
     ResNetBackbone,
     ResNetConfig,
     SwinBackbone,
@@ -42,18 +40,6 @@ from peft_polyhistor.tasks.table import count_labels
 
 ALL_TASKS = ["semseg", "human_parts", "saliency", "normals"]
 CHANNELS = {"semseg": 21, "human_parts": 7, "saliency": 1, "normals": 3}
-
-
-def make_pvt():
-    """Its widths are no multiples of the first."""
-    return PvtV2Backbone(
-        PvtV2Config(
-            hidden_sizes=[8, 16, 20, 32],
-            depths=[1, 1, 1, 1],
-            num_attention_heads=[1, 2, 2, 4],
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )
-    ).eval()
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def original(net):
 
 
 def moby(original):
-    """What MoBY's training saves: online and momentum encoder, projectors, predictor and queues."""
+    """The state that MoBY's training saves: online and momentum encoder, projectors, predictor and queues."""
     online = {f"encoder.{key}": tensor for key, tensor in original.items() if not key.startswith("head.")}
     momentum = {key.replace("encoder.", "encoder_k."): torch.zeros_like(tensor) for key, tensor in online.items()}
     others = ("projector.linear_out.weight", "projector_k.linear_out.weight", "predictor.linear_out.bias", "queue1")

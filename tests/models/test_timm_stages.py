@@ -8,16 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from stage_maps import check_maps
 from transformers import TimmBackbone, TimmBackboneConfig, TimmWrapperConfig, TimmWrapperModel
 
 from peft_polyhistor.models.encoder import build_encoder, load_encoder, view_encoder
 from peft_polyhistor.models.timm_stages import TimmFeatureStages, TimmStages
-
-
-def check_equal(actual, expected):
-    assert len(actual) == len(expected) == 4
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["pvt_v2_b0", "resnet18"])
@@ -34,11 +29,11 @@ def test_a_bare_model_of_timm_is_built_again_by_its_name(name, features):
     expected = net(pixels) if features else net.forward_intermediates(pixels, intermediates_only=True)
     encoder = view_encoder(net)
     assert type(encoder) is (TimmFeatureStages if features else TimmStages)
-    check_equal(encoder(pixels), expected)
+    check_maps(encoder(pixels), expected)
     assert encoder.strides == [4, 8, 16, 32]
     built = build_encoder(encoder.config).eval()
     built.load_state_dict(encoder.state_dict())
-    check_equal(built(pixels), expected)
+    check_maps(built(pixels), expected)
 
 
 @torch.no_grad()
@@ -47,11 +42,11 @@ def test_a_timm_backbone_of_transformers():
     backbone, pixels = TimmBackbone(TimmBackboneConfig(**names)).eval(), torch.randn(1, 3, 224, 224)
     expected = [stage_map.movedim(-1, 1) for stage_map in backbone(pixels).feature_maps]
     encoder = view_encoder(backbone)
-    check_equal(encoder(pixels), expected)
+    check_maps(encoder(pixels), expected)
     assert sum(p.numel() for p in encoder.parameters()) == 27_517_818
     built = build_encoder(TimmBackboneConfig(**encoder.config.to_dict())).eval()
     built.load_state_dict(encoder.state_dict())
-    check_equal(built(pixels), expected)
+    check_maps(built(pixels), expected)
 
 
 @pytest.mark.parametrize("arguments", [{"depths": (1, 1, 1, 1)}, {"embed_dims": (8, 16, 40, 32)}], ids=str)
@@ -98,7 +93,7 @@ def test_a_folder_as_timm_writes_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(net.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
     encoder = load_encoder(str(tmp_path)).eval()
-    check_equal(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
+    check_maps(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
 
 
 @torch.no_grad()
@@ -110,7 +105,7 @@ def test_a_folder_that_timm_saved(tmp_path):
     config.setdefault("model_args", {})["num_classes"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config))
     encoder = load_encoder(str(tmp_path)).eval()
-    check_equal(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
+    check_maps(encoder(pixels), net.forward_intermediates(pixels, intermediates_only=True))
 
 
 def test_a_folder_of_a_timm_backbone_is_an_error(tmp_path):

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What can be counted exactly of the steps that the benchmarks compare, and that the benchmarks run."""
+"""Exact counts of the steps that the benchmarks compare, runs of the benchmarks, and their reports."""
 
 import json
 import signal
@@ -14,25 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture
-def contestants(load_recipe):
-    return load_recipe("problem")
-
-
-@pytest.fixture
 def steps(load_recipe):
     return load_recipe("training")
-
-
-@pytest.fixture
-def make_problem(contestants):
-    """`make_problem(tasks)`: few pixels, and the smallest encoder."""
-
-    def make(tasks, **changes):
-        sizes = {"encoder": "swin-mini", "image_size": 64, "batch_size": 2, "decoder_width": 16}
-        device = {"device": torch.device("cpu"), "dtype": torch.float32}
-        return contestants.Problem(tasks=tasks, **{**sizes, **device, **changes})
-
-    return make
 
 
 def count_flops(step):
@@ -105,14 +88,13 @@ def small_product(load_recipe, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "inference"])
-def test_benchmarks_write_figures_goals_and_a_plot(name, load_recipe, tmp_path, capsys):
+def test_benchmarks_write_figures_and_a_plot(name, load_recipe, tmp_path, capsys):
     load_recipe(name).main([*SMALL, "--tasks", "2", "--output_dir", str(tmp_path)])
     report = json.loads((tmp_path / f"benchmark_{name}.json").read_text())
     [result] = report["results"]
     for figures in result["figures"].values():
         assert all(figures[key] > 0 for key in ("seconds", "flops", "operations", "peak_bytes"))
     assert result["failures"] == {}
-    assert result["goals"] == []  # which are for another encoder and four tasks
     assert "tasks: 2" in capsys.readouterr().out
     plot = ElementTree.parse(tmp_path / f"benchmark_{name}.svg").getroot()
     assert result["figures"].keys() <= {element.text for element in plot.iter()}
@@ -126,7 +108,7 @@ def run(load_recipe, tmp_path):
 
     It returns the results that the JSON holds, and keeps them and the Markdown if the run breaks off.
     """
-    common, problem = load_recipe("common"), load_recipe("problem")
+    common, problem, report = map(load_recipe, ("common", "problem", "report"))
 
     def layer(size):
         model = torch.nn.Linear(size, size)
@@ -138,8 +120,7 @@ def run(load_recipe, tmp_path):
             name="benchmark",
             document="",
             make=lambda problem, method: makers,
-            make_references=lambda method: {"small": ("small",)},
-            make_goals=lambda method: [],
+            make_references=lambda method: {"seconds to small": report.Reference("seconds", ("small",))},
             choose_compiled=lambda method: makers.keys(),
         )
         try:
@@ -225,17 +206,22 @@ def test_a_step_that_is_not_ready_in_time_is_given_up(run):
 def test_rows_compare_with_the_peak_and_the_faster_reference(load_recipe):
     report = load_recipe("report")
     costs = {"range": [1, 3], "flops": 12e9, "peak_bytes": 3e6}
+    titles = ["", "seconds", "range", "of the peak", "GFLOP", "operations", "saved MB", "peak MB"]
     figures = {
         report.PEAK: {**costs, "seconds": 2, "flops": 48e9},
         "ours": {**costs, "seconds": 3, "operations": 1000, "saved_bytes": 2e6},
         "theirs": {**costs, "seconds": 1.5},
     }
-    references = {"theirs": ("theirs", "gone", "ours"), "none": ("gone",)}
+    references = {
+        "to theirs": report.Reference("seconds", ("theirs", "gone", "ours")),
+        "to none": report.Reference("seconds", ("gone",)),
+        "operations to ours": report.Reference("operations", ("theirs", "ours")),
+    }
     assert report.make_rows(figures, references) == [
-        ["", "seconds", "range", "of the peak", "to theirs", "to none", "GFLOP", "operations", "saved MB", "peak MB"],
-        [report.PEAK, "2", "1 to 3", "100 %", "-", "-", "48.0", "-", "-", "3"],
-        ["ours", "3", "1 to 3", "17 %", "2.00", "-", "12.0", "1,000", "2", "3"],
-        ["theirs", "1.5", "1 to 3", "33 %", "1.00", "-", "12.0", "-", "-", "3"],
+        [*titles, "to theirs", "to none", "operations to ours"],
+        [report.PEAK, "2", "1 to 3", "100 %", "48.0", "-", "-", "3", "-", "-", "-"],
+        ["ours", "3", "1 to 3", "17 %", "12.0", "1,000", "2", "3", "2.000", "-", "1.000"],
+        ["theirs", "1.5", "1 to 3", "33 %", "12.0", "-", "-", "3", "1.000", "-", "-"],
     ]
 
 
@@ -296,18 +282,13 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters(load_recipe):
     assert counter.peak == 2 * 3 * 5 * 4
 
 
-def test_a_goal_is_a_ratio_to_the_best_of_its_references(load_recipe):
-    goal = load_recipe("report").Goal("time", "seconds", "ours", ("one", "other"), 1.08)
-    figures = {"ours": {"seconds": 3.0}, "one": {"seconds": 4.0}, "other": {"seconds": 2.0}}
-    judged = goal.judge(figures)
-    assert (judged["ratio"], judged["reached"]) == (1.5, False)
-
-
 @pytest.mark.parametrize("name", ["training", "inference"])
-def test_goals_are_about_steps_that_there_are(name, contestants, make_problem, load_recipe):
+def test_references_are_steps_and_figures_that_there_are(name, contestants, make_problem, load_recipe):
+    recipe = load_recipe(name)
     with contestants.registered(1) as tasks:
-        recipe = load_recipe(name)
         make = recipe.training_steps if name == "training" else recipe.predictions
-        names = make(make_problem(tasks), "polyhistor_lite").keys()
-    for goal in recipe.make_goals("polyhistor_lite"):
-        assert {goal.step, *goal.references} <= names
+        makers = make(make_problem(tasks), "polyhistor_lite")
+        step = next(iter(makers.values()))()
+        figures = {"seconds", *load_recipe("meters").measure_cost(step, False, torch.device("cpu"))}
+    for figure, steps in recipe.make_references("polyhistor_lite").values():
+        assert figure in figures and makers.keys() >= set(steps)

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from run_results import run_of
 
 from peft_polyhistor import PASCAL_TASKS, declare_tasks
 from peft_polyhistor.training import parse_settings
@@ -33,13 +34,6 @@ def parse(recipe, arguments):
 
 def texts_of(file):
     return {element.text for element in ElementTree.parse(file).iter() if element.tag.endswith("text")}
-
-
-def run_of(semseg, error, rate=2e-4, parameters=10):
-    return {
-        "scores": {"semseg": {"mIoU": semseg}, "normals": {"mErr": error}},
-        "parameters": {"encoder": parameters, "all": 1234}, "settings": {"learning_rate": rate},
-    }  # fmt: skip
 
 
 def test_compares_once_and_refuses_other_settings(compare, recipe, small_run, tmp_path, capsys):

@@ -7,12 +7,11 @@ import math
 
 import pytest
 import torch
+from tiny_models import make_sites
 
 from peft_polyhistor import HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig
-from peft_polyhistor.layers.bottleneck import ParallelLayer
 from peft_polyhistor.layers.factors import PacedLinear, Projector
 from peft_polyhistor.training import parse_settings
-from peft_polyhistor.tuner.site import Site
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def compare(recipe):
 def make_generator(config_class):
     torch.manual_seed(0)
     config = config_class(tasks=["semseg", "normals"], reduction_factor=2, init_weights=False)
-    return config.make_generator([Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate((8, 16))])
+    return config.make_generator(make_sites(8, 16))
 
 
 @pytest.mark.parametrize("config_class", [HyperformerConfig, PolyhistorConfig, PolyhistorLiteConfig])

@@ -18,19 +18,6 @@ from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.tuner.passes import choose_tasks_per_pass
 
 
-@pytest.fixture
-def contestants(load_recipe):
-    return load_recipe("problem")
-
-
-@pytest.fixture
-def make_problem(contestants):
-    """`make_problem(encoder, tasks, image_size)`: one picture on a processor."""
-    return lambda encoder, tasks, image_size: contestants.Problem(
-        encoder, tasks, image_size, 1, 64, torch.device("cpu"), torch.float32
-    )
-
-
 def train_step(model, pixels, labels):
     """Seconds of a processor and the output of a step with Adam."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -45,7 +32,7 @@ def train_step(model, pixels, labels):
 
 def test_64_tasks_train_and_predict(contestants, make_problem, make_swin, make_dense):
     with contestants.registered(64) as tasks:
-        problem = make_problem("", tasks, 96)
+        problem = make_problem(tasks, image_size=96, batch_size=1)
         pixels, labels = problem.images(), problem.labels()
         assert choose_tasks_per_pass(pixels, len(tasks)) == 32
         dense = make_dense(tasks, make_swin(depths=[1, 1, 1, 1]), decoder_width=4)
@@ -63,11 +50,11 @@ def test_64_tasks_train_and_predict(contestants, make_problem, make_swin, make_d
 
 @pytest.mark.slow
 def test_parameters_and_work_grow_with_the_tasks_and_no_faster(contestants, make_problem):
-    """Of Polyhistor-Lite, from 4 to 64 tasks: a line, to the parameter and, but for the generation, to the FLOP."""
+    """From 4 to 64 tasks, Polyhistor-Lite's parameters and, but for the generation, FLOPs lie exactly on a line."""
     parameters, flops = {}, {}
     for count in (4, 16, 28, 64):
         with contestants.registered(count) as tasks:
-            problem = make_problem("swin-mini", tasks, 128)
+            problem = make_problem(tasks, image_size=128, batch_size=1, decoder_width=64)
             pixels, labels = problem.images(), problem.labels()
             model = contestants.make_adapted(problem, "polyhistor_lite").train()
             parameters[count] = count_trainable(model)["all"]
@@ -134,8 +121,8 @@ HYPERNETWORK = 1024 * 128 + 128 + 128 * 64 + 64 + 2 * 64 + 65 * (2 * 24 * (192 +
     ],
 )
 def test_swin_l_trains(contestants, make_problem, resident_peak, method, per_layer, shared):
-    problem = make_problem("Swin-L", list(contestants.PASCAL_TASKS), 224)
-    problem.decoder_width = 256
+    sizes = {"encoder": "Swin-L", "image_size": 224, "batch_size": 1, "decoder_width": 256}
+    problem = make_problem(list(contestants.PASCAL_TASKS), **sizes)
     model = contestants.make_adapted(problem, method).train()
     parameters = count_trainable(model)
     assert parameters["encoder"] == shared + sum(per_layer(*layer) for layer in SWIN_L)

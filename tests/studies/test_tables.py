@@ -5,21 +5,11 @@
 import math
 
 import pytest
+from run_results import run_of, scores_of
 
 from peft_polyhistor import register_task, regression
 from peft_polyhistor.studies.paper import PaperRow
 from peft_polyhistor.studies.tables import align, change_of, find_best, make_note, make_rows, to_markdown
-
-
-def scores_of(semseg, error):
-    return {"semseg": {"mIoU": semseg}, "normals": {"mErr": error}}
-
-
-def run_of(semseg, error):
-    return {
-        "scores": scores_of(semseg, error), "parameters": {"encoder": 0, "all": 1234},
-        "settings": {"learning_rate": 2e-4},
-    }  # fmt: skip
 
 
 def test_table_has_mean_range_and_change():

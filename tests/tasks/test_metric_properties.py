@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from random_labels import binary_labels, class_labels, normal_labels
 from torch.nn import functional as F
 
 from peft_polyhistor.tasks.kinds.vectors import flip_normals, rotate_normals
@@ -18,19 +19,17 @@ FLOAT32_ANGLE = {"rtol": 1e-6, "atol": 1e-5}  # degrees
 
 
 def class_case():
-    references = torch.randint(0, CLASSES, (PICTURES, HEIGHT, WIDTH))
-    references[torch.rand(references.shape) < 0.2] = 255
+    references = class_labels(PICTURES, HEIGHT, WIDTH, CLASSES, unlabelled=0.2)
     return MeanIoU(CLASSES), torch.randn(PICTURES, CLASSES, HEIGHT, WIDTH), references
 
 
 def binary_case():
-    references = (torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.4).float()
+    references = binary_labels(PICTURES, HEIGHT, WIDTH, positive=0.4)
     return SaliencyScores(), 2 * torch.randn(PICTURES, 1, HEIGHT, WIDTH), references
 
 
 def normal_case():
-    references = F.normalize(torch.randn(PICTURES, 3, HEIGHT, WIDTH), dim=1)
-    references *= torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.7
+    references = normal_labels(PICTURES, HEIGHT, WIDTH)
     return MeanAngularError(), torch.randn(PICTURES, 3, HEIGHT, WIDTH), references
 
 
@@ -140,7 +139,7 @@ def test_a_perfect_prediction_scores_best_and_its_opposite_worst():
     assert score(metric, -references, references)["mErr"] == pytest.approx(180, abs=1e-3)
 
 
-# What does not matter
+# Changes that do not matter
 
 
 @for_every_metric

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from random_labels import binary_labels, class_labels, normal_labels
 
 from peft_polyhistor.tasks.evaluate_metric import EvaluateMetric
 from peft_polyhistor.tasks.metrics import SALIENCY_THRESHOLDS, MeanAngularError, MeanIoU, SaliencyScores, _angles
@@ -25,29 +26,21 @@ FLOAT32_ANGLE = {"rtol": 1e-6, "atol": 1e-5}  # degrees
 
 
 def class_case(size=SMALL):
-    references = torch.randint(0, CLASSES - 1, (PICTURES, HEIGHT, WIDTH))  # the last class is never labeled
-    references[torch.rand(references.shape) < 0.3] = 255
+    references = class_labels(PICTURES, HEIGHT, WIDTH, CLASSES - 1, unlabelled=0.3)  # never the last class
     return MeanIoU(CLASSES), torch.randn(PICTURES, CLASSES, *size), references
 
 
 def binary_case(size=SMALL):
-    references = (torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.4).float()
+    references = binary_labels(PICTURES, HEIGHT, WIDTH, positive=0.4)
     references[2] = 0
     return SaliencyScores(), 2 * torch.randn(PICTURES, 1, *size), references
 
 
 def normal_case(size=SMALL):
-    references = F.normalize(torch.randn(PICTURES, 3, HEIGHT, WIDTH), dim=1)
-    references *= torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.7
-    return MeanAngularError(), torch.randn(PICTURES, 3, *size), references
+    return MeanAngularError(), torch.randn(PICTURES, 3, *size), normal_labels(PICTURES, HEIGHT, WIDTH)
 
 
 CASES = [class_case, binary_case, normal_case]
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
 
 
 def resize(logits):

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from random_labels import binary_labels, normal_labels
 
 from peft_polyhistor.tasks.metrics import MeanAngularError, SaliencyScores
 from peft_polyhistor.tasks.scalar_metrics import EdgeScores, ScalarErrors
@@ -26,8 +27,7 @@ def scalar_case(log=False):
 
 
 def edge_case():
-    references = (torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.15).float()
-    references[torch.rand(references.shape) < 0.2] = -1
+    references = binary_labels(PICTURES, HEIGHT, WIDTH, positive=0.15, unlabelled=0.2)
     return EdgeScores(tolerance=0.15), 2 * torch.randn(PICTURES, 1, HEIGHT, WIDTH), references
 
 
@@ -102,8 +102,7 @@ def test_the_f_measure_of_edges_matches_the_definition():
 
 
 def test_shares_and_median_of_angles_match_the_definition():
-    references = F.normalize(torch.randn(PICTURES, 3, HEIGHT, WIDTH), dim=1)
-    references *= torch.rand(PICTURES, 1, HEIGHT, WIDTH) < 0.7
+    references = normal_labels(PICTURES, HEIGHT, WIDTH)
     logits = references + 0.4 * torch.randn(references.shape)
     angles = []
     for vector, label in zip(

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the fuzz tests share: cases, damage, and what a case may do.
+"""Cases of the fuzz tests, damage, and the bounds of a case.
 
 `FUZZ_CASES=2000 pytest -m slow -k fuzz` runs 2,000 cases of every test in place of 50; tests whose cases take long
 run a part of that. A case is accepted, and its result is checked by the test, or refused with an error that names the
@@ -46,7 +46,7 @@ def fuzz(part: float = 1.0) -> settings:
 
 
 def outcome(call: Callable[[], Any], *names: str, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Any:
-    """What `call` returns, or None where it raises one of `errors` whose text has one of `names`."""
+    """Result of `call`, or None where it raises one of `errors` whose text has one of `names`."""
     with bounded():
         try:
             return call()

@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the Hub asks of the metadata of a model card, and the tags by which it lists models."""
+"""The Hub's demands on the metadata of a model card, and the tags by which it lists models."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def read_metadata(card: str) -> dict[str, Any]:
 
 
 def check_metadata(card: str) -> list[str]:
-    """What is wrong with the metadata of a card, one sentence each."""
+    """Errors in the metadata of a card, one sentence each."""
     try:
         metadata = read_metadata(card)
     except yaml.YAMLError as error:
@@ -61,7 +61,7 @@ def _check_entry(entry: Any) -> list[str]:
 
 
 def tags_of(metadata: dict[str, Any]) -> list[str]:
-    """What `list_models(filter=...)` looks at."""
+    """Tags that `list_models(filter=...)` looks at."""
     tags = [*metadata.get("tags", [])]
     tags += [metadata[key] for key in ("library_name", "pipeline_tag") if key in metadata]
     for base in _as_list(metadata.get("base_model", [])):

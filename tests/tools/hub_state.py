@@ -1,6 +1,6 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the small Hub of the tests keeps, all of it in memory, and what it answers."""
+"""State and answers of the small Hub of the tests, all in memory."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ class Repo:
 
 
 def oid(path: str, content: bytes) -> str:
-    """What tells versions of a file apart: sha256 of large files, the hash of git of others."""
+    """The id of a version of a file: sha256 of large files, the hash of git of others."""
     if path.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -93,7 +93,7 @@ class Hub:
         known = {key: card[key] for key in ("pipeline_tag", "library_name") if key in card} | {"tags": tags_of(card)}
         return {"id": name, "sha": commit, "private": repo.private, "siblings": siblings, **known}
 
-    # What follows answers one request each; the name of a group of the pattern is an argument.
+    # Each of the methods below answers one request; its arguments are the groups of the pattern, by name.
 
     def create(self, token, body, query) -> dict:
         user = self.user(token)

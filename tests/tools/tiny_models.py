@@ -1,15 +1,17 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny encoders and dense models, labels for them, and noise."""
+"""Tiny encoders and dense models, labels for them, sites, and noise."""
 
 from copy import deepcopy
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import SwinConfig, SwinModel
+from transformers import PvtV2Backbone, PvtV2Config, SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel
+from peft_polyhistor.layers.bottleneck import ParallelLayer
+from peft_polyhistor.tuner.site import Site
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -44,6 +46,12 @@ def _make_swin(cls, **changes):
     return perturb(cls(config)).eval()
 
 
+def make_pvt(**changes):
+    """A tiny PVT v2 of random weights; its widths are no multiples of the first."""
+    sizes = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4]}
+    return PvtV2Backbone(PvtV2Config(**{**sizes, "out_features": STAGES, **changes})).eval()
+
+
 def make_dense(tasks=DENSE_TASKS, encoder=None, **kwargs):
     """The same dense model at every call, on the tiny Swin unless told."""
     encoder = encoder or make_swin()
@@ -54,6 +62,11 @@ def make_dense(tasks=DENSE_TASKS, encoder=None, **kwargs):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return model.eval()
+
+
+def make_sites(*widths):
+    """Sites of adapters in parallel to their layers, by the widths of these."""
+    return [Site(f"site{i}", ParallelLayer, width, i) for i, width in enumerate(widths)]
 
 
 def perturb(model, std=0.05):

@@ -20,7 +20,7 @@ def model():
 
 @pytest.fixture
 def batch():
-    """Of 4 pictures with uneven labels: the last two have no people, the first next to no foreground."""
+    """Four images with uneven labels: the last two have no people, the first next to no foreground."""
     labels = make_labels(list(TASKS), 4, 32, 64)
     labels["human_parts"][2:] = 255
     labels["saliency"][0, :, 1:] = 0

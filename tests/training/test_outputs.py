@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import train_pascal as recipe
+from file_contents import bytes_of
 from PIL import Image
 
 from peft_polyhistor import load
@@ -40,10 +41,6 @@ sys.addaudithook(note)
 sys.path.insert(0, os.path.dirname(what))
 runpy.run_path(what, run_name="__main__") if what.endswith(".py") else runpy.run_module(what, run_name="__main__")
 """
-
-
-def bytes_of(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_token_is_neither_saved_nor_printed(settings_of, tmp_path, monkeypatch, capfd, caplog):
@@ -97,7 +94,7 @@ def test_commands_write_into_their_output_folder_alone(small_run, parquet_scenes
     allowed = tuple(f"{folders[name]}{os.sep}" for name in ("out", "temporary", "cache"))
     written = set((tmp_path / "notes").read_text().splitlines())
     assert [path for path in written if not path.startswith((*allowed, "/dev/"))] == []
-    # What is written beside Python is seen here. PyTorch makes a folder for what it may compile.
+    # Files that others than Python wrote are seen here. PyTorch makes a folder for what it may compile.
     assert not any(list(folders[name].iterdir()) for name in ("home", "here"))
     assert [path for path in folders["temporary"].rglob("*") if not path.name.startswith("torchinductor")] == []
     assert bytes_of(parquet_scenes) == data

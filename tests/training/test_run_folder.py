@@ -15,6 +15,7 @@ import torch
 import train_pascal as recipe
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
+from file_contents import bytes_of
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -303,10 +304,6 @@ def test_a_writer_that_finds_no_room_is_explained(tmp_path, save):
     ):
         save(weights, fresh)
     assert not list(tmp_path.iterdir())
-
-
-def bytes_of(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_checkpoints_of_a_run_stay_whole_on_a_full_disk(settings_of, tmp_path, monkeypatch):

@@ -236,7 +236,7 @@ def test_a_model_of_tasks_is_told_the_tasks(make_swin, pixels):
     check_equal(model.unload()(pixels, tasks=["a"]), expected["a"])
 
 
-# What others put around the encoder
+# Modules and hooks of others around the encoder
 
 
 @for_two_methods

@@ -28,7 +28,7 @@ DEGENERATE = {
         "normals": torch.zeros(2, 3, *SIZE),
     },
 }
-"""What differs from random labels, by task."""
+"""Labels in place of random ones, by task."""
 
 
 @pytest.fixture(scope="module")

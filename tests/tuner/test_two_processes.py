@@ -64,7 +64,7 @@ def run(*command):
 
 @pytest.mark.slow
 def test_scores_are_the_same_in_every_layout(tmp_path):
-    """Of 5 pictures: batches of one, one left over, fewer batches than processes, and padding that must not count."""
+    """Five images: batches of one, one left over, fewer batches than processes, and padding that must not count."""
     script, found = tmp_path / "score.py", {}
     script.write_text(SCRIPT)
     for processes in (1, 2, 3):

@@ -27,7 +27,7 @@ BATCH = 4
 
 
 def shard(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    # What `Accelerator.prepare` does on GPUs; on processors it takes DDP whatever it is told.
+    # `Accelerator.prepare` does the same on GPUs; on CPUs it takes DDP whatever it is told.
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
     )

@@ -6,7 +6,7 @@
 `materials.py`, `setting.py` and `light.py` determine colours, surroundings and light, and `labels.py` the labels.
 """
 
-from .render import CLASSES, RENDERER_VERSION, render_scene
+from .render import RENDERER_VERSION, render_scene
 
 
-__all__ = ["CLASSES", "RENDERER_VERSION", "render_scene"]
+__all__ = ["RENDERER_VERSION", "render_scene"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...tasks.classes import VOC_CLASSES
 from .animals import ANIMALS, animal, bird
 from .figures import person, potted_plant
 from .labels import find_saliency, find_semseg
@@ -18,11 +19,6 @@ from .solids import BALL, FRUSTUM, DepthBuffer, Solid, rotation
 
 RENDERER_VERSION = 2  # part of the cache key of datasets; raise it when scenes change
 
-# In the order of VOC, ids 1 to 20; 0 is the background.
-CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
 # The classes that are seen in each of the surroundings of `setting.py`, beside people.
 _HABITATS = {
     "meadow": ("bird", "cow", "dog", "horse", "sheep"),
@@ -96,7 +92,7 @@ def _place(rng: np.random.Generator, plan: Plan, pitch: float) -> Thing:
 
 def _choose_names(rng: np.random.Generator) -> tuple[str, list[str]]:
     """Draws a habitat and one to four objects that are seen there, with people in more than half of the scenes."""
-    first = str(rng.choice([name for name in CLASSES if name != "person"]))
+    first = str(rng.choice([name for name in VOC_CLASSES[1:] if name != "person"]))
     habitat = str(rng.choice([habitat for habitat, names in _HABITATS.items() if first in names]))
     others = [name for name in _HABITATS[habitat] if name != first]
     names = [first, *map(str, rng.choice(others, rng.choice([0, 1, 2], p=[0.5, 0.4, 0.1]), replace=False))]
@@ -221,7 +217,7 @@ def render_scene(seed: int, index: int, size: int | tuple[int, int] = 128) -> di
     setting = draw_setting(rng, habitat)
     things = _compose(rng, names, setting, width / min(height, width))
     rendering = _render(rng, setting, things, x, y)
-    ids = np.array([CLASSES.index(t.name) + 1 if t.name in CLASSES else 0 for t in things] + [0], np.uint8)
+    ids = np.array([VOC_CLASSES.index(t.name) if t.name in VOC_CLASSES else 0 for t in things] + [0], np.uint8)
     has_normal = rendering.normals.any(axis=-1, keepdims=True)
     return {
         "image": photograph(rng, rendering.colour, x, y),
