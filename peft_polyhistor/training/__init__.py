@@ -8,6 +8,7 @@ from .guard import ON_BAD_STEP, StepGuard
 from .keys import key_of_data, key_of_weights
 from .methods import MethodChoice, adapt, parse_methods
 from .run_folder import Progress, RunFolder
+from .settings import Settings
 from .single_tasks import join_tasks
 
 
@@ -16,6 +17,7 @@ __all__ = [
     "MethodChoice",
     "Progress",
     "RunFolder",
+    "Settings",
     "StepGuard",
     "adapt",
     "add_gradients",
