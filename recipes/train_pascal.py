@@ -19,34 +19,25 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from datasets import Dataset
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load, load_encoder
 from peft_polyhistor.data import JointTransform
-from peft_polyhistor.evaluation import collect_statistics, count_trainable, find_details, headline, score_tasks
+from peft_polyhistor.evaluation import collect_statistics, count_trainable
 from peft_polyhistor.studies.gallery import draw_pictures
 from peft_polyhistor.studies.tables import align, make_note, make_rows
-from peft_polyhistor.training import (
-    RunFolder,
-    Settings,
-    StepGuard,
-    add_gradients,
-    arguments,
-    join_tasks,
-    key_of_data,
-    key_of_weights,
-)
-from peft_polyhistor.training.loaders import (
-    check_labels_exist,
-    load_splits,
-    make_loader,
-    rest_of_epoch,
-    sample_labels,
-)
+from peft_polyhistor.training.arguments import read_layout, read_loss_weights, run_recipe
+from peft_polyhistor.training.gradients import add_gradients
+from peft_polyhistor.training.guard import StepGuard
+from peft_polyhistor.training.keys import keys_of_inputs
+from peft_polyhistor.training.loaders import check_labels_exist, load_splits, make_loader, rest_of_epoch, sample_labels
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
-from peft_polyhistor.training.run_folder import RESULTS
-from peft_polyhistor.training.settings import NEUTRAL, OPTIMIZERS
+from peft_polyhistor.training.run_folder import RESULTS, RunFolder
+from peft_polyhistor.training.settings import NEUTRAL, OPTIMIZERS, Settings
+from peft_polyhistor.training.single_tasks import join_tasks
 
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "scenes_swin_mini_polyhistor_lite.yaml"
@@ -65,9 +56,25 @@ def train(method: str | dict, settings: Settings) -> dict:
 
 
 def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list[str]) -> dict:
-    """Trains one model, from its last checkpoint if the run resumes."""
-    label = folder.relative_to(settings.output_dir).as_posix()
-    accelerator = Accelerator(
+    """Builds one model, trains it, and saves it; a run that resumes starts from its last checkpoint."""
+    accelerator = make_accelerator(folder, settings)
+    run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL, asdict(Settings()))
+    with run.locked():
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
+        set_seed(settings.seed)
+        data, encoder = load_data(settings, tasks, accelerator), load_encoder(settings.encoder)
+        trained = load(settings.decoders) if settings.decoders else None
+        steps_per_epoch, total = settings.count_steps(len(data["train"]), accelerator.num_processes)
+        if results := run.open(settings.resume, keys_of_inputs(data, encoder, trained)):
+            return results
+        model = build_model(encoder, trained, data["train"], choice, settings, tasks)
+        results = fit(model, data, run, settings, tasks, steps_per_epoch, total)
+    accelerator.free_memory()
+    return results
+
+
+def make_accelerator(folder: Path, settings: Settings) -> Accelerator:
+    return Accelerator(
         mixed_precision=settings.mixed_precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
         project_dir=folder,
@@ -76,101 +83,93 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
         # The other processes wait while one process prepares the data.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
-    run = RunFolder(folder, asdict(settings), accelerator, NEUTRAL, asdict(Settings()))
-    with run.locked():
-        torch.set_num_threads(settings.threads or torch.get_num_threads())
 
-        # Data and encoder. Data is prepared for all tasks, so that single-task runs share what is prepared.
-        set_seed(settings.seed)
-        names, layout = declare_tasks(settings.tasks), arguments.read_layout(settings.layout)
-        data = load_splits(
-            settings.data,
-            names,
-            accelerator,
-            holdout=settings.holdout,
-            left_out=settings.left_out,
-            workers=settings.preparation_workers,
-            layout=layout,
-        )
-        data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
-        check_labels_exist(data["train"], tasks)
-        encoder = load_encoder(settings.encoder)
-        trained = load(settings.decoders) if settings.decoders else None
-        inputs = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
-        steps_per_epoch, total = settings.count_steps(len(data["train"]), accelerator.num_processes)
-        inputs["the weights of the encoder"] = key_of_weights(encoder)
-        if trained is not None:
-            inputs["the weights of the decoders"] = key_of_weights(trained)
-        if results := run.open(settings.resume, inputs):
-            return results
 
-        # Model: the encoder, a decoder per task, and the adapters of the method.
-        model = MultiTaskDenseModel.from_encoder(
-            encoder,
-            tasks,
-            decoder_width=settings.decoder_width,
-            decoder_dropout=settings.decoder_dropout,
-            shared_norms=shares_pass(choice.name),
-            loss_weights=arguments.read_loss_weights(settings.loss_weights, names),
-            image_size=settings.image_size,
-        )
-        if settings.bias_images:
-            model.fit_biases(sample_labels(data["train"], settings.bias_images))
-        if trained is not None:
-            model.copy_decoders(trained)
-        model = adapt(model, choice, tasks, settings.gradient_checkpointing)
+def load_data(settings: Settings, tasks: list[str], accelerator: Accelerator) -> dict[str, Dataset]:
+    """Loads the splits `train` and `val`, with images and the labels of `tasks`."""
+    data = load_splits(
+        settings.data,
+        declare_tasks(settings.tasks),  # of all tasks, so that single-task runs share what is prepared
+        accelerator,
+        holdout=settings.holdout,
+        left_out=settings.left_out,
+        workers=settings.preparation_workers,
+        layout=read_layout(settings.layout),
+    )
+    data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
+    check_labels_exist(data["train"], tasks)
+    return data
 
-        # Batches, normalised as the encoder expects them.
-        processor = DenseImageProcessor.from_model(model)
-        augment = JointTransform(processor, True, settings.seed, settings.augmentation)
-        resize = JointTransform(processor, train=False)
-        train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
-        val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
 
-        # Optimiser and schedule.
-        groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)
-        optimizer = OPTIMIZERS[settings.optimizer](groups, weight_decay=settings.weight_decay)
-        model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-        set_seed(settings.seed + accelerator.process_index)  # each process draws its own dropout masks
-        scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
-        progress = run.resume(scheduler)
-        guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
-        accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
+def build_model(
+    encoder: nn.Module, trained: nn.Module | None, rows: Dataset, choice: MethodChoice, settings: Settings, tasks: list
+) -> nn.Module:
+    """Makes the model to train: the encoder, a decoder per task, and the adapters of the method."""
+    model = MultiTaskDenseModel.from_encoder(
+        encoder,
+        tasks,
+        decoder_width=settings.decoder_width,
+        decoder_dropout=settings.decoder_dropout,
+        shared_norms=shares_pass(choice.name),
+        loss_weights=read_loss_weights(settings.loss_weights, declare_tasks(settings.tasks)),
+        image_size=settings.image_size,
+    )
+    if settings.bias_images:
+        model.fit_biases(sample_labels(rows, settings.bias_images))
+    if trained is not None:
+        model.copy_decoders(trained)
+    return adapt(model, choice, tasks, settings.gradient_checkpointing)
 
-        # Training. Losses are read before an evaluation, so that no model with a loss that is not finite is saved.
-        bar = tqdm(total=total, initial=progress.step, desc=label, disable=not accelerator.is_main_process)
-        model.train()
-        while progress.step < total:
-            epoch, done = divmod(progress.step, steps_per_epoch)
-            augment.set_epoch(epoch)
-            steps = rest_of_epoch(train_loader, epoch, done, settings.gradient_accumulation, accelerator)
-            for batches in islice(steps, total - progress.step):
-                losses = add_gradients(model, batches, tasks, accelerator, settings.backward_per_task)
-                progress.step += 1
-                guard.step(progress.step, losses)
-                scheduler.step()
-                bar.update()
-                is_scored = progress.step == total or progress.step % (settings.eval_every or steps_per_epoch) == 0
-                if is_scored or progress.step % settings.log_every == 0:
-                    means = guard.take_means()
-                    progress.losses += [{"step": progress.step, "losses": means}] if means else []
-                    rate = {"learning_rate": scheduler.get_last_lr()[0]}
-                    accelerator.log({f"loss/{task}": mean for task, mean in means.items()} | rate, progress.step)
-                if is_scored:
-                    statistics = collect_statistics(model, val_loader, tasks, accelerator)
-                    scores = score_tasks(statistics)
-                    accelerator.log({f"score/{task}": x for task, x in headline(scores).items()}, progress.step)
-                    progress.history.append({"step": progress.step, "scores": scores})
-                    progress.details = find_details(statistics, data["val"]["image_id"])
-                    run.save(model, progress)
 
-        # Results.
-        bar.close()
-        if accelerator.is_main_process:
-            draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, folder)
-        results = run.finish(label, count_trainable(accelerator.unwrap_model(model)), progress)
-    accelerator.free_memory()
-    return results
+def make_loaders(model: nn.Module, data: dict[str, Dataset], settings: Settings) -> tuple:
+    """Makes the loaders of both splits, and returns them after the transform of the training images."""
+    processor = DenseImageProcessor.from_model(model)  # images are normalised as the encoder expects them
+    augment = JointTransform(processor, True, settings.seed, settings.augmentation)
+    resize = JointTransform(processor, train=False)
+    train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
+    val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)
+    return augment, train_loader, val_loader
+
+
+def fit(
+    model: nn.Module, data: dict, run: RunFolder, settings: Settings, tasks: list, steps_per_epoch: int, total: int
+) -> dict:
+    """Trains up to the optimiser step `total`, saves the model after each evaluation, and writes the results."""
+    accelerator, label = run.accelerator, run.folder.relative_to(settings.output_dir).as_posix()
+    augment, train_loader, val_loader = make_loaders(model, data, settings)
+    groups = parameter_groups(model, settings.learning_rate, settings.decoder_learning_rate)
+    optimizer = OPTIMIZERS[settings.optimizer](groups, weight_decay=settings.weight_decay)
+    model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
+    set_seed(settings.seed + accelerator.process_index)  # each process draws its own dropout masks
+    scheduler = get_scheduler(settings.schedule, optimizer.optimizer, settings.warmup_steps, total)
+    progress = run.resume(scheduler)
+    guard = StepGuard(model, optimizer, tasks, accelerator, settings.max_grad_norm, settings.on_bad_step)
+    accelerator.init_trackers(label, config={name: str(value) for name, value in asdict(settings).items()})
+
+    bar = tqdm(total=total, initial=progress.step, desc=label, disable=not accelerator.is_main_process)
+    model.train()
+    while progress.step < total:
+        epoch, done = divmod(progress.step, steps_per_epoch)
+        augment.set_epoch(epoch)
+        steps = rest_of_epoch(train_loader, epoch, done, settings.gradient_accumulation, accelerator)
+        for batches in islice(steps, total - progress.step):
+            losses = add_gradients(model, batches, tasks, accelerator, settings.backward_per_task)
+            progress.step += 1
+            guard.step(progress.step, losses)
+            scheduler.step()
+            bar.update()
+            is_scored = progress.step == total or progress.step % (settings.eval_every or steps_per_epoch) == 0
+            if is_scored or progress.step % settings.log_every == 0:
+                progress.add_losses(guard.take_means(), scheduler.get_last_lr()[0], accelerator)
+            if is_scored:  # after `take_means`, which raises an error if a loss is not finite
+                statistics = collect_statistics(model, val_loader, tasks, accelerator)
+                progress.add_scores(statistics, data["val"]["image_id"], accelerator)
+                run.save(model, progress)
+
+    bar.close()
+    if accelerator.is_main_process:
+        draw_pictures(accelerator.unwrap_model(model), val_loader.dataset, progress.details, run.folder)
+    return run.finish(label, count_trainable(accelerator.unwrap_model(model)), progress)
 
 
 def main(settings: Settings) -> list[dict]:
@@ -181,4 +180,4 @@ def main(settings: Settings) -> list[dict]:
 
 
 if __name__ == "__main__":
-    arguments.run_recipe(main, __doc__, DEFAULT_CONFIG, Settings)
+    run_recipe(main, __doc__, DEFAULT_CONFIG, Settings)

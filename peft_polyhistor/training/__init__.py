@@ -5,9 +5,10 @@
 from .arguments import option, parse_settings, run_recipe
 from .gradients import add_gradients
 from .guard import ON_BAD_STEP, StepGuard
-from .keys import key_of_data, key_of_weights
+from .keys import key_of_data, key_of_weights, keys_of_inputs
 from .methods import MethodChoice, adapt, parse_methods
-from .run_folder import Progress, RunFolder
+from .progress import Progress
+from .run_folder import RunFolder
 from .settings import Settings
 from .single_tasks import join_tasks
 
@@ -24,6 +25,7 @@ __all__ = [
     "join_tasks",
     "key_of_data",
     "key_of_weights",
+    "keys_of_inputs",
     "option",
     "parse_methods",
     "parse_settings",
