@@ -26,7 +26,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 from train_pascal import DEFAULT_CONFIG, train
-from train_pascal import Settings as RunSettings
 
 from peft_polyhistor import METHODS, PASCAL_TASKS
 from peft_polyhistor.evaluation import headline
@@ -38,6 +37,7 @@ from peft_polyhistor.tasks import declare_tasks
 from peft_polyhistor.training.arguments import check_options, option, run_recipe
 from peft_polyhistor.training.files import write_json, write_text
 from peft_polyhistor.training.methods import MethodChoice, make_config, parse_methods
+from peft_polyhistor.training.settings import Settings as RunSettings
 
 
 PAPER = Path(__file__).parent / "paper" / "tables.csv"

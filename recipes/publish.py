@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from train_pascal import NEUTRAL
-
 from peft_polyhistor import METHODS, DenseImageProcessor, load
 from peft_polyhistor.hub.run_record import record_of, write_files
 from peft_polyhistor.hub.weights import CONFIG
@@ -27,6 +25,7 @@ from peft_polyhistor.models.image_processor import FILE as PROCESSOR
 from peft_polyhistor.training.files import read_json
 from peft_polyhistor.training.methods import parse_methods
 from peft_polyhistor.training.run_folder import RESULTS
+from peft_polyhistor.training.settings import NEUTRAL
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -5,9 +5,11 @@
 from .arguments import option, parse_settings, run_recipe
 from .gradients import add_gradients
 from .guard import ON_BAD_STEP, StepGuard
-from .keys import key_of_data, key_of_weights
+from .keys import key_of_data, key_of_weights, keys_of_inputs
 from .methods import MethodChoice, adapt, parse_methods
-from .run_folder import Progress, RunFolder
+from .progress import Progress
+from .run_folder import RunFolder
+from .settings import Settings
 from .single_tasks import join_tasks
 
 
@@ -16,12 +18,14 @@ __all__ = [
     "MethodChoice",
     "Progress",
     "RunFolder",
+    "Settings",
     "StepGuard",
     "adapt",
     "add_gradients",
     "join_tasks",
     "key_of_data",
     "key_of_weights",
+    "keys_of_inputs",
     "option",
     "parse_methods",
     "parse_settings",

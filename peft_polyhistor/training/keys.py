@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys of the data and the weights that a run starts from, so that no other data or weights continue it."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 import torch
@@ -10,6 +11,21 @@ from torch import nn
 
 
 _ROWS = 64  # that are read at once
+
+
+def keys_of_inputs(data: Mapping[str, Dataset], encoder: nn.Module, decoders: nn.Module | None) -> dict[str, str]:
+    """Returns a key of each input of a run, by a name for messages.
+
+    Args:
+        data: The splits by name.
+        encoder: The pretrained encoder.
+        decoders: The model whose decoders the run starts from, if any.
+    """
+    keys = {f"the data of the split {split}": key_of_data(rows) for split, rows in data.items()}
+    keys["the weights of the encoder"] = key_of_weights(encoder)
+    if decoders is not None:
+        keys["the weights of the decoders"] = key_of_weights(decoders)
+    return keys
 
 
 def key_of_data(rows: Dataset) -> str:

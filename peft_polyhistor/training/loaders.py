@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the data of a run in batches, in an order that a resumed run repeats."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import CDLL
 from functools import partial
@@ -110,19 +109,6 @@ def check_labels_exist(data: Dataset, tasks: Sequence[str]) -> None:
                 break
         else:
             raise ValueError(f"The split train: {fault}")
-
-
-def count_steps(images: int, batch_size: int, processes: int, gradient_accumulation: int) -> int:
-    """Returns the optimiser steps per epoch of a loader for training that accelerate prepared.
-
-    Raises:
-        ValueError: There are not enough images for one step.
-    """
-    batches = images // batch_size // processes
-    if batches < gradient_accumulation:
-        found = f"{images} training images make {batches} full batches per process"
-        raise ValueError(f"{found}, and a step takes {gradient_accumulation}. Lower --batch_size.")
-    return math.ceil(batches / gradient_accumulation)
 
 
 def rest_of_epoch(

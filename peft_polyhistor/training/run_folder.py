@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,12 @@ from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
 from ..version import __version__
 from .files import beside, delete, discard, explain_failure, link, read_json, replacing, write_json
+from .progress import Progress
 
 
 RESULTS, _PROGRESS = "results.json", "state/progress.json"
 GALLERY = "gallery"  # folder of example images
 _PATIENCE = 10  # seconds; the workers of a killed run live 5 seconds longer and may hold its lock
-
-
-@dataclass
-class Progress:
-    """The progress of a run, which is saved beside weights, optimiser and schedule."""
-
-    step: int = 0
-    seconds: float = 0.0  # time of training up to the last checkpoint
-    history: list[dict[str, Any]] = field(default_factory=list)  # scores and step of each evaluation
-    losses: list[dict[str, Any]] = field(default_factory=list)  # mean losses and step of each entry of the log
-    details: dict[str, Any] = field(default_factory=dict)  # classes and images of the last evaluation
 
 
 class RunFolder:
@@ -112,8 +102,7 @@ class RunFolder:
 
         Args:
             resume: Continue an earlier run in the folder, if there is one.
-            inputs: Keys of what the run starts from, by a name for messages, such as those of `key_of_data`. A
-                resumed run must have the same.
+            inputs: Keys of what the run starts from, from `keys_of_inputs`. A resumed run must have the same.
 
         Raises:
             ValueError: The run to resume had other settings, other inputs or another number of processes.

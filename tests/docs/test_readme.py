@@ -15,7 +15,6 @@ from methods_table import BASES, METHODS_UNDER_TEST
 from peft import get_peft_model
 from PIL import Image
 from tiny_models import make_swin
-from train_pascal import Settings
 
 import peft_polyhistor
 from peft_polyhistor import (
@@ -28,6 +27,7 @@ from peft_polyhistor import (
     load_encoder,
 )
 from peft_polyhistor.studies.paper import read_rows
+from peft_polyhistor.training.settings import Settings
 
 
 @pytest.fixture

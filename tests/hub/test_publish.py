@@ -8,10 +8,10 @@ from pathlib import Path
 import publish
 import pytest
 import recorded_cards
-from train_pascal import NEUTRAL, Settings
 
 from peft_polyhistor.hub import run_record as records
 from peft_polyhistor.hub.cards import find_base
+from peft_polyhistor.training.settings import NEUTRAL, Settings
 
 
 CARDS = Path(__file__).parents[2] / "hub_cards"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fills hub_cards/: the card of every config that trains one checkpoint.
 
-    PYTHONPATH=recipes python tests/tools/recorded_cards.py
+    python tests/tools/recorded_cards.py
 
 Scores are those of recipes/results/CONFIG.json, the results of recorded runs with different seeds, the published one
 first. Without such a file the card says that nothing was measured. Needs no weights and no network.
@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import ModelCard
-from train_pascal import NEUTRAL, Settings
 from transformers import SwinConfig, SwinModel
 
 from peft_polyhistor import MultiTaskDenseModel, load_encoder
@@ -24,6 +23,7 @@ from peft_polyhistor.hub.publishing import save_adapter
 from peft_polyhistor.hub.run_record import record_of
 from peft_polyhistor.hub.weights import WEIGHTS
 from peft_polyhistor.training import adapt, parse_methods, parse_settings
+from peft_polyhistor.training.settings import NEUTRAL, Settings
 
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings from YAML and arguments, and the errors that bad ones give."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import get_scheduler
 
 from peft_polyhistor.training import parse_settings, run_recipe
 from peft_polyhistor.training.arguments import read_loss_weights
+from peft_polyhistor.training.settings import CURVES
 
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -95,7 +97,7 @@ def test_loss_weights():
 
 
 def test_every_schedule_needs_nothing_but_steps():
-    for name in recipe.CURVES:
+    for name in CURVES:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         scheduler = get_scheduler(name, optimizer, 1, 4)
         optimizer.step()
@@ -149,6 +151,14 @@ def test_bad_settings_say_what_is_allowed(parse, text, message):
 def test_a_copy_of_a_recipe_needs_no_config():
     [settings] = parse_settings(["--steps", "3"], "", Path("nowhere.yaml"), recipe.Settings)
     assert settings == recipe.Settings(steps=3)
+
+
+def test_a_copy_of_the_recipe_needs_no_other_recipe():
+    """Nor does `publish`, so that it does not import the training."""
+    recipes = {file.stem for file in CONFIGS.parent.glob("*.py")}
+    for name in ("train_pascal", "publish"):
+        imported = re.findall(r"^(?:from|import) (\w+)", (CONFIGS.parent / f"{name}.py").read_text(), re.MULTILINE)
+        assert "peft_polyhistor" in imported and not recipes & set(imported)
 
 
 def test_missing_file_is_named():

@@ -22,7 +22,8 @@ from torch import nn
 
 from peft_polyhistor.training import key_of_data, key_of_weights, run_folder
 from peft_polyhistor.training.files import explain_failure, read_json, replacing, write_json, write_text
-from peft_polyhistor.training.run_folder import Progress, RunFolder
+from peft_polyhistor.training.progress import Progress
+from peft_polyhistor.training.run_folder import RunFolder
 from peft_polyhistor.training.single_tasks import join_tasks
 
 
