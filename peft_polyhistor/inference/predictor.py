@@ -159,7 +159,7 @@ class MultiTaskPredictor:
         Raises:
             OSError: There is no such file, or the URL cannot be downloaded.
             TypeError: An image, or the list of them, has another type.
-            ValueError: An image cannot be read, or `batch_size` is below 1.
+            ValueError: An image cannot be read, `batch_size` is below 1, or the model predicts NaN or infinite values.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -173,10 +173,22 @@ class MultiTaskPredictor:
         pixel_values = self.processor(images)["pixel_values"].to(self.model.device, self.model.dtype)
         with evaluating(self.model):
             logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits
+        for task in self.tasks:
+            _check_finite(task, logits[task])
         return [
             Prediction(image, {task: _read_map(task, logits[task][row : row + 1], image.size) for task in self.tasks})
             for row, image in enumerate(images)
         ]
+
+
+def _check_finite(task: str, logits: Tensor) -> None:
+    count = int((~logits.isfinite()).sum())
+    if count:
+        raise ValueError(
+            f"{count} of {logits.numel()} values that the model predicts for '{task}', in {logits.dtype}, are NaN or "
+            "infinite. Use a wider number format, such as model.float(). If that does not help, its training "
+            "diverged: train it with a lower learning rate."
+        )
 
 
 def _read_map(name: str, logits: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 """The predictor against the evaluation, its pictures of every kind, and the command."""
 
 import io
+import math
 import re
 import threading
 from dataclasses import replace
@@ -188,6 +189,15 @@ def test_what_cannot_predict_is_refused(model, picture):
         MultiTaskPredictor(model.bake(["semseg"]), tasks=["normals"])
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         MultiTaskPredictor(model)([picture], batch_size=0)
+
+
+def test_predictions_that_are_not_finite_are_refused(model, picture):
+    head = model.base_model.model.decoders.modules_to_save["default"].heads["semseg"]
+    with torch.no_grad():
+        head.classifier.bias[7] = math.nan
+    with pytest.raises(ValueError, match=r"'semseg', in torch.float32, are NaN or infinite.* wider number format"):
+        MultiTaskPredictor(model)(picture)
+    assert MultiTaskPredictor(model, ["normals"])(picture).maps.keys() == {"normals"}
 
 
 def test_pictures_of_every_kind_are_opened(model, picture, tmp_path):
