@@ -55,7 +55,7 @@ def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., tup
         if not tasks:
             raise gr.Error("Choose at least one task.")
         loaded = predictors[checkpoint]
-        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(image)
+        prediction = MultiTaskPredictor(loaded.model, tasks, processor=loaded.processor)(image)
         shown = [(prediction.overlay(task, opacity), task) for task in tasks]
         return shown, "".join(make_legend(task, prediction) for task in tasks)
 
