@@ -3,6 +3,8 @@
 """Evaluation and parameter counts of a dense model."""
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +58,27 @@ def test_scores_do_not_depend_on_the_batch_size(scenes, model):
     assert set(headline(scores[0])) == set(TASKS)
     with pytest.raises(ValueError, match="no image to score"):
         evaluate_tasks(model, [], tasks, accelerator)
+
+
+def test_images_of_a_sampler_and_beside_another_loader_are_all_scored(scenes, model):
+    accelerator = Accelerator(cpu=True)
+
+    def count(loader, accelerator=accelerator):
+        return len(collect_statistics(model, loader, ["normals"], accelerator)["normals"])
+
+    part = partial(DataLoader, scenes, 2, sampler=[4, 0, 1, 2], collate_fn=collate)  # 4 of 5 images
+    assert count(part()) == count(accelerator.prepare(part())) == 4
+    whole = partial(DataLoader, scenes, 4, collate_fn=collate)
+    for _ in accelerator.prepare(DataLoader(range(9), 4)):  # the last batch has one item
+        assert count(part()) == 4 and count(whole()) == count(accelerator.prepare(whole())) == 5
+    two = SimpleNamespace(num_processes=2, is_main_process=True, gather_for_metrics=accelerator.gather_for_metrics)
+    assert count(accelerator.prepare(whole()), two) == 5
+    with pytest.raises(ValueError, match=r"2 processes share the images, and the DataLoader would give all"):
+        count(whole(), two)
+    with pytest.raises(
+        ValueError, match=r"dataset of 5 images, and the processes scored 3 of them\. Give one without"
+    ):
+        count(accelerator.prepare(part()), two)
 
 
 def test_each_module_returns_to_its_mode_also_after_an_error(scenes, model):
