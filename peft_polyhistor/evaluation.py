@@ -222,20 +222,30 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
     return {"classes": classes, "examples": examples}
 
 
-def format_score(value: float, sign: str = "") -> str:
-    """Formats a score with two decimals, or as "not measured" for NaN; `sign="+"` shows the sign of a change."""
-    return NOT_MEASURED if math.isnan(value) else f"{value:{sign}.2f}"
+def format_score(value: float, sign: str = "", unit: str = "percent") -> str:
+    """Formats a score, or returns "not measured" for NaN.
+
+    Percent and degrees have two decimals. Scores in other units, which may be small, have four significant digits.
+
+    Args:
+        value: The score.
+        sign: "+" to show the sign of a change.
+        unit: Unit of the score.
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    return f"{value:{sign}.2f}" if unit in ("percent", "degrees") else f"{value:{sign}.4g}"
 
 
-def format_scores(values: Sequence[float], sign: str = "") -> str:
+def format_scores(values: Sequence[float], sign: str = "", unit: str = "percent") -> str:
     """Formats the mean and range of a score over several runs, or says in how many runs it is NaN."""
     missing = sum(map(math.isnan, values))
     if 0 < missing < len(values):
         return f"{NOT_MEASURED} in {missing} of {len(values)} runs"
-    mean = format_score(sum(values) / len(values), sign)
-    if len(values) == 1 or missing:
-        return mean
-    return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})"
+    mean, least, most = (
+        format_score(value, sign, unit) for value in (sum(values) / len(values), min(values), max(values))
+    )
+    return mean if len(values) == 1 or missing else f"{mean} ({least} to {most})"
 
 
 def is_of_decoder(name: str) -> bool:

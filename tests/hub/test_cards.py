@@ -113,6 +113,14 @@ def test_several_seeds_have_a_mean_and_a_range():
     assert score_rows(record) == [["semseg", "mIoU, percent", "up", "31.42", "32.14 (30.00 to 35.00)"]]
 
 
+def test_scores_in_small_units_keep_their_digits():
+    register_task(regression("inverse", unit="1/m", valid=(0.001, 0.1)))
+    record = replace(RECORD, scores={"inverse": {"RMSE": 0.00112345, "AbsRel": 10.4567}})
+    assert [row[-1] for row in score_rows(record)] == ["0.001123", "10.46"]
+    results = card_of(make_model(make_dense()), training=record).data.eval_results
+    assert [result.metric_value for result in results] == [0.001123, 10.46]
+
+
 def test_scores_beside_the_headline_have_their_unit_and_better_direction():
     register_task(regression("depth", unit="m", valid=(0.1, 80)))
     register_task(vectors("surface"))
