@@ -41,7 +41,7 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
-        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data.
+        ValueError: As in `read_study`.
     """
     folder = folder.expanduser()
     file = (file or folder).expanduser()
