@@ -227,12 +227,15 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_pictures_come_by_url(model, picture, tmp_path):
-    picture.save(tmp_path / "picture.png")
+    names = {"picture.png": "picture.png", "a b.png": "a%20b.png", "ä.png": "%C3%A4.png"}
+    for name in names:
+        picture.save(tmp_path / name)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         predictor = MultiTaskPredictor(model, ["semseg"])
-        assert np.array_equal(np.asarray(predictor(f"{url}/picture.png").image), np.asarray(picture))
+        for name in (*names, *names.values()):
+            assert np.array_equal(np.asarray(predictor(f"{url}/{name}").image), np.asarray(picture))
         with pytest.raises(ConnectionError, match=r"nothing\.png' cannot be downloaded: .*404"):
             predictor(f"{url}/nothing.png")
         server.shutdown()
