@@ -107,6 +107,13 @@ def test_shows_what_was_recorded():
     assert f"![Six pictures.]({PREVIEW})" in card_of(make_model(make_dense()), training=with_picture).text
 
 
+def test_a_string_is_no_list_of_strings():
+    with pytest.raises(TypeError, match=r"`tags` must be a list of strings, got 'lanes'\. Write \['lanes'\]\."):
+        publish(make_model(make_dense()), "ann/lite", tags="lanes")
+    with pytest.raises(TypeError, match=r"`limits` must be a list of strings, got 'Few images\.'"):
+        replace(RECORD, limits="Few images.")
+
+
 def test_several_seeds_have_a_mean_and_a_range():
     runs = {seed: {"semseg": {"mIoU": value}} for seed, value in ((0, 30.0), (3, 31.4159), (7, 35.0))}
     record = replace(RECORD, scores=runs[3], scores_by_seed=runs)
