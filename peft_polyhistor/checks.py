@@ -29,6 +29,12 @@ def find_repeated(items: Iterable[ItemT]) -> list[ItemT]:
     return [item for item, count in Counter(items).items() if count > 1]
 
 
+def check_list(name: str, value: Any) -> None:
+    """Raises TypeError for a string in place of a list of strings, which would count as the list of its letters."""
+    if isinstance(value, str):
+        raise TypeError(f"`{name}` must be a list of strings, got {value!r}. Write [{value!r}].")
+
+
 def check_image(name: str, image: Any) -> None:
     """Raises ValueError unless `image` is a PIL image of at most 8 bits per channel; others would be clipped."""
     mode = getattr(image, "mode", None)

@@ -4,12 +4,13 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderStateMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -43,7 +44,8 @@ def evaluate_tasks(
 
     Args:
         model: A `MultiTaskDenseModel`, adapted or not, prepared by `accelerator`.
-        batches: Batches with `pixel_values` and `labels` by task, from a loader that `accelerator` prepared.
+        batches: Batches with `pixel_values` and `labels` by task; with several processes a loader that `accelerator`
+            prepared, which gives each image of its dataset once.
         tasks: Names of the tasks.
         accelerator: Gathers the counts of all processes.
 
@@ -51,7 +53,7 @@ def evaluate_tasks(
         Scores by task and metric, in percent or the unit of the task. NaN if no image has a label for the task.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There is no batch; or several processes score and the loader is not prepared, or leaves out images.
     """
     return score_tasks(collect_statistics(model, batches, tasks, accelerator))
 
@@ -62,14 +64,18 @@ def collect_statistics(
 ) -> dict[str, Tensor]:
     """Counts, for each task and image, the pixels from which `score_tasks` computes the scores.
 
-    Takes the arguments of `evaluate_tasks`. Images that a prepared loader repeats to fill the last batch are dropped.
+    Takes the arguments and raises the errors of `evaluate_tasks`. Images that a prepared loader repeats to fill the
+    last batch of several processes are dropped.
 
     Returns:
         Counts by task, `(images, columns)` int64 in CPU memory, in the order of the data, the same on every process.
-
-    Raises:
-        ValueError: There is no batch.
     """
+    has_several = accelerator.num_processes > 1
+    if has_several and not isinstance(batches, DataLoaderStateMixin):
+        raise ValueError(
+            f"{accelerator.num_processes} processes share the images, and the {type(batches).__name__} would give all "
+            "of them to each process. Give a loader that `accelerator.prepare` returned."
+        )
     metrics = {task: TASKS[task].metric() for task in tasks}
     rows: dict[str, list[Tensor]] = {task: [] for task in tasks}
     with evaluating(model):
@@ -77,10 +83,26 @@ def collect_statistics(
             logits = model(batch["pixel_values"], tasks=list(tasks), full_resolution=False).logits
             for task, metric in metrics.items():
                 statistics = metric.statistics(logits[task], batch["labels"][task])
-                rows[task].append(accelerator.gather_for_metrics(statistics).cpu())
+                # A single process has no images to drop, and accelerate would drop some of a sampler's.
+                rows[task].append((accelerator.gather_for_metrics(statistics) if has_several else statistics).cpu())
     if not all(rows.values()):
         raise ValueError("There is no image to score: the loader is empty. Give one with at least one batch.")
-    return {task: torch.cat(parts) for task, parts in rows.items()}
+    result = {task: torch.cat(parts) for task, parts in rows.items()}
+    if has_several:
+        _check_complete(batches, result)
+    return result
+
+
+def _check_complete(batches: Any, statistics: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless there is a row for each image, by whose number accelerate drops the repeated ones."""
+    dataset = getattr(batches, "dataset", None)
+    for rows in statistics.values():
+        if isinstance(dataset, Sized) and len(rows) != len(dataset):
+            raise ValueError(
+                f"The loader has a dataset of {len(dataset)} images, and the processes scored {len(rows)} of them. "
+                "Give one without `drop_last` and without a sampler that leaves images out or repeats them; a part of "
+                "the data is a torch.utils.data.Subset."
+            )
 
 
 def score_tasks(statistics: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -200,20 +222,30 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
     return {"classes": classes, "examples": examples}
 
 
-def format_score(value: float, sign: str = "") -> str:
-    """Formats a score with two decimals, or as "not measured" for NaN; `sign="+"` shows the sign of a change."""
-    return NOT_MEASURED if math.isnan(value) else f"{value:{sign}.2f}"
+def format_score(value: float, sign: str = "", unit: str = "percent") -> str:
+    """Formats a score, or returns "not measured" for NaN.
+
+    Percent and degrees have two decimals. Scores in other units, which may be small, have four significant digits.
+
+    Args:
+        value: The score.
+        sign: "+" to show the sign of a change.
+        unit: Unit of the score.
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    return f"{value:{sign}.2f}" if unit in ("percent", "degrees") else f"{value:{sign}.4g}"
 
 
-def format_scores(values: Sequence[float], sign: str = "") -> str:
+def format_scores(values: Sequence[float], sign: str = "", unit: str = "percent") -> str:
     """Formats the mean and range of a score over several runs, or says in how many runs it is NaN."""
     missing = sum(map(math.isnan, values))
     if 0 < missing < len(values):
         return f"{NOT_MEASURED} in {missing} of {len(values)} runs"
-    mean = format_score(sum(values) / len(values), sign)
-    if len(values) == 1 or missing:
-        return mean
-    return f"{mean} ({min(values):{sign}.2f} to {max(values):{sign}.2f})"
+    mean, least, most = (
+        format_score(value, sign, unit) for value in (sum(values) / len(values), min(values), max(values))
+    )
+    return mean if len(values) == 1 or missing else f"{mean} ({least} to {most})"
 
 
 def is_of_decoder(name: str) -> bool:

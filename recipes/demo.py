@@ -30,7 +30,8 @@ def make_app(predictors: dict[str, MultiTaskPredictor]) -> gr.Blocks:
         gr.Markdown("# One frozen encoder, many dense tasks")
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(type="pil", label="Image")
+                # Without `image_mode=None` gradio clips images of 16 bits instead of handing them on.
+                image = gr.Image(type="pil", image_mode=None, label="Image")
                 checkpoint = gr.Dropdown(list(predictors), value=first, label="Checkpoint")
                 tasks = gr.CheckboxGroup(predictors[first].tasks, value=predictors[first].tasks, label="Tasks")
                 opacity = gr.Slider(0, 1, value=0.6, label="Opacity of the maps")
@@ -55,7 +56,10 @@ def _make_answer(predictors: dict[str, MultiTaskPredictor]) -> Callable[..., tup
         if not tasks:
             raise gr.Error("Choose at least one task.")
         loaded = predictors[checkpoint]
-        prediction = MultiTaskPredictor(loaded.model, tasks, loaded.processor)(image)
+        try:
+            prediction = MultiTaskPredictor(loaded.model, tasks, processor=loaded.processor)(image)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
         shown = [(prediction.overlay(task, opacity), task) for task in tasks]
         return shown, "".join(make_legend(task, prediction) for task in tasks)
 

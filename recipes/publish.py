@@ -77,6 +77,8 @@ def main(argv: Sequence[str]) -> str:
     others = [read_results(run, how) for run in arguments.other_seeds]
     training = record_of(results, checkpoint.name, others, neutral=NEUTRAL)
     model = load(checkpoint, encoder=arguments.base_model)  # a checkpoint that does not load is not published
+    if arguments.base_model:
+        results["settings"]["encoder"] = arguments.base_model
     has_processor = (checkpoint / PROCESSOR).is_file()
     with TemporaryDirectory() as folder:
         files = write_files(checkpoint.parent, results, Path(folder), with_images=not arguments.no_preview)

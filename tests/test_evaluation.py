@@ -3,6 +3,8 @@
 """Evaluation and parameter counts of a dense model."""
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +60,27 @@ def test_scores_do_not_depend_on_the_batch_size(scenes, model):
         evaluate_tasks(model, [], tasks, accelerator)
 
 
+def test_images_of_a_sampler_and_beside_another_loader_are_all_scored(scenes, model):
+    accelerator = Accelerator(cpu=True)
+
+    def count(loader, accelerator=accelerator):
+        return len(collect_statistics(model, loader, ["normals"], accelerator)["normals"])
+
+    part = partial(DataLoader, scenes, 2, sampler=[4, 0, 1, 2], collate_fn=collate)  # 4 of 5 images
+    assert count(part()) == count(accelerator.prepare(part())) == 4
+    whole = partial(DataLoader, scenes, 4, collate_fn=collate)
+    for _ in accelerator.prepare(DataLoader(range(9), 4)):  # the last batch has one item
+        assert count(part()) == 4 and count(whole()) == count(accelerator.prepare(whole())) == 5
+    two = SimpleNamespace(num_processes=2, is_main_process=True, gather_for_metrics=accelerator.gather_for_metrics)
+    assert count(accelerator.prepare(whole()), two) == 5
+    with pytest.raises(ValueError, match=r"2 processes share the images, and the DataLoader would give all"):
+        count(whole(), two)
+    with pytest.raises(
+        ValueError, match=r"dataset of 5 images, and the processes scored 3 of them\. Give one without"
+    ):
+        count(accelerator.prepare(part()), two)
+
+
 def test_each_module_returns_to_its_mode_also_after_an_error(scenes, model):
     model.train()
     model.encoder.eval()
@@ -97,6 +120,9 @@ def test_a_task_without_one_labeled_pixel_is_not_measured(scenes, model):
 def test_scores_are_written_with_their_range_or_in_words():
     assert format_score(12.345) == "12.35" and format_score(3.0, "+") == "+3.00"
     assert format_scores([1.0]) == "1.00" and format_scores([1.0, 2.0], "+") == "+1.50 (+1.00 to +2.00)"
+    assert format_score(0.00112345, unit="1/m") == "0.001123" and format_score(7.5, unit="m") == "7.5"
+    assert format_score(12.345, unit="degrees") == "12.35"
+    assert format_scores([0.001, 0.0012], unit="1/m") == "0.0011 (0.001 to 0.0012)"
     assert format_scores([math.nan]) == format_scores([math.nan, math.nan]) == "not measured"
     assert format_scores([1.0, math.nan, 2.0]) == "not measured in 1 of 3 runs"
 

@@ -214,7 +214,7 @@ def _eval_results(training: TrainingRecord) -> list[EvalResult] | None:
             dataset_split=training.split,
             metric_type=METRIC_TYPES.get(metric, metric),
             metric_name=f"{task} {metric}",
-            metric_value=round(value, 2),
+            metric_value=float(format_score(value, unit=_describe_score(task, metric)[0])),
         )
         for task, values in training.scores.items()
         for metric, value in values.items()
@@ -226,18 +226,23 @@ def score_rows(training: TrainingRecord) -> list[list[str]]:
     """Makes rows of task, metric, better direction and score, with several seeds also their mean and range."""
     rows = []
     for task, values in training.scores.items():
-        row = TASKS[task]
         for metric, value in values.items():
-            unit, direction = row.unit, row.better
-            if metric != row.score:
-                unit, direction = FURTHER_SCORES.get(re.sub(r"^within_.*", "within", metric), ("", "-"))
-            unit = " ".join(unit.split()).replace("|", "\\|")  # of one cell
-            cells = [task, f"{metric}, {unit}" if unit else metric, direction, format_score(value)]
+            unit, direction = _describe_score(task, metric)
+            shown = " ".join(unit.split()).replace("|", "\\|")  # of one cell
+            cells = [task, f"{metric}, {shown}" if shown else metric, direction, format_score(value, unit=unit)]
             of_seeds = [scores[task][metric] for scores in training.scores_by_seed.values()]
             if of_seeds:
-                cells.append(format_scores(of_seeds))
+                cells.append(format_scores(of_seeds, unit=unit))
             rows.append(cells)
     return rows
+
+
+def _describe_score(task: str, metric: str) -> tuple[str, str]:
+    """Returns the unit and the better direction of a score."""
+    row = TASKS[task]
+    if metric == row.score:
+        return row.unit, row.better
+    return FURTHER_SCORES.get(re.sub(r"^within_.*", "within", metric), ("", "-"))
 
 
 def _settings(config: MultiTaskConfig) -> str:

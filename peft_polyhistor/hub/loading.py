@@ -5,11 +5,13 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -22,7 +24,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from ..checks import DECODERS
 from ..config import MultiTaskConfig
-from ..models.encoder import load_encoder
+from ..models.encoder import embedded_name, load_encoder
 from ..models.image_processor import FILE as PROCESSOR
 from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import MultiTaskDenseConfig
@@ -53,7 +55,7 @@ def load(
         name: `"user/name"` on the Hub, or a folder.
         encoder: Replaces the encoder that the checkpoint names: a folder, a Hub id, or a model. A model is adapted in
             place, so each checkpoint needs a model of its own.
-        revision: A branch, tag or commit.
+        revision: A branch, tag or commit of a repository on the Hub.
         token: Token for private repositories; `None` uses that of `hf auth login`.
         is_trainable: Whether adapters and decoders are trainable, or all of a checkpoint without adapters; otherwise
             they are frozen.
@@ -62,8 +64,9 @@ def load(
 
     Raises:
         FileNotFoundError: The folder, repository, revision, a file or the encoder does not exist.
-        ValueError: The checkpoint is damaged, is not a dense model of this package, has an unknown encoder, or does
-            not fit the encoder or the registered tasks. No memory beyond the encoder and the file is allocated before.
+        ValueError: `name` is empty, or a folder with a `revision`. The checkpoint is damaged, is not a dense model of
+            this package, has an unknown encoder, or does not fit the encoder or the registered tasks. No memory beyond
+            the encoder and the file is allocated before.
         TypeError: An option is unknown.
     """
     options = {"revision": revision, "token": token, **kwargs}
@@ -113,9 +116,11 @@ def load_with_folder(
         )
     dense = MultiTaskDenseModel.from_encoder(encoder, tasks, **decoder_settings)
     source = getattr(encoder, "name_or_path", None)
+    model = PeftModel(dense, config)  # compares the encoder with that of the config
     if is_given and source is not None:
-        config.base_model_name_or_path, config.revision = source or None, getattr(encoder, "revision", None)
-    model = PeftModel(dense, config)
+        own = model.peft_config["default"]
+        own.base_model_name_or_path = None if embedded_name(source) else source or None
+        own.revision = getattr(encoder, "revision", None)
     model.load_adapter(str(folder), "default", is_trainable=is_trainable)
     return model, folder
 
@@ -141,8 +146,15 @@ def _is_dense(folder: Path, name: str) -> bool:
 
 def _find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
     """Returns the folder of a checkpoint, and downloads it if it is on the Hub."""
+    if not name:
+        raise ValueError("The name of the checkpoint is empty. Give a folder, or a Hub repository as 'user/name'.")
     if Path(os.path.expanduser(name)).is_dir():
         folder = Path(os.path.expanduser(name))
+        if revision is not None:
+            raise ValueError(
+                f"Got revision={revision!r} for '{name}', which is a folder; only a repository on the Hub has "
+                "revisions. Leave the revision out, or run where no folder has this name."
+            )
     elif name.startswith(("/", ".", "~")) or name.count("/") != 1:
         beside = _find_adapters(Path(os.path.expanduser(name)).parent)
         hint = f" Beside it are the checkpoints {', '.join(beside)}." if beside else ""
@@ -154,6 +166,8 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
         if _is_dense(folder, name):
             files = [CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", PROCESSOR]
             folder = _download(name, files, revision, token, **kwargs)
+        if not (folder / PROCESSOR).is_file():
+            _check_no_processor(name, folder.name, token, **kwargs)
     is_sharded = (folder / SAFE_WEIGHTS_INDEX_NAME).is_file()
     weights = SAFE_WEIGHTS_INDEX_NAME if is_sharded else SAFE_WEIGHTS_NAME
     files = [CONFIG_NAME, weights] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
@@ -198,6 +212,22 @@ def _download(name: str, files: list[str], revision: str | None, token: str | bo
             f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
             "private repository give token=... or run `hf auth login`."
         ) from error
+
+
+def _check_no_processor(name: str, commit: str, token: str | bool | None, **kwargs: Any) -> None:
+    """Warns if it is not known whether a repository has an image processor, as after PEFT has loaded its adapter."""
+    if try_to_load_from_cache(name, PROCESSOR, kwargs.get("cache_dir"), commit) is not None:
+        return  # the cache records that there is none
+    try:
+        hf_hub_download(name, PROCESSOR, revision=commit, token=token, **kwargs)
+    except (LocalEntryNotFoundError, GatedRepoError, RepositoryNotFoundError):
+        warnings.warn(
+            f"The cache does not hold {PROCESSOR} of '{name}', and the Hub did not say whether there is one, which a "
+            "MultiTaskPredictor would use. Load it once with access to the Hub, or give the predictor a `processor`.",
+            stacklevel=5,
+        )
+    except EntryNotFoundError:
+        pass  # the cache records it now
 
 
 def _check_revision(revision: str | None) -> None:

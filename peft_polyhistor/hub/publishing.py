@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ..checks import check_list
 from ..models.image_processor import FILE as PROCESSOR
 from ..models.image_processor import DenseImageProcessor
 from .cards import base_of, config_of, make_card
@@ -74,14 +75,15 @@ def publish(
         commit_message, commit_description: Message and description of the commit.
 
     Raises:
-        TypeError: The adapter is not of a method of this package, the model is not a result of `merge_and_unload`, or
-            `processor` is of another class.
+        TypeError: The adapter is not of a method of this package, the model is not a result of `merge_and_unload`,
+            `processor` is of another class, or `tags` is a string.
         ValueError: The encoder is unknown or a folder, the repository is public although `private` is set, or for a
             merged model `training` is given or `license` is not.
         FileNotFoundError: A file of `training` does not exist.
         ConnectionError: The Hub cannot be reached, or the upload was interrupted.
         HfHubHTTPError: The Hub refused the upload, e.g. without a token.
     """
+    check_list("tags", tags)
     is_adapter = isinstance(model, PeftModel)
     card_for: Callable[..., ModelCard]
     with TemporaryDirectory() as temporary:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks import check_list
+
 
 PREVIEW, RESULTS, TRAINING = "predictions.png", "results.json", "training.yaml"  # files beside the weights
 Scores = Mapping[str, Mapping[str, float]]  # by task and metric
@@ -31,6 +33,9 @@ class TrainingRecord:
         limits: Sentences on the limits of the checkpoint.
         files: Files to upload with the checkpoint, by name. The card shows a `predictions.png`.
         preview: Caption of `predictions.png`.
+
+    Raises:
+        TypeError: `limits` is a string.
     """
 
     dataset_name: str
@@ -48,3 +53,6 @@ class TrainingRecord:
     limits: Sequence[str] = ()
     files: Mapping[str, Path] = field(default_factory=dict)
     preview: str = ""
+
+    def __post_init__(self) -> None:
+        check_list("limits", self.limits)

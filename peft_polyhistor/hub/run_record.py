@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..checks import find_repeated
 from ..evaluation import find_best
 from ..tasks import declare_tasks
 from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
@@ -78,14 +79,18 @@ def record_of(
         neutral: Names of settings that may differ between seeds, because they do not affect the result.
 
     Raises:
-        ValueError: The checkpoint is neither `best` nor `last`, or another run differs in more than its seed.
+        ValueError: The checkpoint is neither `best` nor `last`, or another run differs in more than its seed or not
+            in its seed.
     """
     if checkpoint not in ("best", "last"):
         raise ValueError(f"A run leaves the checkpoints 'best' and 'last', got '{checkpoint}'. Give one of these two.")
     settings, history = results["settings"], results["history"]
     declare_tasks(settings.get("tasks", []))
     for other in others:
-        _check_same_but_seed(settings, other["settings"], neutral)
+        _check_same_but_seed(results, other, neutral)
+    seeds = [run["settings"]["seed"] for run in (results, *others)]
+    if find_repeated(seeds):
+        raise ValueError(f"Runs of one mean must have different seeds, got {seeds}. Give one run of each seed.")
     entry, source = _find_evaluation(results, checkpoint), source_of(settings["data"])
     chosen = (f"It is the best of {len(history)} evaluations on the same split that its scores were measured on.",)
     start = ("Its decoders started from those of another run, which this repository does not hold.",)
@@ -131,13 +136,16 @@ def command_of(settings: Mapping[str, Any], config: Path | None) -> str:
     return command + (f" --seed {settings['seed']}" if settings["seed"] else "")
 
 
-def _check_same_but_seed(settings: Mapping[str, Any], other: Mapping[str, Any], neutral: Collection[str]) -> None:
-    names = (settings.keys() | other.keys()) - {"seed", *neutral}
-    differing = sorted(name for name in names if settings.get(name) != other.get(name))
-    if differing or settings["seed"] == other["seed"]:
+def _check_same_but_seed(run: Mapping[str, Any], other: Mapping[str, Any], neutral: Collection[str]) -> None:
+    settings, others = run["settings"], other["settings"]
+    names = (settings.keys() | others.keys()) - {"seed", *neutral}
+    differing = sorted(name for name in names if settings.get(name) != others.get(name))
+    keys = other.get("inputs", {})
+    differing += [name for name, key in run.get("inputs", {}).items() if keys.get(name, key) != key]
+    if differing:
         raise ValueError(
-            f"Runs of one mean must differ in their seed and in nothing else; their seeds are {settings['seed']} and "
-            f"{other['seed']}, and they differ in {differing}. Leave the other run out."
+            f"Runs of one mean must differ in their seed and in nothing else; those of the seeds {settings['seed']} "
+            f"and {others['seed']} differ in {differing}. Leave the other run out."
         )
 
 

@@ -3,7 +3,8 @@
 """Draws images beside the labels and the predictions of all tasks."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ LONGEST = 256  # pixels of the longer side of a map
 GAP = 4  # pixels between maps
 LARGEST_FONT = 20  # pixels
 LEGEND_FONT = 14  # pixels
+NO_CHARACTER = "\U0010ffff"  # by Unicode; fonts draw a box for it, as for all characters that they lack
 FRAME = "silver"
 ROWS = "label", "prediction"
 
@@ -52,6 +54,7 @@ def draw_grid(images: np.ndarray, labels: Mapping[str, Tensor], logits: Mapping[
     others = [rows for task, rows in painted.items() if UNLABELED not in TASKS[task].palette]
     if any((item == UNLABELED).all(axis=-1).any() for rows in others for item in rows[0]):
         keys["all tasks"] = [("unlabelled", UNLABELED)]
+    _check_glyphs([*keys, *(text for entries in keys.values() for text, _ in entries)])
     legend = _draw_legend(keys, right)
     sheet = Image.new("RGB", (right + 1, bottom + 1 + legend.height), "white")  # with the frames of the last maps
     draw = ImageDraw.Draw(sheet)
@@ -101,12 +104,25 @@ def _draw_legend(keys: Mapping[str, Sequence[KeyEntry]], width: int) -> Image.Im
 
 
 def _write(texts: Sequence[str], width: int) -> list[Image.Image]:
-    """Writes texts in one size, each in the middle of an image of this width in pixels."""
-    font = ImageFont.load_default(LARGEST_FONT)
-    size = LARGEST_FONT * min(1, width / max(map(font.getlength, texts)))
-    font = ImageFont.load_default(size)
-    written = []
-    for text in texts:
-        written.append(Image.new("RGB", (width, math.ceil(1.5 * size)), "white"))
-        ImageDraw.Draw(written[-1]).text((width / 2, 0.75 * size), text, fill="black", font=font, anchor="mm")
+    """Writes each text in the middle of an image of this width in pixels, smaller if it is long."""
+    largest = ImageFont.load_default(LARGEST_FONT)
+    sizes = [LARGEST_FONT * min(1, width / largest.getlength(text)) for text in texts]
+    height, written = math.ceil(1.5 * max(sizes)), []
+    for text, size in zip(texts, sizes, strict=True):
+        written.append(Image.new("RGB", (width, height), "white"))
+        font = ImageFont.load_default(size)
+        ImageDraw.Draw(written[-1]).text((width / 2, height / 2), text, fill="black", font=font, anchor="mm")
     return written
+
+
+def _check_glyphs(texts: Iterable[str]) -> None:
+    """Warns of characters that the font lacks."""
+    font = ImageFont.load_default(LARGEST_FONT)
+    box = bytes(font.getmask(NO_CHARACTER))
+    missing = [character for character in dict.fromkeys("".join(texts)) if bytes(font.getmask(character)) == box]
+    if missing:
+        warnings.warn(
+            f"The image of predictions shows boxes in place of {', '.join(missing)}, which its font lacks. Write the "
+            "names of tasks and classes in ASCII to read them there.",
+            stacklevel=3,
+        )

@@ -5,6 +5,7 @@
 import io
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..version import __version__
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
+OF_URLS = "%:/?#[]@!$&'()*+,;=~"  # characters that stay; "%" too, as parts of a URL may be quoted already
 LARGEST_DOWNLOAD = 2**28  # bytes
 TIMEOUT = 30  # seconds to wait for an answer of the server
 
@@ -55,7 +57,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 def _download(url: str) -> bytes:
     try:
-        request = Request(url, headers={"User-Agent": f"peft-polyhistor/{__version__}"})
+        request = Request(quote(url, safe=OF_URLS), headers={"User-Agent": f"peft-polyhistor/{__version__}"})
         with urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(LARGEST_DOWNLOAD + 1)
     except (OSError, ValueError, HTTPException) as error:

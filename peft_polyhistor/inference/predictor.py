@@ -98,46 +98,62 @@ class MultiTaskPredictor:
         model: A `MultiTaskDenseModel`, adapted or not, e.g. from `load`. It stays on its device.
         tasks: Tasks to predict; `None` for all tasks of the model.
         image_size: Side or (height, width) in pixels to which images are resized; `None` for the size used in
-            training, that of the active adapter. Or an image processor.
+            training.
+        processor: Image processor in place of `image_size`. With neither, each call prepares images as in the
+            training of the adapter that is active.
 
     Raises:
         TypeError: `model` is no dense model.
-        ValueError: `image_size` is unknown or out of range, or the model does not have a task.
+        ValueError: `image_size` is unknown or out of range, `processor` is given too, or the model does not have a
+            task.
     """
 
     def __init__(
         self,
         model: MultiTaskDenseModel | PeftModel,
         tasks: Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        processor: DenseImageProcessor | None = None,
     ):
+        _check_one(image_size, processor)
         images_of(model)  # raises its error for other models
         self.model = model
         self.tasks = model.config.choose_tasks(tasks)
-        if not isinstance(image_size, DenseImageProcessor):
-            image_size = DenseImageProcessor.from_model(model, image_size)
-        self.processor = image_size
-        self.image_size = normalize_image_size(self.processor.image_size)
+        own = processor or DenseImageProcessor.from_model(model, image_size)  # raises its error for an unknown size
+        self._given = None if processor is None and image_size is None else own
+
+    @property
+    def processor(self) -> DenseImageProcessor:
+        """The given image processor, or that of the active adapter."""
+        return self._given or DenseImageProcessor.from_model(self.model)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels to which images are resized."""
+        return normalize_image_size(self.processor.image_size)
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | Path,
         tasks: Sequence[str] | None = None,
-        image_size: int | tuple[int, int] | DenseImageProcessor | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        processor: DenseImageProcessor | None = None,
         **kwargs: Any,
     ) -> "MultiTaskPredictor":
-        """Creates a predictor from a checkpoint, with its saved image processor unless `image_size` is a processor.
+        """Creates a predictor from a checkpoint, with its saved image processor unless `processor` is given.
 
         A size replaces that of the saved processor, whose mean and standard deviation stay. `name` and `kwargs` are
-        passed to `load`, which raises its own errors.
+        passed to `load`, which raises its own errors. A saved processor counts as given: for an adapter that is added
+        later, create another predictor.
         """
+        _check_one(image_size, processor)
         model, folder = load_with_folder(name, **kwargs)
-        if isinstance(image_size, DenseImageProcessor) or not is_saved(folder / FILE):
-            return cls(model, tasks, image_size)
+        if processor is not None or not is_saved(folder / FILE):
+            return cls(model, tasks, image_size, processor)
         saved = DenseImageProcessor.from_pretrained(str(folder))
         size = saved.image_size if image_size is None else image_size
-        return cls(model, tasks, DenseImageProcessor(size, saved.image_mean, saved.image_std))
+        return cls(model, tasks, processor=DenseImageProcessor(size, saved.image_mean, saved.image_std))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str
@@ -159,7 +175,7 @@ class MultiTaskPredictor:
         Raises:
             OSError: There is no such file, or the URL cannot be downloaded.
             TypeError: An image, or the list of them, has another type.
-            ValueError: An image cannot be read, or `batch_size` is below 1.
+            ValueError: An image cannot be read, `batch_size` is below 1, or the model predicts NaN or infinite values.
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -173,10 +189,30 @@ class MultiTaskPredictor:
         pixel_values = self.processor(images)["pixel_values"].to(self.model.device, self.model.dtype)
         with evaluating(self.model):
             logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits
+        for task in self.tasks:
+            _check_finite(task, logits[task])
         return [
             Prediction(image, {task: _read_map(task, logits[task][row : row + 1], image.size) for task in self.tasks})
             for row, image in enumerate(images)
         ]
+
+
+def _check_one(image_size: Any, processor: Any) -> None:
+    if image_size is not None and processor is not None:
+        raise ValueError(
+            f"Got image_size={image_size} and a processor, which has a size of its own. Give one of the two, such as "
+            "DenseImageProcessor(image_size, image_mean, image_std)."
+        )
+
+
+def _check_finite(task: str, logits: Tensor) -> None:
+    count = int((~logits.isfinite()).sum())
+    if count:
+        raise ValueError(
+            f"{count} of {logits.numel()} values that the model predicts for '{task}', in {logits.dtype}, are NaN or "
+            "infinite. Use a wider number format, such as model.float(). If that does not help, its training "
+            "diverged: train it with a lower learning rate."
+        )
 
 
 def _read_map(name: str, logits: Tensor, size: tuple[int, int]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import is_compiled_module
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor
@@ -51,6 +52,8 @@ def images_of(model: Any) -> dict[str, Any]:
     Raises:
         TypeError: `model` is no dense model.
     """
+    if is_compiled_module(model):
+        model = model._orig_mod  # its class tells whether it is adapted
     config = getattr(model, "config", None)
     if not isinstance(config, MultiTaskDenseConfig):
         raise TypeError(

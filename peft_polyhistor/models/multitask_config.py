@@ -86,7 +86,7 @@ class MultiTaskDenseConfig(PreTrainedConfig):
     def choose_tasks(self, tasks: Sequence[str] | None) -> list[str]:
         """Returns the names of `tasks`, or of all tasks for `None`; raises ValueError for a task without a decoder."""
         if tasks is None:
-            return self.tasks
+            return list(self.tasks)
         return [task.name for task in get_tasks(tasks, self.tasks)]
 
     def decoder_settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..evaluation import headline
+from ..evaluation import format_score, headline
 from ..hub.run_record import shared_settings, source_of
 from ..tasks import TASKS
 from ..training.files import write_text
@@ -41,7 +41,7 @@ def make_report(folder: Path, file: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: The folder holds no finished run.
-        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data.
+        ValueError: As in `read_study`.
     """
     folder = folder.expanduser()
     file = (file or folder).expanduser()
@@ -116,9 +116,8 @@ def _in_words(value: object) -> str:
 
 def _table(study: Study) -> dict[str, Any]:
     """Returns the table of results: means apart from ranges, the best of each column marked, and the note below."""
-    header, *rows = make_rows(study.results, study.papers)
-    own = [cells for name, *cells in rows if name in study.results]
-    best = [find_best(title, [cells[column] for cells in own]) for column, title in enumerate(header[1:])]
+    _, *rows = make_rows(study.results, study.papers)
+    best = find_best(study.results)
     tasks = [(task, f"{TASKS[task].score} in {TASKS[task].unit}, {TASKS[task].better}") for task in study.tasks]
     return {
         "header": [("method", ""), ("rate", ""), *SIZES, *tasks, ("change", "percent, up")],
@@ -126,7 +125,7 @@ def _table(study: Study) -> dict[str, Any]:
             {
                 "name": name,
                 "of_paper": name not in study.results,
-                "cells": [(*split_range(cell), cell in best[column]) for column, cell in enumerate(cells)],
+                "cells": [(*split_range(cell), name in methods) for cell, methods in zip(cells, best, strict=True)],
             }
             for name, *cells in rows
         ],
@@ -223,7 +222,7 @@ def _galleries(study: Study) -> Iterator[dict[str, Any]]:
                 "name": task,
                 "score": f"{TASKS[task].score} in {TASKS[task].unit}",
                 "ends": {
-                    end: [entry | {"source": _read_image(folder, task, entry["index"])} for entry in entries]
+                    end: [_show(entry, task, folder) for entry in entries]
                     for end, entries in run["examples"][task].items()
                 },
             }
@@ -231,6 +230,12 @@ def _galleries(study: Study) -> Iterator[dict[str, Any]]:
             if task in run["examples"]
         ]
         yield {"method": method, "seed": run["settings"]["seed"], "tasks": tasks}
+
+
+def _show(entry: Mapping[str, Any], task: str, folder: Path) -> dict[str, Any]:
+    """Returns an entry of `find_details` with its score as text and its image."""
+    score = format_score(entry["score"], unit=TASKS[task].unit)
+    return {**entry, "score": score, "source": _read_image(folder, task, entry["index"])}
 
 
 def _read_image(folder: Path, task: str, index: int) -> str | None:

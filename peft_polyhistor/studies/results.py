@@ -51,7 +51,8 @@ def read_study(folder: Path) -> Study:
 
     Raises:
         FileNotFoundError: The folder has neither.
-        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data.
+        ValueError: A file is damaged, or the runs differ in their tasks, seeds or data, or in the weights that they
+            start from.
     """
     if (folder / COMPARISON).is_file():
         study = _read_comparison(folder)
@@ -63,14 +64,19 @@ def read_study(folder: Path) -> Study:
             f"There is no {COMPARISON} and no METHOD/{RESULTS} in {folder}. Give the --output_dir of train_pascal.py "
             "or compare_methods.py, after a run is finished."
         )
+    inputs: dict[str, set[str]] = {}  # keys that the runs recorded, by what they are of
+    for run in study.runs:
+        for name, key in run.get("inputs", {}).items():
+            inputs.setdefault(name, set()).add(key)
     for what, found in (
-        ("tasks", {str(sorted(run["scores"])) for run in study.runs}),
-        ("seeds", {str([run["settings"]["seed"] for run in runs]) for runs in study.results.values()}),
-        ("data", {str({name: run["settings"].get(name) or None for name in DATA}) for run in study.runs}),
+        ("their tasks", {str(sorted(run["scores"])) for run in study.runs}),
+        ("their seeds", {str([run["settings"]["seed"] for run in runs]) for runs in study.results.values()}),
+        ("their data", {str({name: run["settings"].get(name) or None for name in DATA}) for run in study.runs}),
+        *inputs.items(),
     ):
         if len(found) > 1:
             raise ValueError(
-                f"Runs in {folder} differ in their {what}, so they cannot be compared: {' and '.join(sorted(found))}. "
+                f"Runs in {folder} differ in {what}, so they cannot be compared: {' and '.join(sorted(found))}. "
                 "Move them to different folders."
             )
     return study

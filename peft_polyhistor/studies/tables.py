@@ -68,7 +68,7 @@ def make_rows(results: Results, papers: Mapping[str, PaperRow | None] | None = N
         scores = [headline(run["scores"]) for run in runs]
         rate = "-" if method == "decoders" else f"{runs[0]['settings']['learning_rate']:g}"
         sizes = [f"{runs[0]['parameters'][part]:,}" for part in ("encoder", "all")]
-        cells = [format_scores([score[task] for score in scores]) for task in tasks]
+        cells = [format_scores([score[task] for score in scores], unit=TASKS[task].unit) for task in tasks]
         changes = change_of(results, method)
         rows.append([method, rate, *sizes, *cells, format_scores(changes, "+") if changes else "-"])
         row = (papers or {}).get(method)
@@ -89,14 +89,25 @@ def split_range(cell: str) -> tuple[str, str]:
     return mean, bracket.strip() + rest
 
 
-def find_best(title: str, cells: Sequence[str]) -> list[str]:
-    """Returns the cells of a column with the best mean as printed; none if the column has no better direction."""
-    direction = "up" if title == "change" else title.rpartition(" ")[2]
-    if direction not in ("up", "down") or len(cells) == 1:
+def find_best(results: Results) -> list[list[str]]:
+    """Returns the methods with the best finite mean, for each column of `make_rows` but the first.
+
+    The list is empty for a column without a better direction, and if there is only one method.
+    """
+    best: list[list[str]] = [[], [], []]  # rate, and sizes of encoder and all
+    for task in next(iter(results.values()))[0]["scores"]:
+        scores = {method: [headline(run["scores"])[task] for run in runs] for method, runs in results.items()}
+        best.append(_find_best_means(scores, TASKS[task].better))
+    changes = {method: change_of(results, method) or [math.nan] for method in results}
+    return [*best, _find_best_means(changes, "up")]
+
+
+def _find_best_means(figures: Mapping[str, Sequence[float]], better: str) -> list[str]:
+    if len(figures) == 1:
         return []
-    means = {cell: float(split_range(cell)[0]) for cell in cells if cell != "-" and NOT_MEASURED not in cell}
-    best = (max if direction == "up" else min)(filter(math.isfinite, means.values()), default=None)
-    return [cell for cell, mean in means.items() if mean == best]
+    means = {method: sum(values) / len(values) for method, values in figures.items()}
+    best = (max if better == "up" else min)(filter(math.isfinite, means.values()), default=None)
+    return [method for method, mean in means.items() if mean == best]
 
 
 def make_note(

@@ -93,7 +93,7 @@ class EdgeScores(RunningMetric):
     At each of 99 thresholds, precision is the share of predicted edge pixels with a labelled edge pixel within the
     tolerance, and recall the share of labelled edge pixels with a predicted one within the tolerance, both over all
     images. odsF is the highest F1 (ODS, Martin et al., PAMI 2004). Unlabelled pixels do not count. NaN if no pixel is
-    labelled.
+    labelled, and in `image_scores` for an image without edges.
 
     Note: Unlike the code of the BSDS benchmark, this metric neither thins predictions to lines nor matches pixels one
     to one, so its scores are not comparable with published ones. For those, save the maps and run that code.
@@ -138,6 +138,10 @@ class EdgeScores(RunningMetric):
             precision, recall = right / max(predicted, 1), found / max(edges, 1)
             best = max(best, 2 * precision * recall / max(precision + recall, 1e-12))
         return {"odsF": 100 * best}
+
+    def _image_scores(self, counts: list[int]) -> dict[str, float]:
+        *_, edges, _ = counts
+        return self._scores(counts, 1) if edges else {"odsF": math.nan}
 
 
 def _count_above(logits: Tensor, thresholds: Tensor, counted: Tensor) -> Tensor:

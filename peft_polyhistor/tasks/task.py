@@ -5,6 +5,7 @@
 from collections.abc import Collection, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -309,6 +310,11 @@ def palette_of(label: Image.Image) -> np.ndarray:
     palette = np.array(label.getpalette("RGB"), np.uint8).reshape(-1, 3)
     used = max(int(np.asarray(label).max(initial=0)), int(palette.any(axis=1).nonzero()[0].max(initial=0)))
     return palette[: used + 1]
+
+
+def is_byte(value: Any) -> bool:
+    """Tells whether a setting is an integer from 0 to 255, and neither a bool nor a float that equals one."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value in range(256)
 
 
 def to_bytes(values: Tensor) -> np.ndarray:

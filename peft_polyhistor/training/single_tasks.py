@@ -37,6 +37,7 @@ def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "examples": {task: run["examples"][task] for task, run in runs.items()},
         "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
         "settings": first["settings"],
+        "inputs": first.get("inputs", {}),
         "versions": first.get("versions", {}),
     }
     if PartialState().is_main_process:

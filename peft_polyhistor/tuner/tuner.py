@@ -150,12 +150,10 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # The name is in the middle: task_adapters.<container>.<adapter name>.<parameter of the generator>
+        # The name is in the middle: task_adapters.<container>.<adapter name>.<parameter of the generator>. Keys of
+        # decoders hold none here, and PEFT's method would cut those that end in a part such as "weight" or "0".
         container = f".{cls.prefix}{GENERATORS}."
-        before, found, after = key.partition(f"{container}{adapter_name}.")
-        if found:
-            return before + container + after
-        return super()._remove_adapter_name_from_key(key, adapter_name)
+        return key.replace(f"{container}{adapter_name}.", container)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, *, state_dict: dict[str, Any], model: nn.Module, **kwargs: Any) -> Any:

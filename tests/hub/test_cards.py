@@ -107,10 +107,25 @@ def test_shows_what_was_recorded():
     assert f"![Six pictures.]({PREVIEW})" in card_of(make_model(make_dense()), training=with_picture).text
 
 
+def test_a_string_is_no_list_of_strings():
+    with pytest.raises(TypeError, match=r"`tags` must be a list of strings, got 'lanes'\. Write \['lanes'\]\."):
+        publish(make_model(make_dense()), "ann/lite", tags="lanes")
+    with pytest.raises(TypeError, match=r"`limits` must be a list of strings, got 'Few images\.'"):
+        replace(RECORD, limits="Few images.")
+
+
 def test_several_seeds_have_a_mean_and_a_range():
     runs = {seed: {"semseg": {"mIoU": value}} for seed, value in ((0, 30.0), (3, 31.4159), (7, 35.0))}
     record = replace(RECORD, scores=runs[3], scores_by_seed=runs)
     assert score_rows(record) == [["semseg", "mIoU, percent", "up", "31.42", "32.14 (30.00 to 35.00)"]]
+
+
+def test_scores_in_small_units_keep_their_digits():
+    register_task(regression("inverse", unit="1/m", valid=(0.001, 0.1)))
+    record = replace(RECORD, scores={"inverse": {"RMSE": 0.00112345, "AbsRel": 10.4567}})
+    assert [row[-1] for row in score_rows(record)] == ["0.001123", "10.46"]
+    results = card_of(make_model(make_dense()), training=record).data.eval_results
+    assert [result.metric_value for result in results] == [0.001123, 10.46]
 
 
 def test_scores_beside_the_headline_have_their_unit_and_better_direction():

@@ -3,6 +3,7 @@
 """`load` of a folder, and what an adapter records of the model it was made for."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from peft_polyhistor import (
     regression,
     segmentation,
 )
+from peft_polyhistor.inference import MultiTaskPredictor
 from peft_polyhistor.models.encoder import ASSETS
 
 
@@ -151,7 +153,26 @@ def test_damaged_files_are_named(saved):
         file.write_bytes(content)
 
 
+def test_other_weights_are_told_with_the_origin_of_the_adapter(make_swin, make_dense, tmp_path):
+    make_swin().save_pretrained(tmp_path / "first")
+    encoder = make_swin()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(2)
+    encoder.save_pretrained(tmp_path / "second")
+    dense = make_dense(NAMES, encoder=load_encoder(tmp_path / "first"))
+    get_peft_model(dense, PolyhistorLiteConfig(tasks=NAMES)).save_pretrained(tmp_path / "ad")
+    with pytest.warns(UserWarning, match=rf"made for {re.escape(str(tmp_path))}/first with other weights"):
+        loaded = load(tmp_path / "ad", encoder=tmp_path / "second")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "second")
+
+
 def test_what_is_no_checkpoint_is_named(saved, tmp_path):
+    with pytest.raises(ValueError, match="name of the checkpoint is empty"):
+        load("")
+    for load_it in (load, MultiTaskPredictor.from_pretrained):
+        with pytest.raises(ValueError, match=r"Got revision='v9' for '.*', which is a folder"):
+            load_it(saved[1], revision="v9")
     with pytest.raises(FileNotFoundError, match=r"no folder '\./nowhere'"):
         load("./nowhere")
     (tmp_path / "empty").mkdir()

@@ -48,9 +48,17 @@ def test_seeds_make_one_mean_where_nothing_else_differs(make_results):
     record = records.record_of(runs[0], "best", runs[1:])
     assert record.seed == 2 and record.scores["semseg"] == {"mIoU": 5.0}
     assert {seed: scores["semseg"]["mIoU"] for seed, scores in record.scores_by_seed.items()} == {0: 3.0, 2: 5.0}
-    for other, told in ((make_results(seed=2), r"\[\]"), (make_results(steps=5), r"\['steps'\]")):
-        with pytest.raises(ValueError, match=rf"differ in their seed and in nothing else.*{told}"):
-            records.record_of(runs[0], "best", [other], neutral=NEUTRAL)
+    with pytest.raises(ValueError, match=r"differ in their seed and in nothing else.*seeds 2 and 0 .*\['steps'\]"):
+        records.record_of(runs[0], "best", [make_results(steps=5)], neutral=NEUTRAL)
+    for others in ([make_results(seed=2)], [make_results(seed=2), runs[1]], [runs[1], make_results(seed=0)]):
+        with pytest.raises(ValueError, match=r"must have different seeds, got \[2, .* Give one run of each seed"):
+            records.record_of(runs[0], "best", others, neutral=NEUTRAL)
+    first, second = (
+        run | {"inputs": {"the weights of the encoder": key}} for run, key in zip(runs, "ab", strict=True)
+    )
+    with pytest.raises(ValueError, match=r"in nothing else.*\['the weights of the encoder'\]"):
+        records.record_of(first, "best", [second], neutral=NEUTRAL)
+    assert records.record_of(first, "best", runs[1:]).scores_by_seed == record.scores_by_seed  # not recorded
     assert (
         len(records.record_of(runs[0], "best", [make_results(seed=1, workers=0)], neutral=NEUTRAL).scores_by_seed) == 2
     )

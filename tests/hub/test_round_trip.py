@@ -4,6 +4,7 @@
 
 import json
 import socket
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import train_pascal
 from file_contents import bytes_of
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -319,8 +320,14 @@ def test_a_run_is_published_after_the_folder_of_its_encoder_is_gone(hub, run, tm
     config = json.loads((run / "best/adapter_config.json").read_text())
     gone = config | {"base_model_name_or_path": str(tmp_path / "gone")}
     (run / "best/adapter_config.json").write_text(json.dumps(gone))
+    results = json.loads((run / "results.json").read_text())
+    results["settings"]["encoder"] = str(tmp_path / "gone")
+    (run / "results.json").write_text(json.dumps(results))
     publish.main([str(run / "best"), "--repo", REPO, "--base_model", BASE])
-    assert json.loads(files_of(hub)["adapter_config.json"])["base_model_name_or_path"] == BASE
+    files = files_of(hub)
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert json.loads(files["results.json"])["settings"]["encoder"] == BASE
+    assert f"encoder: {BASE}\n".encode() in files["training.yaml"]
 
 
 def test_a_run_is_published_without_images_of_its_data(hub, run):
@@ -347,6 +354,26 @@ def test_a_checkpoint_keeps_its_image_processor(hub, model, run):
     assert MultiTaskPredictor.from_pretrained("ann/merged").processor.to_dict() == processor.to_dict()
     with pytest.raises(TypeError, match="must be a DenseImageProcessor, got a ViTImageProcessor"):
         upload(predictor.model, REPO, processor=ViTImageProcessor())
+
+
+def test_a_processor_that_the_cache_lacks_is_told_apart_from_none(hub, model, tmp_path):
+    processor = DenseImageProcessor(96, image_mean=(0.5, 0.5, 0.5))
+    upload(model, REPO, processor=processor)
+    offline = {"cache_dir": tmp_path, "local_files_only": True}
+    load_encoder(BASE, cache_dir=tmp_path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # as PEFT does
+        hf_hub_download(REPO, name, cache_dir=tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"cache does not hold preprocessor_config\.json of 'ann/lite'.* a `processor`"
+    ):
+        load(REPO, **offline)
+    load(REPO, cache_dir=tmp_path)
+    assert MultiTaskPredictor.from_pretrained(REPO, **offline).processor.to_dict() == processor.to_dict()
+    hub.repos[REPO].add("main", {name: file for name, file in files_of(hub).items() if name != PROCESSOR})
+    load(REPO, cache_dir=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert MultiTaskPredictor.from_pretrained(REPO, **offline).processor.image_mean != [0.5, 0.5, 0.5]
 
 
 def test_tokens_are_neither_saved_nor_sent_on_nor_said(hub, model, run, tmp_path, monkeypatch, capfd, caplog):

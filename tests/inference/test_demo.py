@@ -56,6 +56,12 @@ def test_a_picture_is_uploaded_and_its_maps_are_shown(page, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 71, 3), dtype=np.uint8)).save(file)
     page.get_by_role("button", name="Predict").click()
     page.get_by_text("Upload an image first.").wait_for()
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((45, 71), 40_000, np.uint16)).save(deep)
+    page.locator("input[type=file]").first.set_input_files(deep)
+    page.get_by_role("button", name="Predict").click()
+    page.get_by_text("got mode I;16").wait_for()
+    page.get_by_label("Remove Image").first.click()
     page.locator("input[type=file]").first.set_input_files(file)
     page.get_by_role("button", name="Predict").click()
     page.get_by_text("semseg:").first.wait_for()

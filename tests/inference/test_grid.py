@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grid of images, labels and predictions."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from peft_polyhistor import TASKS, regression
+from peft_polyhistor import TASKS, regression, segmentation
 from peft_polyhistor.inference.grid import GAP, draw_grid
 from peft_polyhistor.tasks.task import UNLABELED
 
@@ -52,6 +54,27 @@ def test_captions_stand_inside_their_column_however_long_the_name(monkeypatch):
     grid = draw(images, {long: labels["semseg"]}, {long: logits["semseg"]})
     top = np.flatnonzero((grid[:, -1] == (192, 128, 128)).all(-1))[0]  # of the label
     assert (grid[: top - 1, -32 - GAP : -32] == 255).all() and (grid[:top, -32:] < 200).any()
+
+
+def test_a_long_name_does_not_shrink_the_other_titles(monkeypatch):
+    def title_of_the_image(name):
+        monkeypatch.setitem(TASKS, name, TASKS["semseg"])
+        images, labels, logits = make_batch(1, 64, 64)
+        grid = draw(images, {name: labels["semseg"]}, {name: logits["semseg"]})
+        top = np.flatnonzero((grid[:, -1] == (192, 128, 128)).all(-1))[0]
+        return grid[: top - 1, : -64 - GAP]
+
+    assert np.array_equal(title_of_the_image("short"), title_of_the_image("a_task_with_a_name_that_is_wider"))
+
+
+def test_characters_that_the_font_lacks_are_told(monkeypatch):
+    monkeypatch.setitem(TASKS, "道", segmentation("道", classes=["é", "路"]))
+    images, labels, _ = make_batch(1, 32, 32)
+    with pytest.warns(UserWarning, match="shows boxes in place of 道, é, 路, which its font lacks"):
+        draw(images, {"道": labels["semseg"] // 15}, {"道": torch.zeros(1, 2, 4, 4)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(*make_batch(1, 32, 32))
 
 
 def test_large_maps_are_shrunk():

@@ -3,6 +3,7 @@
 """The predictor against the evaluation, its pictures of every kind, and the command."""
 
 import io
+import math
 import re
 import threading
 from dataclasses import replace
@@ -108,6 +109,8 @@ def test_maps_have_the_form_and_the_size_of_their_picture(model, picture):
 
 
 def test_the_model_stays_in_its_mode_and_predicts_without_dropout(model, picture):
+    MultiTaskPredictor(model).tasks.clear()
+    assert model.config.tasks == NAMES
     predictor = MultiTaskPredictor(model.train(), tasks=["normals"])
     first, second = predictor([picture, picture], batch_size=1)
     assert model.training and first.maps.keys() == {"normals"}
@@ -159,9 +162,11 @@ def test_the_size_of_training_comes_with_the_checkpoint(model, picture, perturb,
 def test_the_size_is_that_of_the_active_adapter(model, perturb, tmp_path):
     make_model(perturb, image_size=(96, 32)).save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "second")
+    predictor, fixed = MultiTaskPredictor(model), MultiTaskPredictor(model, image_size=32)
     for adapter, size in (("default", (SIZE, SIZE)), ("second", (96, 32)), ("default", (SIZE, SIZE))):
         model.set_adapter(adapter)
-        assert MultiTaskPredictor(model).image_size == size
+        assert MultiTaskPredictor(model).image_size == predictor.image_size == size and fixed.image_size == (32, 32)
+        assert MultiTaskPredictor(torch.compile(model)).image_size == size
         DenseImageProcessor.save_for(model, tmp_path)
         assert DenseImageProcessor.from_pretrained(tmp_path).image_size == list(size)
         for single in (model.bake(["normals"]), model.merge_and_unload(tasks=["normals"])["normals"]):
@@ -178,7 +183,10 @@ def test_another_size_keeps_the_mean_and_the_standard_deviation_of_the_checkpoin
     ViTImageProcessor(size={"height": 96, "width": 96}).save_pretrained(tmp_path)  # of the encoder
     assert MultiTaskPredictor.from_pretrained(tmp_path).image_size == (SIZE, SIZE)
     other = DenseImageProcessor(96)
-    assert MultiTaskPredictor.from_pretrained(tmp_path, image_size=other).processor is other
+    assert MultiTaskPredictor.from_pretrained(tmp_path, processor=other).processor is other
+    for make, first in ((MultiTaskPredictor, model), (MultiTaskPredictor.from_pretrained, tmp_path)):
+        with pytest.raises(ValueError, match=r"Got image_size=32 and a processor, .* Give one of the two"):
+            make(first, image_size=32, processor=other)
 
 
 def test_what_cannot_predict_is_refused(model, picture):
@@ -188,6 +196,15 @@ def test_what_cannot_predict_is_refused(model, picture):
         MultiTaskPredictor(model.bake(["semseg"]), tasks=["normals"])
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         MultiTaskPredictor(model)([picture], batch_size=0)
+
+
+def test_predictions_that_are_not_finite_are_refused(model, picture):
+    head = model.base_model.model.decoders.modules_to_save["default"].heads["semseg"]
+    with torch.no_grad():
+        head.classifier.bias[7] = math.nan
+    with pytest.raises(ValueError, match=r"'semseg', in torch.float32, are NaN or infinite.* wider number format"):
+        MultiTaskPredictor(model)(picture)
+    assert MultiTaskPredictor(model, ["normals"])(picture).maps.keys() == {"normals"}
 
 
 def test_pictures_of_every_kind_are_opened(model, picture, tmp_path):
@@ -210,12 +227,15 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_pictures_come_by_url(model, picture, tmp_path):
-    picture.save(tmp_path / "picture.png")
+    names = {"picture.png": "picture.png", "a b.png": "a%20b.png", "ä.png": "%C3%A4.png"}
+    for name in names:
+        picture.save(tmp_path / name)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         predictor = MultiTaskPredictor(model, ["semseg"])
-        assert np.array_equal(np.asarray(predictor(f"{url}/picture.png").image), np.asarray(picture))
+        for name in (*names, *names.values()):
+            assert np.array_equal(np.asarray(predictor(f"{url}/{name}").image), np.asarray(picture))
         with pytest.raises(ConnectionError, match=r"nothing\.png' cannot be downloaded: .*404"):
             predictor(f"{url}/nothing.png")
         server.shutdown()

@@ -220,14 +220,22 @@ def test_damaged_comparisons(tmp_path, content, message):
         make_report(tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "what"), [({"seed": 1}, "seeds"), ({}, "tasks"), ({}, "data")])
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seed": 1}, "their seeds"),
+        ({}, "their tasks"),
+        ({}, "their data"),
+        ({"inputs": {"the weights of the encoder": "b"}}, "the weights of the encoder"),
+    ],
+)
 def test_runs_that_no_table_compares(tmp_path, changes, what):
     other = run_of("full", **changes)
-    if what == "tasks":
+    if what == "their tasks":
         del other["scores"]["normals"]
-    elif what == "data":
+    elif what == "their data":
         other["settings"]["holdout"] = 0.5
-    write_run(tmp_path / "decoders", run_of())
+    write_run(tmp_path / "decoders", run_of(inputs={"the weights of the encoder": "a"}))
     write_run(tmp_path / "full", other)
-    with pytest.raises(ValueError, match=rf"differ in their {what}.*Move them to different folders"):
+    with pytest.raises(ValueError, match=rf"differ in {what}, so.*Move them to different folders"):
         make_report(tmp_path)

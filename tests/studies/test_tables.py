@@ -30,7 +30,17 @@ def test_the_header_names_a_unit_that_a_score_does_not_imply():
     run = run_of(40.0, 20.0) | {"scores": {"depth": {"RMSE": 1.5}, **scores_of(40.0, 20.0)}}
     titles = make_rows({"decoders": [run]})[0]
     assert titles[4:-1] == ["depth RMSE (m) down", "semseg mIoU up", "normals mErr down"]
-    assert find_best(titles[4], ["1.5", "2.5"]) == ["1.5"]
+
+
+def test_scores_in_small_units_keep_their_digits_and_the_better_one_is_the_best():
+    register_task(regression("inverse", unit="1/m", valid=(0.001, 0.1)))
+    results = {
+        method: [run_of(40.0, 20.0) | {"scores": {"inverse": {"RMSE": error}}} for error in errors]
+        for method, errors in {"decoders": [0.00112, 0.00134], "full": [0.00111, 0.00131]}.items()
+    }
+    cells = [row[4] for row in make_rows(results)[1:]]
+    assert cells == ["0.00123 (0.00112 to 0.00134)", "0.00121 (0.00111 to 0.00131)"]
+    assert find_best(results)[3] == ["full"]
 
 
 def test_changes_are_against_single_task_models_where_there_are_any():
@@ -51,13 +61,20 @@ def test_table_has_no_change_against_scores_that_allow_none(reference):
 
 
 def test_the_best_of_each_column_is_marked():
-    assert find_best("semseg mIoU up", ["1.00", "3.00 (2.00 to 4.00)", "not measured", "3.00"]) == [
-        "3.00 (2.00 to 4.00)",
-        "3.00",
-    ]
-    assert find_best("normals mErr down", ["10.00", "9.00"]) == ["9.00"]
-    assert find_best("change", ["-1.00", "+0.00", "-"]) == ["+0.00"]
-    assert find_best("all", ["1", "2"]) == find_best("change", ["+1.00"]) == find_best("change", ["-", "-"]) == []
+    results = {
+        "decoders": [run_of(1.0, 10.0)] * 2,
+        "full": [run_of(2.0, 9.001), run_of(4.0, 9.001)],
+        "bitfit": [run_of(3.0, 9.0)] * 2,
+        "vpt": [run_of(9.0, math.nan)] * 2,
+        "phm": [run_of(9.0, 8.0), run_of(math.nan, 8.001)],
+    }
+    assert find_best(results) == [[], [], [], ["vpt"], ["phm"], ["bitfit"]]
+    del results["vpt"], results["phm"]
+    # The mean of `full` is printed as 9.00 too.
+    assert find_best(results) == [[], [], [], ["full", "bitfit"], ["bitfit"], ["bitfit"]]
+    assert find_best({"full": results["full"]}) == [[]] * 6
+    del results["decoders"]
+    assert find_best(results)[-1] == []
 
 
 def test_what_was_not_measured_is_said_in_words():

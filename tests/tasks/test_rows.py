@@ -98,6 +98,10 @@ def test_rows_of_pascal_are_not_described_and_a_class_of_ones_own_is_left_out():
     ({"kind": "binary", "score": "IoU"}, r"`score` of task 'x' must be one of \['maxF', 'mIoU', 'odsF'\], got 'IoU'"),
     ({"kind": "binary", "positive_weight": 1}, "must be between 0 and 1, got 1"),
     ({"kind": "vectors", "within": ["a"]}, "`within` must be a finite number"),
+    ({"kind": "binary", "ignore": True}, "`ignore` of task .* an integer from 0 to 255, got True"),
+    ({"kind": "binary", "ignore": 128.0}, "`ignore` of task .* an integer from 0 to 255, got 128.0"),
+    ({"kind": "segmentation", "classes": ["a", "b"], "values": [True, False]}, "all integers from 0 to 255"),
+    ({"kind": "segmentation", "classes": ["a", "b"], "ignore": [255.0]}, "all integers from 0 to 255"),
 ])  # fmt: skip
 def test_a_description_that_cannot_be_is_refused(description, message):
     with pytest.raises(ValueError, match=message):

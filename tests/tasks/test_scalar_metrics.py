@@ -140,3 +140,11 @@ def test_pictures_without_a_label_change_no_score_of_a_binary_task():
     assert SaliencyScores().compute(predictions=logits[:1], references=references[:1]) == SaliencyScores().compute(
         predictions=logits[:1, :, :3], references=references[:1, :, :3]
     )
+
+
+def test_an_image_without_edges_has_no_score_of_its_own():
+    metric, labels = EdgeScores(), torch.zeros(2, 1, 16, 16)
+    labels[1, 0, :, 5] = 1
+    rows = metric.statistics(10 * labels - 5, labels)
+    first, second = metric.image_scores(rows)
+    assert math.isnan(first["odsF"]) and second == {"odsF": pytest.approx(100)}

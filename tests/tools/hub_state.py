@@ -196,7 +196,9 @@ class Hub:
             raise RefusalError(403 if self.user(token) else 401, "Access to the model is restricted", "GatedRepo")
         content = known.commits[commit].get(path)
         if content is None:
-            raise RefusalError(404, "Entry not found", "EntryNotFound")
+            refusal = RefusalError(404, "Entry not found", "EntryNotFound")
+            refusal.headers["X-Repo-Commit"] = commit  # by which clients record that there is no such file
+            raise refusal
         etag, size = f'"{oid(path, content)}"', str(len(content))
         linked = {"X-Linked-Etag": etag, "X-Linked-Size": size} if path.endswith(LARGE) else {}
         return content, {"ETag": etag, "X-Repo-Commit": commit, **linked}

@@ -405,6 +405,7 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
             "classes": {task: {}} if task == "semseg" else {},
             "examples": {task: 3},
             "settings": {"seed": 0, "processes": 2},
+            "inputs": INPUTS,
             "versions": {"torch": "3.0"},
         }
 
@@ -412,7 +413,8 @@ def test_runs_on_single_tasks_are_joined(tmp_path):
     runs = {"semseg": results_of("semseg", [2, 4]), "normals": results_of("normals", [4])}
     joined = join_tasks(tmp_path / "single_task", runs)
     assert joined["method"] == "single_task" and joined["seconds"] == 3.0
-    assert joined["settings"] == {"seed": 0, "processes": 2} and joined["versions"] == {"torch": "3.0"}
+    assert joined["settings"] == {"seed": 0, "processes": 2} and joined["inputs"] == INPUTS
+    assert joined["versions"] == {"torch": "3.0"}
     assert joined["parameters"] == {"encoder": 2, "all": 4} and list(joined["scores"]) == ["semseg", "normals"]
     both = {"step": 4, "losses": {"semseg": 4, "normals": 4}}
     assert joined["losses"] == [{"step": 2, "losses": {"semseg": 2}}, both]

@@ -18,7 +18,7 @@ from ..losses import IGNORE_INDEX, NO_LABEL, RAREST, balanced_binary_cross_entro
 from ..metrics import SaliencyScores
 from ..running_metric import RunningMetric
 from ..scalar_metrics import EdgeScores
-from ..task import HIGHLIGHT, MODES, LegendEntry, Task
+from ..task import HIGHLIGHT, MODES, LegendEntry, Task, is_byte
 
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Binary(Task):
                 check_number(setting, value)
                 if not 0 < value < 1:
                     raise ValueError(f"`{setting}` of task '{self.name}' must be between 0 and 1, got {value}.")
-        if self.ignore is not None and self.ignore not in range(256):
-            raise ValueError(f"`ignore` of task '{self.name}' must be from 0 to 255, got {self.ignore!r}.")
+        if self.ignore is not None and not is_byte(self.ignore):
+            raise ValueError(f"`ignore` of task '{self.name}' must be an integer from 0 to 255, got {self.ignore!r}.")
 
     def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
         return balanced_binary_cross_entropy(logits, target, count, self.positive_weight)

@@ -15,7 +15,7 @@ from ..classes import voc_palette
 from ..labels import check_class_labels
 from ..losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
 from ..metrics import MeanIoU
-from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task, palette_of
+from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task, is_byte, palette_of
 
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ class Segmentation(Task):
                     "so RGB labels cannot tell them apart. Give each class its own colour."
                 )
         channels = [channel for color in self.colors for channel in color]
-        wrong = [byte for byte in (*channels, *self.values, *self.ignore) if byte not in range(256)]
+        wrong = [byte for byte in (*channels, *self.values, *self.ignore) if not is_byte(byte)]
         stored = self.values or tuple(range(count))
         if wrong or len(channels) != 3 * len(self.colors) or len({*stored, *self.ignore}) < count + len(self.ignore):
             raise ValueError(
                 f"Task '{self.name}' must have colours of three values, and distinct stored values for classes and "
-                f"unlabelled pixels, all from 0 to 255; got {self.colors}, {stored} and {self.ignore}."
+                f"unlabelled pixels, all integers from 0 to 255; got {self.colors}, {stored} and {self.ignore}."
             )
 
     @property
