@@ -19,12 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from peft_polyhistor import METHODS, DenseImageProcessor, load
+from peft_polyhistor.hub.record import RESULTS
 from peft_polyhistor.hub.run_record import record_of, write_files
 from peft_polyhistor.hub.weights import CONFIG
 from peft_polyhistor.models.image_processor import FILE as PROCESSOR
 from peft_polyhistor.training.files import read_json
 from peft_polyhistor.training.methods import parse_methods
-from peft_polyhistor.training.run_folder import RESULTS
 from peft_polyhistor.training.settings import NEUTRAL
 
 

@@ -27,6 +27,7 @@ from transformers import get_scheduler
 from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, declare_tasks, load, load_encoder
 from peft_polyhistor.data import JointTransform
 from peft_polyhistor.evaluation import collect_statistics, count_trainable
+from peft_polyhistor.hub.record import RESULTS
 from peft_polyhistor.studies.gallery import draw_examples
 from peft_polyhistor.studies.tables import align, make_note, make_rows
 from peft_polyhistor.training.arguments import read_layout, read_loss_weights, run_recipe
@@ -35,7 +36,7 @@ from peft_polyhistor.training.guard import StepGuard
 from peft_polyhistor.training.keys import keys_of_inputs
 from peft_polyhistor.training.loaders import check_labels_exist, load_splits, make_loader, rest_of_epoch, sample_labels
 from peft_polyhistor.training.methods import MethodChoice, adapt, parameter_groups, parse_methods, shares_pass
-from peft_polyhistor.training.run_folder import RESULTS, RunFolder
+from peft_polyhistor.training.run_folder import RunFolder
 from peft_polyhistor.training.settings import NEUTRAL, OPTIMIZERS, Settings
 from peft_polyhistor.training.single_tasks import join_tasks
 

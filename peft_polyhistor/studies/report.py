@@ -22,7 +22,7 @@ from ..training.run_folder import GALLERY
 from . import figures
 from .gallery import file_name
 from .results import Line, Study, mean_line, read_study, thin
-from .tables import REFERENCES, find_best, make_note, make_rows, reference_of, split_range
+from .tables import REFERENCES, find_best_methods, make_note, make_rows, reference_of, split_range
 
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _in_words(value: object) -> str:
 def _table(study: Study) -> dict[str, Any]:
     """Returns the table of results: means apart from ranges, the best of each column marked, and the note below."""
     _, *rows = make_rows(study.results, study.papers)
-    best = find_best(study.results)
+    best = find_best_methods(study.results)
     tasks = [(task, f"{TASKS[task].score} in {TASKS[task].unit}, {TASKS[task].better}") for task in study.tasks]
     return {
         "header": [("method", ""), ("rate", ""), *SIZES, *tasks, ("change", "percent, up")],

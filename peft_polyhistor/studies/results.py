@@ -2,18 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the results of finished runs from the output folder of `train_pascal.py` or `compare_methods.py`."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..hub.record import RESULTS
 from ..tasks import TASKS, declare_tasks
+from ..training.files import read_json
 from .paper import PaperRow
 
 
-COMPARISON, RESULTS = "comparison.json", "results.json"
+COMPARISON = "comparison.json"
 DATA = "data", "layout", "holdout", "left_out"  # settings that choose the images
 Line = Sequence[tuple[int, float]]  # optimiser step and figure
 Grid = dict[float, dict[str, float]]  # headline score by learning rate and task
@@ -57,7 +58,7 @@ def read_study(folder: Path) -> Study:
     if (folder / COMPARISON).is_file():
         study = _read_comparison(folder)
     elif files := sorted(folder.glob(f"*/{RESULTS}")):
-        runs = {file.parent.name: [_check_run(_read_json(file), file)] for file in files}
+        runs = {file.parent.name: [_check_run(read_json(file), file)] for file in files}
         study = Study(runs, {name: [folder / name] for name in runs})
     else:
         raise FileNotFoundError(
@@ -99,7 +100,7 @@ def thin(line: Line, most: int = 150) -> Line:
 def _read_comparison(folder: Path) -> Study:
     file, study = folder / COMPARISON, Study({}, {})
     try:
-        for method, content in _read_json(file)["methods"].items():
+        for method, content in read_json(file)["methods"].items():
             runs = study.results[method] = [_check_run(run, file) for run in content["runs"]]
             # compare_methods.py adds the learning rate to the folder name if it was chosen from a grid.
             rates = [repr(run["settings"]["learning_rate"]) if content["grid"] else "" for run in runs]
@@ -113,13 +114,6 @@ def _read_comparison(folder: Path) -> Study:
     if not any(study.results.values()):
         raise ValueError(f"{file} names no run. Give compare_methods.py at least one method and seed.")
     return study
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}. Run the recipe again, with --resume, or remove it.") from error
 
 
 def _check_run(run: Any, file: Path) -> dict[str, Any]:

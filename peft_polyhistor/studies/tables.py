@@ -89,7 +89,7 @@ def split_range(cell: str) -> tuple[str, str]:
     return mean, bracket.strip() + rest
 
 
-def find_best(results: Results) -> list[list[str]]:
+def find_best_methods(results: Results) -> list[list[str]]:
     """Returns the methods with the best finite mean, for each column of `make_rows` but the first.
 
     The list is empty for a column without a better direction, and if there is only one method.

@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..evaluation import find_best
-from ..hub.record import PREVIEW
+from ..hub.record import PREVIEW, RESULTS
 from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
@@ -37,7 +37,7 @@ from .files import beside, delete, discard, explain_failure, link, read_json, re
 from .progress import Progress
 
 
-RESULTS, _PROGRESS = "results.json", "state/progress.json"
+_PROGRESS = "state/progress.json"
 GALLERY = "gallery"  # folder of example images
 _PATIENCE = 10  # seconds; the workers of a killed run live 5 seconds longer and may hold its lock
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..hub.record import RESULTS
 from .files import write_json
-from .run_folder import RESULTS
 
 
 def join_tasks(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -190,8 +190,8 @@ def test_a_folder_without_results(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"results\.json is no JSON"),
-        ("[]", "has no method, parameters, scores, settings"),
+        ("{", r"results\.json is damaged"),
+        ("[]", r"results\.json is damaged \(it holds \[\]\)"),
         (json.dumps(run_of() | {"scores": {}}), "has no scores"),
         (json.dumps(run_of() | {"scores": {"depth": {"rmse": 1.0}}}), "no scores of 'depth'; known tasks are semseg"),
         (json.dumps(run_of(history=[{"step": 1, "scores": {"semseg": {}}}])), "no scores of 'semseg'"),

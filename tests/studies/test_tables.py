@@ -9,7 +9,7 @@ from run_results import run_of, scores_of
 
 from peft_polyhistor import register_task, regression
 from peft_polyhistor.studies.paper import PaperRow
-from peft_polyhistor.studies.tables import align, change_of, find_best, make_note, make_rows, to_markdown
+from peft_polyhistor.studies.tables import align, change_of, find_best_methods, make_note, make_rows, to_markdown
 
 
 def test_table_has_mean_range_and_change():
@@ -40,7 +40,7 @@ def test_scores_in_small_units_keep_their_digits_and_the_better_one_is_the_best(
     }
     cells = [row[4] for row in make_rows(results)[1:]]
     assert cells == ["0.00123 (0.00112 to 0.00134)", "0.00121 (0.00111 to 0.00131)"]
-    assert find_best(results)[3] == ["full"]
+    assert find_best_methods(results)[3] == ["full"]
 
 
 def test_changes_are_against_single_task_models_where_there_are_any():
@@ -68,13 +68,13 @@ def test_the_best_of_each_column_is_marked():
         "vpt": [run_of(9.0, math.nan)] * 2,
         "phm": [run_of(9.0, 8.0), run_of(math.nan, 8.001)],
     }
-    assert find_best(results) == [[], [], [], ["vpt"], ["phm"], ["bitfit"]]
+    assert find_best_methods(results) == [[], [], [], ["vpt"], ["phm"], ["bitfit"]]
     del results["vpt"], results["phm"]
     # The mean of `full` is printed as 9.00 too.
-    assert find_best(results) == [[], [], [], ["full", "bitfit"], ["bitfit"], ["bitfit"]]
-    assert find_best({"full": results["full"]}) == [[]] * 6
+    assert find_best_methods(results) == [[], [], [], ["full", "bitfit"], ["bitfit"], ["bitfit"]]
+    assert find_best_methods({"full": results["full"]}) == [[]] * 6
     del results["decoders"]
-    assert find_best(results)[-1] == []
+    assert find_best_methods(results)[-1] == []
 
 
 def test_what_was_not_measured_is_said_in_words():
