@@ -76,7 +76,8 @@ class Projector(nn.Sequential):
         first, relu, second = self
         hidden = relu(first(raw)).float()  # torch.linalg has no 16-bit types
         inverse = torch.linalg.pinv(hidden, rtol=0.005)  # W2 stays small if embeddings are much alike
-        second.weight = nn.Parameter((inverse @ outputs.float()).T.to(raw.dtype) / second.gain)
+        fitted = (inverse @ outputs.float()).T.contiguous()  # FSDP takes no other parameters
+        second.weight = nn.Parameter(fitted.to(raw.dtype) / second.gain)
 
 
 class Hypernetworks(nn.Module):

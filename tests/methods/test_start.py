@@ -37,6 +37,11 @@ def test_without_init_weights_it_starts_elsewhere(adapt, make_swin, pixels):
         assert differ(predict(model, pixels, task), make_swin()(pixels))
 
 
+def test_all_parameters_are_contiguous(adapt, make_base):
+    """FSDP and safetensors take no others."""
+    assert all(parameter.is_contiguous() for parameter in adapt(make_base()).parameters())
+
+
 def test_only_the_method_and_the_decoders_train(adapt, make_base, pixels):
     frozen = dict(make_base().named_parameters())
     model = adapt(make_base())
