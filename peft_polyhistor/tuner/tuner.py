@@ -5,7 +5,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import deepcopy
 from re import Match
 from typing import Any, ClassVar, Generic
 
@@ -68,7 +68,8 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         yield
 
     def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict[str, Any]) -> ConfigT:
-        # A copy, because the record of this model must not be written into a config that adapts another model too.
+        # A deep copy, because the config may adapt another model too: neither the record of this model nor a change
+        # of a list may pass from one model to the other.
         # `target_modules=None` stays, as it means all blocks of any encoder.
         *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest adapter
         if name in ("", "decoders") or "." in name or hasattr(nn.ModuleDict(), name):
@@ -76,7 +77,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
                 f"An adapter cannot be named {name!r}: modules are named after it. The name must not be empty, have a "
                 "dot, or be 'decoders' or an attribute of PyTorch's modules. Use e.g. 'default'."
             )
-        prepared = self.peft_config[name] = copy(peft_config)
+        prepared = self.peft_config[name] = deepcopy(peft_config)
         if not prepared.revision and prepared.base_model_name_or_path == vars(self.model).get("name_or_path"):
             prepared.revision = getattr(routed_module(self.model), "revision", None)
         return prepared
