@@ -103,6 +103,7 @@ class MultiTaskLoraLayer(AdapterLayer):
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
         for w, _ in self.active_weights(x):
+            self.check_width(x)
             output = output + apply_lora(x, w).view_as(output).to(output.dtype)
         return output
 
