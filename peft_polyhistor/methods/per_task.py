@@ -72,7 +72,7 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
 
     Args:
         model: A dense model without adapters.
-        config: A config of PEFT. `target_modules=None` adapts all linear layers in the blocks of a known encoder.
+        config: A config of PEFT. `target_modules=None` adapts the linear layers that known encoder blocks call.
 
     Raises:
         ValueError: The model has adapters already; the config has no `target_modules`, is a multi-task config of this
@@ -205,16 +205,17 @@ def _check_config(config: PeftConfig) -> None:
 
 
 def _target_linear_layers(encoder: StageEncoder, config: Any) -> None:
-    """Sets `target_modules` to all linear layers in the blocks, and for IA3 also `feedforward_modules`."""
+    """Sets `target_modules` to all linear layers that the blocks call, and for IA3 also `feedforward_modules`."""
     blocks = find_blocks(encoder)
     if not blocks:
         raise ValueError(
             f"{type(encoder).__name__} has no blocks of a known encoder family. Name the layers to adapt in "
             "`target_modules`."
         )
+    uncalled = {name for block in blocks for name in block.uncalled}
     attention = [name for block in blocks for name in _linear_layers(encoder, block.self_attention)]
     feed_forward = [name for block in blocks for name in _linear_layers(encoder, block.feed_forward.module)]
-    config.target_modules = {*attention, *feed_forward}
+    config.target_modules = {*attention, *feed_forward} - uncalled
     if getattr(config, "feedforward_modules", ()) is None:  # IA3 scales inputs of these layers, and outputs of others
         config.feedforward_modules = set(feed_forward)
 
