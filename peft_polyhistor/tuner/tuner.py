@@ -19,7 +19,7 @@ from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
 from .layer import AdapterLayer, base_layer_of
-from .matching import aimed_at, check_fit, check_saved, match_modules
+from .matching import aimed_at, check_fit, check_names, check_saved, find_saved, match_modules
 from .provenance import check_base, describe_base, keep_sizes, routed_module
 from .router import GENERATORS, SHARED, Router
 from .site import Site
@@ -96,6 +96,9 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             peft_config.base_model_name_or_path = None
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
+        for name, module in find_saved(model, peft_config).items():
+            keys = getattr(module, "original_module", module).state_dict()  # earlier adapters have copies of it
+            check_names(self.peft_config, [f"base_model.model.{name}.modules_to_save.{key}" for key in keys])
         peft_config.made_for = keep_sizes(base, peft_config, peft_config.inference_mode)
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:
@@ -139,6 +142,9 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(*home_of(self.model))
         router = self.router
+        generators = [generator, *(router.generators.values() if router else ())]
+        keys = [key for made in generators for key in made.state_dict()]
+        check_names(self.peft_config, [f"base_model.model.{SHARED}.{self.prefix}{GENERATORS}.{key}" for key in keys])
         if router is None:  # only now, so that a failed generator leaves the model unchanged
             router = Router(self.prefix + GENERATORS, config.shares_pass)
             self.model.add_module(SHARED, router)

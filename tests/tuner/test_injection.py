@@ -11,7 +11,14 @@ from methods_table import TASKS, check_equal, rows, trainable
 from peft import get_peft_model
 from torch.utils._pytree import tree_flatten
 
-from peft_polyhistor import AdapterConfig, DecodersConfig, PolyhistorLiteConfig, SharedAdapterConfig
+from peft_polyhistor import (
+    AdapterConfig,
+    DecodersConfig,
+    PolyhistorLiteConfig,
+    SharedAdapterConfig,
+    binary,
+    register_task,
+)
 
 
 @rows(lambda row: row.config_class is not DecodersConfig)
@@ -105,3 +112,28 @@ def test_a_name_that_no_module_can_have_is_refused_before_the_model_changes(name
     with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
         get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
     get_peft_model(model, PolyhistorLiteConfig(tasks=TASKS))
+
+
+@pytest.mark.parametrize("name", ["0", "down", "weight", "task_adapters", "semseg", "classifier", "fuse"])
+def test_a_name_that_is_part_of_a_saved_key_is_refused_before_the_model_changes(name, make_dense):
+    """PEFT would drop the key on saving, or save it without this part and never load it."""
+    model = make_dense()
+    with pytest.raises(
+        ValueError, match=rf"An adapter cannot be named '{name}', .*any name but numbers and \[.*'model'"
+    ):
+        get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
+    adapted = get_peft_model(model, AdapterConfig(tasks=TASKS))
+    with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
+        adapted.add_adapter(name, AdapterConfig(tasks=TASKS))
+    adapted.add_adapter("second", AdapterConfig(tasks=TASKS))
+
+
+def test_adapters_that_come_later_do_not_lose_weights_to_an_earlier_name(make_dense, make_swin):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS, layers_to_transform=[1]), adapter_name="3")
+    with pytest.raises(ValueError, match="An adapter cannot be named '3'"):
+        model.add_adapter("default", AdapterConfig(tasks=TASKS))  # its keys have the numbers 0 to 4
+    model = get_peft_model(make_dense(), AdapterConfig(tasks=TASKS), adapter_name="edges")
+    register_task(binary("edges"))
+    with pytest.raises(ValueError, match=r"The adapter has the name of the new task 'edges'.*under another name"):
+        model.add_task("edges")
+    assert "edges" not in model.peft_config["edges"].tasks
