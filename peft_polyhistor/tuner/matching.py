@@ -55,7 +55,7 @@ def find_saved(model: nn.Module, config: MultiTaskConfig) -> dict[str, nn.Module
     return {name: module for name, module in model.named_modules() if name and name.endswith(entries)}
 
 
-def check_names(names: Iterable[str], keys: Iterable[str]) -> None:
+def check_names(names: Iterable[str], keys: Iterable[str], owner: str = "An adapter") -> None:
     """Raises ValueError if an adapter has the name of a part of a key in the state of the model.
 
     PEFT takes such a part for the name of the adapter: it drops the key from the files of all other adapters, and
@@ -64,12 +64,13 @@ def check_names(names: Iterable[str], keys: Iterable[str]) -> None:
     Args:
         names: Names of the adapters.
         keys: Keys of the weights that adapters save, without the names of the adapters.
+        owner: Whose names they are, as the error says it.
     """
     parts = {part for key in keys for part in key.split(".")}
     for name in names:
         if name in parts:
             raise ValueError(
-                f"An adapter cannot be named {name!r}, a part of the keys of saved weights: PEFT would lose weights. "
+                f"{owner} cannot be named {name!r}, a part of the keys of saved weights: PEFT would lose weights. "
                 f"Give it any name but numbers and {sorted(part for part in parts if not part.isdigit())}."
             )
 
