@@ -170,6 +170,16 @@ def test_reentrant_checkpointing_is_refused(make_dense, pixels):
             model(pixels)
 
 
+def test_all_adapters_train_after_they_were_disabled(make_dense, pixels, perturb):
+    model = perturb(adapt_per_task(make_dense(), LoraConfig(r=2))).eval()
+    before = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    expected = model(pixels).logits
+    with torch.no_grad(), model.encoder.adapted.disable_adapter():
+        check_equal(model.encoder(pixels, tasks=["normals"])["normals"], make_dense().encoder(pixels))
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == before
+    check_equal(model(pixels).logits, expected)
+
+
 class Losses(TrainerCallback):
     def __init__(self):
         self.values = []
@@ -275,7 +285,9 @@ def test_a_task_named_like_a_part_of_a_saved_key_is_refused(make_dense, tasks):
         register_task(binary(task))
     model = make_dense(tasks)
     before = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
-    with pytest.raises(ValueError, match=r"A task, and so its adapter, cannot be named '(attention|lora_A)'.*any name"):
+    with pytest.raises(
+        ValueError, match=r"A task, and so its adapter, cannot be named '(attention|lora_A)'.*any name"
+    ):
         adapt_per_task(model, LoraConfig(r=2))
     assert [(name, parameter.requires_grad) for name, parameter in model.named_parameters()] == before
 

@@ -111,6 +111,23 @@ def test_layers_that_attention_does_not_call_carry_no_adapters(make_model, make_
     get_peft_model(make_model(), MultiTaskLoraConfig(tasks=TASKS, target_modules=["attn.proj"]))
 
 
+@pytest.mark.parametrize("family", ["timm_pvt_v2"], indirect=True)
+def test_timm_checkpointing_is_refused_where_tasks_have_adapters(make_model, make_dense):
+    """It recomputes layers with the adapter that is active in the backward pass, that of the last task."""
+    pixels = torch.randn(1, 3, 96, 96)
+    model = adapt_per_task(make_dense(encoder=make_model()), LoraConfig(r=2)).train()
+    net = model.encoder.adapted.base_model.model.net
+    net.set_grad_checkpointing(True)
+    with pytest.raises(
+        ValueError, match=r"timm's `grad_checkpointing` switched on.*`set_grad_checkpointing\(False\)`"
+    ):
+        model(pixels)
+    with torch.no_grad():
+        model(pixels)
+    net.set_grad_checkpointing(False)
+    model(pixels)
+
+
 @pytest.mark.parametrize("kind", ["bitfit", "vpt"])
 @torch.no_grad()
 def test_offloaded_encoders_of_timm_predict_the_same(kind, perturb):
