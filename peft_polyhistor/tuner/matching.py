@@ -123,7 +123,15 @@ def check_fit(model: nn.Module, router: Router | None, sites: Sequence[Site], co
             "The model carries adapters of another method, and one model carries adapters of one method. Call "
             "`unload()` first, or adapt another copy of the model."
         )
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+    tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = {name: module for name, module in tuned.items() if isinstance(module, AdapterLayer)}
+    for name, module in tuned.items():
+        if not isinstance(module, AdapterLayer | Router):
+            raise ValueError(
+                f"'{name}' carries an adapter of PEFT's own methods ({type(module).__name__}), which would be missing "
+                "where the new adapters are saved or merged. Call `merge_and_unload()` or `unload()` on its model "
+                "first, or adapt another copy of the encoder."
+            )
     foreign = [name for name, layer in layers.items() if layer.router is not router]
     if foreign:
         raise ValueError(

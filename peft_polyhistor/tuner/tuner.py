@@ -96,6 +96,8 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             peft_config.base_model_name_or_path = None
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
+        elif not peft_config.inference_mode:
+            check_nested(model, peft_config)
         for name, module in find_saved(model, peft_config).items():
             keys = getattr(module, "original_module", module).state_dict()  # earlier adapters have copies of it
             check_names(self.peft_config, [f"base_model.model.{name}.modules_to_save.{key}" for key in keys])
@@ -202,7 +204,8 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
     Raises:
-        ValueError: The model has a decoder for a task that the adapter does not have.
+        ValueError: The model has a decoder for a task that the adapter does not have, or `modules_to_save` names a
+            module inside of the decoders.
     """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
@@ -211,4 +214,22 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
             f"is no adapter for {missing}. Build the model with tasks of the adapter, or adapt it for {missing} too."
         )
     if not config.inference_mode:  # a saved adapter may come without decoders
+        inside = [name for name in find_saved(model, config) if name.startswith("decoders.")]
+        if inside:
+            raise ValueError(
+                f"`modules_to_save` {config.modules_to_save} names '{inside[0]}', and the decoders are trained and "
+                "saved as a whole. Leave it out; other modules can be named by a longer ending."
+            )
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
+
+
+def check_nested(model: nn.Module, config: MultiTaskConfig) -> None:
+    """Raises ValueError if a dense model is inside of `model` and its decoders would stay frozen."""
+    saved = find_saved(model, config)
+    for name, module in model.named_modules():
+        if isinstance(module, MultiTaskDenseModel) and f"{name}.decoders" not in saved:
+            raise ValueError(
+                f"The decoders of '{name}', a MultiTaskDenseModel inside of a {type(model).__name__}, would stay "
+                f"frozen and would not be saved. Adapt the dense model itself by `get_peft_model({name}, ...)`, or "
+                "name its 'decoders' in `modules_to_save`."
+            )

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import tiny_models
 import torch
-from methods_table import TASKS, check_equal, rows, trainable
-from peft import get_peft_model
+from methods_table import PLACED_BY_FILE, TASKS, check_equal, rows, trainable
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from peft_polyhistor import (
@@ -137,3 +138,46 @@ def test_adapters_that_come_later_do_not_lose_weights_to_an_earlier_name(make_de
     with pytest.raises(ValueError, match=r"The adapter has the name of the new task 'edges'.*under another name"):
         model.add_task("edges")
     assert "edges" not in model.peft_config["edges"].tasks
+
+
+@pytest.mark.parametrize("names", [["classifier"], ["heads.semseg"], ["layernorm", "norms.0"]])
+def test_modules_to_save_inside_of_decoders_are_refused(names, make_dense):
+    """PEFT would save them twice, and load neither copy."""
+    model = make_dense()
+    with pytest.raises(ValueError, match=r"names 'decoders\.heads\..*', and the decoders are trained and saved as a"):
+        get_peft_model(model, AdapterConfig(tasks=TASKS, modules_to_save=names))
+    get_peft_model(model, AdapterConfig(tasks=TASKS, modules_to_save=["patch_embeddings", "decoders"]))
+
+
+class Around(nn.Module):
+    def __init__(self, dense):
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, pixels, **kwargs):
+        return self.dense(pixels, **kwargs)
+
+
+def test_a_dense_model_inside_of_another_trains_its_decoders_or_is_refused(make_dense, pixels, perturb, tmp_path):
+    with pytest.raises(ValueError, match=r"decoders of 'dense', a MultiTaskDenseModel inside of a Around, .*frozen"):
+        get_peft_model(Around(make_dense()), AdapterConfig(tasks=TASKS))
+    config = AdapterConfig(tasks=TASKS, modules_to_save=["decoders"])
+    model = perturb(get_peft_model(Around(make_dense()), config)).eval()
+    assert any("decoders" in name for name in trainable(model))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Around(make_dense()), tmp_path).eval()
+    with torch.no_grad():
+        check_equal(loaded(pixels).logits, model(pixels).logits, **PLACED_BY_FILE)
+    model = Around(get_peft_model(make_dense(), AdapterConfig(tasks=TASKS)))
+    assert any("decoders" in name for name in trainable(model))
+
+
+def test_an_encoder_with_an_adapter_of_another_method_is_refused(make_swin, pixels):
+    """It would be missing where the new adapters are saved or merged."""
+    model = get_peft_model(make_swin(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    message = r"attention\.q_proj' carries an adapter of PEFT's own methods \(Linear\).*Call `merge_and_unload\(\)`"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model.base_model.model, AdapterConfig(tasks=TASKS))
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model, AdapterConfig(tasks=TASKS))
+    get_peft_model(model.merge_and_unload(), AdapterConfig(tasks=TASKS))
