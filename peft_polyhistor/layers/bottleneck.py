@@ -84,6 +84,7 @@ class BottleneckLayer(AdapterLayer):
                 f"'{self.site.name}' is called without a tensor, so its adapters have no input. Name a module around "
                 "it in `target_modules`."
             )
+        self.check_width(x)
         if isinstance(output, tuple):
             return (self.adapt(x, output[0], weights), *output[1:])
         return self.adapt(x, output, weights)

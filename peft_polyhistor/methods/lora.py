@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import ClassVar, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,6 +104,7 @@ class MultiTaskLoraLayer(AdapterLayer):
     def forward(self, x: Tensor) -> Tensor:
         output = self.base_layer(x)
         for w, _ in self.active_weights(x):
+            self.check_width(x)
             output = output + apply_lora(x, w).view_as(output).to(output.dtype)
         return output
 
@@ -122,11 +124,14 @@ class MultiTaskLoraModel(AdapterTuner[MultiTaskLoraConfig]):
     prefix = "mtl_lora_"
 
     def known_sites(self, model: nn.Module, blocks: list[Block], config: MultiTaskLoraConfig) -> list[Site]:
-        without = [block.self_attention for block in blocks if not block.projections]
-        if without and config.target_modules is None:
+        uncalled = [name for block in blocks for name in block.uncalled]
+        if config.target_modules is not None:
+            uncalled = [name for name in uncalled if check_target_module_exists(config, name)]
+        if uncalled:
             raise ValueError(
-                f"'{without[0]}' of {type(model).__name__} calls no layer to make queries, keys and values, so LoRA "
-                "has no layer to update. Name other linear layers in `target_modules`."
+                f"Attention of {type(model).__name__} reads the weight of '{uncalled[0]}' and calls no layer to make "
+                "queries, keys and values, so LoRA would have no effect there. Name other linear layers in "
+                "`target_modules`."
             )
         return [
             self.site_at(base_layer_of(model.get_submodule(name)), name, index, config)

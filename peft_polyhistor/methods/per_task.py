@@ -13,7 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_model, save_file, save_model
 from torch import nn
@@ -24,6 +24,7 @@ from ..hub.weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shap
 from ..models.blocks import find_blocks
 from ..models.multitask import MultiTaskDenseModel
 from ..models.stages import StageEncoder
+from ..tuner.matching import check_names
 from .per_task_encoder import PerTaskEncoder
 
 
@@ -72,12 +73,13 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
 
     Args:
         model: A dense model without adapters.
-        config: A config of PEFT. `target_modules=None` adapts all linear layers in the blocks of a known encoder.
+        config: A config of PEFT. `target_modules=None` adapts the linear layers that known encoder blocks call.
 
     Raises:
         ValueError: The model has adapters already; the config has no `target_modules`, is a multi-task config of this
-            package, or starts with a change of the frozen weights; PEFT allows one adapter only; or `target_modules`
-            is None and the family of the encoder is unknown.
+            package, or starts with a change of the frozen weights; PEFT allows one adapter only; `target_modules` is
+            None and the family of the encoder is unknown; or a task has the name of a part of a saved key, such as
+            a module of the encoder.
     """
     encoder = _check_plain(model)
     _check_config(config)
@@ -88,6 +90,8 @@ def adapt_per_task(model: MultiTaskDenseModel, config: PeftConfig) -> MultiTaskD
     trains = {parameter: parameter.requires_grad for parameter in encoder.parameters()}
     adapted = get_peft_model(encoder, deepcopy(settings), adapter_name=first)
     try:
+        saved = get_peft_model_state_dict(adapted, adapter_name=first, save_embedding_layers=False)
+        check_names(model.config.tasks, saved, "A task, and so its adapter,")
         for task in others:
             adapted.add_adapter(task, deepcopy(settings))
     except Exception:
@@ -205,16 +209,17 @@ def _check_config(config: PeftConfig) -> None:
 
 
 def _target_linear_layers(encoder: StageEncoder, config: Any) -> None:
-    """Sets `target_modules` to all linear layers in the blocks, and for IA3 also `feedforward_modules`."""
+    """Sets `target_modules` to all linear layers that the blocks call, and for IA3 also `feedforward_modules`."""
     blocks = find_blocks(encoder)
     if not blocks:
         raise ValueError(
             f"{type(encoder).__name__} has no blocks of a known encoder family. Name the layers to adapt in "
             "`target_modules`."
         )
+    uncalled = {name for block in blocks for name in block.uncalled}
     attention = [name for block in blocks for name in _linear_layers(encoder, block.self_attention)]
     feed_forward = [name for block in blocks for name in _linear_layers(encoder, block.feed_forward.module)]
-    config.target_modules = {*attention, *feed_forward}
+    config.target_modules = {*attention, *feed_forward} - uncalled
     if getattr(config, "feedforward_modules", ()) is None:  # IA3 scales inputs of these layers, and outputs of others
         config.feedforward_modules = set(feed_forward)
 

@@ -39,6 +39,7 @@ class Block(NamedTuple):
     self_attention: str  # maps tokens to tokens, for windowed attention those of a window
     projections: tuple[str, ...]  # linear layers that make queries, keys and values
     widens: FeedForward | None  # the module of `feed_forward`, if the norm comes before it
+    uncalled: tuple[str, ...] = ()  # linear layers whose weights attention reads without calling the layers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Family:
     projections: tuple[str, ...]
     norm: str  # a norm over the width of the block
     widens: FeedForward | None = None
+    uncalled: tuple[str, ...] = ()
 
 
 # By Python module and class, because names of classes are not unique.
@@ -107,8 +109,9 @@ BLOCK_FAMILIES = {
         attention=("norm1", ""),
         feed_forward=("norm2", "mlp"),
         self_attention="attn",
-        projections=(),  # none: attention reads the weight of its `qkv` and never calls it
+        projections=(),
         norm="norm2",
+        uncalled=("attn.qkv",),
     ),
     ("timm.models.pvt_v2", "Block"): Family(
         attention=("attn", "norm1"),
@@ -156,6 +159,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
                     self_attention=_join(name, family.self_attention),
                     projections=tuple(_join(name, part) for part in family.projections),
                     widens=family.widens,
+                    uncalled=tuple(_join(name, part) for part in family.uncalled),
                 )
             )
     return blocks

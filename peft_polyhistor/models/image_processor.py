@@ -46,8 +46,8 @@ def normalize_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
 def images_of(model: Any) -> dict[str, Any]:
     """Returns `image_size`, `image_mean` and `image_std` of the images that a dense model was trained with.
 
-    Adapters record their own, and those of the active adapter come before those of the model. A size that is not
-    known is `None`.
+    Adapters record their own when they are created, and those of the active adapter come before those of the model.
+    A size that is not known is `None`.
 
     Raises:
         TypeError: `model` is no dense model.

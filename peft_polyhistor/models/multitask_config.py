@@ -41,6 +41,11 @@ class MultiTaskDenseConfig(PreTrainedConfig):
     Raises:
         ValueError: A field is out of its range; the message says what is allowed.
         TypeError: A field has the wrong type.
+
+    Note:
+        An adapter records `loss_weights`, `image_size`, `image_mean` and `image_std` when it is created. Its files,
+        and `DenseImageProcessor.from_model`, follow the record and not a later change of `model.config`. So set these
+        fields before `get_peft_model`.
     """
 
     model_type = "multitask_dense"

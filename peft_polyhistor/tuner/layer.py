@@ -60,6 +60,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             )
         return [(on_device_of(x, w), dropout if self.training else 0.0) for w, dropout in weights]
 
+    def check_width(self, x: Tensor) -> None:
+        """Raises ValueError unless the last axis of `x` has the channels that the adapters of the site read."""
+        if x.shape[-1:] != (self.site.width,):
+            raise ValueError(
+                f"The adapters of '{self.site.name}' read a tensor of shape {tuple(x.shape)}, and they need its "
+                f"{self.site.width} channels on the last axis. Name modules with the channels last in "
+                "`target_modules`, such as linear layers."
+            )
+
     def delete_adapter(self, adapter_name: str) -> None:
         # After a deletion PEFT asks the first layer it finds which adapter is active; only the router knows.
         self.router.delete_adapter(adapter_name)

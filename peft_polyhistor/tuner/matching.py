@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selects the modules that carry adapters, and checks new adapters against existing ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import pairwise
 
@@ -49,13 +49,38 @@ def match_modules(model: nn.Module, config: MultiTaskConfig, known: Sequence[Sit
     return names
 
 
+def find_saved(model: nn.Module, config: MultiTaskConfig) -> dict[str, nn.Module]:
+    """Returns the modules that `modules_to_save` names, by their own name."""
+    entries = tuple(config.modules_to_save or ())
+    return {name: module for name, module in model.named_modules() if name and name.endswith(entries)}
+
+
+def check_names(names: Iterable[str], keys: Iterable[str], owner: str = "An adapter") -> None:
+    """Raises ValueError if an adapter has the name of a part of a key in the state of the model.
+
+    PEFT takes such a part for the name of the adapter: it drops the key from the files of all other adapters, and
+    removes the part from the key in the file of this one.
+
+    Args:
+        names: Names of the adapters.
+        keys: Keys of the weights that adapters save, without the names of the adapters.
+        owner: Whose names they are, as the error says it.
+    """
+    parts = {part for key in keys for part in key.split(".")}
+    for name in names:
+        if name in parts:
+            raise ValueError(
+                f"{owner} cannot be named {name!r}, a part of the keys of saved weights: PEFT would lose weights. "
+                f"Give it any name but numbers and {sorted(part for part in parts if not part.isdigit())}."
+            )
+
+
 def check_saved(model: nn.Module, config: MultiTaskConfig, sites: Sequence[Site]) -> None:
     """Raises ValueError if `modules_to_save` names a module in a site, or the norm that an adapter reads.
 
     There are no sites in a module to save: PEFT leaves them out.
     """
-    entries = tuple(config.modules_to_save or ())
-    saved = [name for name, _ in model.named_modules() if name and name.endswith(entries)]
+    saved = find_saved(model, config)
     for site in sites:
         for place in {site.name, getattr(site, "stream", site.name)}:
             for name in saved:
@@ -98,7 +123,15 @@ def check_fit(model: nn.Module, router: Router | None, sites: Sequence[Site], co
             "The model carries adapters of another method, and one model carries adapters of one method. Call "
             "`unload()` first, or adapt another copy of the model."
         )
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+    tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = {name: module for name, module in tuned.items() if isinstance(module, AdapterLayer)}
+    for name, module in tuned.items():
+        if not isinstance(module, AdapterLayer | Router):
+            raise ValueError(
+                f"'{name}' carries an adapter of PEFT's own methods ({type(module).__name__}), which would be missing "
+                "where the new adapters are saved or merged. Call `merge_and_unload()` or `unload()` on its model "
+                "first, or adapt another copy of the encoder."
+            )
     foreign = [name for name, layer in layers.items() if layer.router is not router]
     if foreign:
         raise ValueError(

@@ -5,7 +5,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import deepcopy
 from re import Match
 from typing import Any, ClassVar, Generic
 
@@ -19,7 +19,7 @@ from ..models.multitask import MultiTaskDenseModel
 from ..models.multitask_config import IMAGES
 from ..models.onload import home_of
 from .layer import AdapterLayer, base_layer_of
-from .matching import aimed_at, check_fit, check_saved, match_modules
+from .matching import aimed_at, check_fit, check_names, check_saved, find_saved, match_modules
 from .provenance import check_base, describe_base, keep_sizes, routed_module
 from .router import GENERATORS, SHARED, Router
 from .site import Site
@@ -68,7 +68,8 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         yield
 
     def _prepare_adapter_config(self, peft_config: ConfigT, model_config: dict[str, Any]) -> ConfigT:
-        # A copy, because the record of this model must not be written into a config that adapts another model too.
+        # A deep copy, because the config may adapt another model too: neither the record of this model nor a change
+        # of a list may pass from one model to the other.
         # `target_modules=None` stays, as it means all blocks of any encoder.
         *_, name = (name for name, config in self.peft_config.items() if config is peft_config)  # the newest adapter
         if name in ("", "decoders") or "." in name or hasattr(nn.ModuleDict(), name):
@@ -76,7 +77,7 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
                 f"An adapter cannot be named {name!r}: modules are named after it. The name must not be empty, have a "
                 "dot, or be 'decoders' or an attribute of PyTorch's modules. Use e.g. 'default'."
             )
-        prepared = self.peft_config[name] = copy(peft_config)
+        prepared = self.peft_config[name] = deepcopy(peft_config)
         if not prepared.revision and prepared.base_model_name_or_path == vars(self.model).get("name_or_path"):
             prepared.revision = getattr(routed_module(self.model), "revision", None)
         return prepared
@@ -95,6 +96,11 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
             peft_config.base_model_name_or_path = None
         if isinstance(model, MultiTaskDenseModel):
             train_decoders(model, peft_config)
+        elif not peft_config.inference_mode:
+            check_nested(model, peft_config)
+        for name, module in find_saved(model, peft_config).items():
+            keys = getattr(module, "original_module", module).state_dict()  # earlier adapters have copies of it
+            check_names(self.peft_config, [f"base_model.model.{name}.modules_to_save.{key}" for key in keys])
         peft_config.made_for = keep_sizes(base, peft_config, peft_config.inference_mode)
 
     def _check_target_module_exists(self, peft_config: ConfigT, key: str) -> bool | Match[str] | None:
@@ -138,6 +144,9 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         if not any(p.is_meta for p in generator.parameters()):
             generator.to(*home_of(self.model))
         router = self.router
+        generators = [generator, *(router.generators.values() if router else ())]
+        keys = [key for made in generators for key in made.state_dict()]
+        check_names(self.peft_config, [f"base_model.model.{SHARED}.{self.prefix}{GENERATORS}.{key}" for key in keys])
         if router is None:  # only now, so that a failed generator leaves the model unchanged
             router = Router(self.prefix + GENERATORS, config.shares_pass)
             self.model.add_module(SHARED, router)
@@ -193,7 +202,8 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
     """Makes the decoders part of the adapter.
 
     Raises:
-        ValueError: The model has a decoder for a task that the adapter does not have.
+        ValueError: The model has a decoder for a task that the adapter does not have, or `modules_to_save` names a
+            module inside of the decoders.
     """
     missing = [task for task in model.config.tasks if task not in config.tasks]
     if missing:
@@ -202,4 +212,22 @@ def train_decoders(model: MultiTaskDenseModel, config: MultiTaskConfig) -> None:
             f"is no adapter for {missing}. Build the model with tasks of the adapter, or adapt it for {missing} too."
         )
     if not config.inference_mode:  # a saved adapter may come without decoders
+        inside = [name for name in find_saved(model, config) if name.startswith("decoders.")]
+        if inside:
+            raise ValueError(
+                f"`modules_to_save` {config.modules_to_save} names '{inside[0]}', and the decoders are trained and "
+                "saved as a whole. Leave it out; other modules can be named by a longer ending."
+            )
         config.modules_to_save = sorted({"decoders", *(config.modules_to_save or [])})
+
+
+def check_nested(model: nn.Module, config: MultiTaskConfig) -> None:
+    """Raises ValueError if a dense model is inside of `model` and its decoders would stay frozen."""
+    saved = find_saved(model, config)
+    for name, module in model.named_modules():
+        if isinstance(module, MultiTaskDenseModel) and f"{name}.decoders" not in saved:
+            raise ValueError(
+                f"The decoders of '{name}', a MultiTaskDenseModel inside of a {type(model).__name__}, would stay "
+                f"frozen and would not be saved. Adapt the dense model itself by `get_peft_model({name}, ...)`, or "
+                "name its 'decoders' in `modules_to_save`."
+            )

@@ -57,6 +57,11 @@ class TaskVerbs(BaseTuner):
         decoders = self._dense_model()
         if decoders is not None:
             decoders.check_new_task(name, from_)
+            if name in self.peft_config:
+                raise ValueError(
+                    f"The adapter has the name of the new task '{name}', so PEFT could not save the decoder. Load the "
+                    "adapter under another name, or name the task differently."
+                )
         rows = [*range(len(tasks)), None if from_ is None else tasks.index(from_)]
         self._set_tasks(adapter_name, [*tasks, name], rows)
         if decoders is not None:

@@ -27,7 +27,7 @@ from tiny_models import recompute_layers
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from peft_polyhistor import PolyhistorConfig
+from peft_polyhistor import PolyhistorConfig, binary, register_task
 from peft_polyhistor.data import collate
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.methods.per_task import adapt_per_task, load_per_task, save_per_task
@@ -170,6 +170,16 @@ def test_reentrant_checkpointing_is_refused(make_dense, pixels):
             model(pixels)
 
 
+def test_all_adapters_train_after_they_were_disabled(make_dense, pixels, perturb):
+    model = perturb(adapt_per_task(make_dense(), LoraConfig(r=2))).eval()
+    before = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    expected = model(pixels).logits
+    with torch.no_grad(), model.encoder.adapted.disable_adapter():
+        check_equal(model.encoder(pixels, tasks=["normals"])["normals"], make_dense().encoder(pixels))
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == before
+    check_equal(model(pixels).logits, expected)
+
+
 class Losses(TrainerCallback):
     def __init__(self):
         self.values = []
@@ -266,6 +276,20 @@ def test_a_method_of_one_adapter_leaves_the_model_as_it_was(make_dense, pixels):
     assert [parameter.requires_grad for parameter in model.parameters()] == trains
     adapted = adapt_per_task(model, LoraConfig(r=2))
     check_equal(adapted(pixels).logits, make_dense()(pixels).logits, **PLACED_BY_FILE)
+
+
+@pytest.mark.parametrize("tasks", [["attention", "normals"], ["normals", "lora_A"]])
+def test_a_task_named_like_a_part_of_a_saved_key_is_refused(make_dense, tasks):
+    """PEFT would leave weights of the other tasks out of their files."""
+    for task in set(tasks) - {"normals"}:
+        register_task(binary(task))
+    model = make_dense(tasks)
+    before = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
+    with pytest.raises(
+        ValueError, match=r"A task, and so its adapter, cannot be named '(attention|lora_A)'.*any name"
+    ):
+        adapt_per_task(model, LoraConfig(r=2))
+    assert [(name, parameter.requires_grad) for name, parameter in model.named_parameters()] == before
 
 
 @torch.no_grad()

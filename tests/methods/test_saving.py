@@ -114,6 +114,18 @@ def test_one_config_adapts_several_encoders(make_config, make_swin):
     assert written <= {"base_model_name_or_path"}  # by PEFT
 
 
+@torch.no_grad()
+def test_a_change_of_the_config_does_not_change_the_model(make_config, make_swin, pixels, perturb):
+    config = make_config(exclude_modules=["nothing"])
+    model = perturb(get_peft_model(make_swin(), config)).eval()
+    expected = model(pixels, task="normals")
+    config.tasks.remove("semseg")
+    config.exclude_modules.append("mlp")
+    check_equal(model(pixels, task="normals"), expected)
+    assert model.peft_config["default"].tasks == TASKS
+    assert model.peft_config["default"].exclude_modules == ["nothing"]
+
+
 @for_two_methods
 def test_a_config_that_is_given_replaces_the_saved_one(adapt, make_config, make_swin, tmp_path):
     adapt(make_swin()).save_pretrained(tmp_path)

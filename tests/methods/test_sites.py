@@ -3,6 +3,7 @@
 """Which modules carry an adapter, and what it computes there."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import SwinBackbone, SwinForImageClassification
 
 from peft_polyhistor import (
     AdapterConfig,
+    MultiTaskLoraConfig,
     PolyhistorLiteConfig,
 )
 
@@ -147,6 +149,23 @@ def test_an_unknown_encoder_is_adapted_where_named(adapt, perturb, placement):
     expected = output + plain_adapter(hidden if placement == "parallel" else output, second)
     torch.testing.assert_close(model(x, task="normals"), expected, **ROUNDING)
     torch.testing.assert_close(model(x, tasks=TASKS)["normals"], expected, **ROUNDING)
+
+
+class ChannelsFirst(nn.Linear):
+    """A square linear layer on maps `(batch, channels, height, width)`."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("config", [
+    AdapterConfig(reduction_factor=3), AdapterConfig(reduction_factor=3, placement="serial"), MultiTaskLoraConfig(),
+], ids=["parallel", "serial", "lora"])  # fmt: skip
+def test_channels_that_are_not_last_are_an_error(config):
+    model = get_peft_model(nn.Sequential(ChannelsFirst(12, 12)), replace(config, target_modules=["0"]))
+    message = r"The adapters of '0' read a tensor of shape \(2, 12, 3, 4\), and they need its 12 channels on the last"
+    with pytest.raises(ValueError, match=message):
+        model(torch.randn(2, 12, 3, 4), task="normals")
 
 
 @for_two_methods

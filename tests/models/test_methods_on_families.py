@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from accelerate import cpu_offload
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 
 from peft_polyhistor import (
     AdapterConfig,
@@ -20,6 +20,7 @@ from peft_polyhistor import (
     VptDeepConfig,
     view_encoder,
 )
+from peft_polyhistor.methods.per_task import adapt_per_task
 
 
 TASKS = ["a", "b"]
@@ -95,6 +96,36 @@ def test_threads_with_images_of_their_own_sizes(make_model, family):
         assert len(results) == 8
         for got in results:
             torch.testing.assert_close(list(got), list(maps), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["timm_swinv2"], indirect=True)
+def test_layers_that_attention_does_not_call_carry_no_adapters(make_model, make_dense, make_labels):
+    """timm's Swin V2 reads the weight of `qkv`."""
+    model = adapt_per_task(make_dense(encoder=make_model()), LoraConfig(r=2, init_lora_weights=False))
+    model(torch.randn(1, 3, 96, 96), make_labels(model.config.tasks, 1, 96, 96)).loss.backward()
+    trained = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}
+    assert trained and all(p.grad.any() for p in trained.values())
+    message = r"reads the weight of '.*blocks\.0\.attn\.qkv' and calls no layer .* LoRA would have no effect there"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(make_model(), MultiTaskLoraConfig(tasks=TASKS, target_modules=["attn.qkv"]))
+    get_peft_model(make_model(), MultiTaskLoraConfig(tasks=TASKS, target_modules=["attn.proj"]))
+
+
+@pytest.mark.parametrize("family", ["timm_pvt_v2"], indirect=True)
+def test_timm_checkpointing_is_refused_where_tasks_have_adapters(make_model, make_dense):
+    """It recomputes layers with the adapter that is active in the backward pass, that of the last task."""
+    pixels = torch.randn(1, 3, 96, 96)
+    model = adapt_per_task(make_dense(encoder=make_model()), LoraConfig(r=2)).train()
+    net = model.encoder.adapted.base_model.model.net
+    net.set_grad_checkpointing(True)
+    with pytest.raises(
+        ValueError, match=r"timm's `grad_checkpointing` switched on.*`set_grad_checkpointing\(False\)`"
+    ):
+        model(pixels)
+    with torch.no_grad():
+        model(pixels)
+    net.set_grad_checkpointing(False)
+    model(pixels)
 
 
 @pytest.mark.parametrize("kind", ["bitfit", "vpt"])

@@ -7,11 +7,19 @@ import warnings
 import pytest
 import tiny_models
 import torch
-from methods_table import TASKS, check_equal, rows, trainable
-from peft import get_peft_model
+from methods_table import PLACED_BY_FILE, TASKS, check_equal, rows, trainable
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from peft_polyhistor import AdapterConfig, DecodersConfig, PolyhistorLiteConfig, SharedAdapterConfig
+from peft_polyhistor import (
+    AdapterConfig,
+    DecodersConfig,
+    PolyhistorLiteConfig,
+    SharedAdapterConfig,
+    binary,
+    register_task,
+)
 
 
 @rows(lambda row: row.config_class is not DecodersConfig)
@@ -105,3 +113,71 @@ def test_a_name_that_no_module_can_have_is_refused_before_the_model_changes(name
     with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
         get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
     get_peft_model(model, PolyhistorLiteConfig(tasks=TASKS))
+
+
+@pytest.mark.parametrize("name", ["0", "down", "weight", "task_adapters", "semseg", "classifier", "fuse"])
+def test_a_name_that_is_part_of_a_saved_key_is_refused_before_the_model_changes(name, make_dense):
+    """PEFT would drop the key on saving, or save it without this part and never load it."""
+    model = make_dense()
+    with pytest.raises(
+        ValueError, match=rf"An adapter cannot be named '{name}', .*any name but numbers and \[.*'model'"
+    ):
+        get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
+    adapted = get_peft_model(model, AdapterConfig(tasks=TASKS))
+    with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
+        adapted.add_adapter(name, AdapterConfig(tasks=TASKS))
+    adapted.add_adapter("second", AdapterConfig(tasks=TASKS))
+
+
+def test_adapters_that_come_later_do_not_lose_weights_to_an_earlier_name(make_dense, make_swin):
+    model = get_peft_model(make_swin(), AdapterConfig(tasks=TASKS, layers_to_transform=[1]), adapter_name="3")
+    with pytest.raises(ValueError, match="An adapter cannot be named '3'"):
+        model.add_adapter("default", AdapterConfig(tasks=TASKS))  # its keys have the numbers 0 to 4
+    model = get_peft_model(make_dense(), AdapterConfig(tasks=TASKS), adapter_name="edges")
+    register_task(binary("edges"))
+    with pytest.raises(ValueError, match=r"The adapter has the name of the new task 'edges'.*under another name"):
+        model.add_task("edges")
+    assert "edges" not in model.peft_config["edges"].tasks
+
+
+@pytest.mark.parametrize("names", [["classifier"], ["heads.semseg"], ["layernorm", "norms.0"]])
+def test_modules_to_save_inside_of_decoders_are_refused(names, make_dense):
+    """PEFT would save them twice, and load neither copy."""
+    model = make_dense()
+    with pytest.raises(ValueError, match=r"names 'decoders\.heads\..*', and the decoders are trained and saved as a"):
+        get_peft_model(model, AdapterConfig(tasks=TASKS, modules_to_save=names))
+    get_peft_model(model, AdapterConfig(tasks=TASKS, modules_to_save=["patch_embeddings", "decoders"]))
+
+
+class Around(nn.Module):
+    def __init__(self, dense):
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, pixels, **kwargs):
+        return self.dense(pixels, **kwargs)
+
+
+def test_a_dense_model_inside_of_another_trains_its_decoders_or_is_refused(make_dense, pixels, perturb, tmp_path):
+    with pytest.raises(ValueError, match=r"decoders of 'dense', a MultiTaskDenseModel inside of a Around, .*frozen"):
+        get_peft_model(Around(make_dense()), AdapterConfig(tasks=TASKS))
+    config = AdapterConfig(tasks=TASKS, modules_to_save=["decoders"])
+    model = perturb(get_peft_model(Around(make_dense()), config)).eval()
+    assert any("decoders" in name for name in trainable(model))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Around(make_dense()), tmp_path).eval()
+    with torch.no_grad():
+        check_equal(loaded(pixels).logits, model(pixels).logits, **PLACED_BY_FILE)
+    model = Around(get_peft_model(make_dense(), AdapterConfig(tasks=TASKS)))
+    assert any("decoders" in name for name in trainable(model))
+
+
+def test_an_encoder_with_an_adapter_of_another_method_is_refused(make_swin, pixels):
+    """It would be missing where the new adapters are saved or merged."""
+    model = get_peft_model(make_swin(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    message = r"attention\.q_proj' carries an adapter of PEFT's own methods \(Linear\).*Call `merge_and_unload\(\)`"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model.base_model.model, AdapterConfig(tasks=TASKS))
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model, AdapterConfig(tasks=TASKS))
+    get_peft_model(model.merge_and_unload(), AdapterConfig(tasks=TASKS))
