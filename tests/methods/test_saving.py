@@ -92,17 +92,6 @@ def test_an_adapter_of_a_dense_model_loads_onto_its_bare_encoder(adapt, make_den
         check_equal(list(output.reshaped_hidden_states[1:]), list(expected))
 
 
-@for_two_methods
-@pytest.mark.parametrize("name", ["weight", "running_mean", "classifier", "0"])
-def test_an_adapter_named_like_a_part_of_the_keys_loads(make_config, make_dense, pixels, perturb, tmp_path, name):
-    model = perturb(get_peft_model(make_dense(TASKS), make_config(), adapter_name=name)).eval()
-    model.save_pretrained(tmp_path)
-    for other in ("default", name):
-        loaded = PeftModel.from_pretrained(make_dense(TASKS), tmp_path / name, adapter_name=other).eval()
-        with torch.no_grad():
-            check_equal(loaded(pixels).logits, model(pixels).logits, **PLACED_BY_FILE)
-
-
 def test_one_config_adapts_several_encoders(make_config, make_swin):
     config = make_config()
     models = [get_peft_model(make_swin(embed_dim=width), config) for width in (8, 16, 8)]
