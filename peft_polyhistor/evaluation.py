@@ -225,7 +225,8 @@ def find_details(statistics: Mapping[str, Tensor], image_ids: Sequence[str], end
 def format_score(value: float, sign: str = "", unit: str = "percent") -> str:
     """Formats a score, or returns "not measured" for NaN.
 
-    Percent and degrees have two decimals. Scores in other units, which may be small, have four significant digits.
+    Percent and degrees have two decimals. Scores in other units, which may be small, have four significant digits at
+    most, and are rounded to integers from 1,000 on.
 
     Args:
         value: The score.
@@ -234,7 +235,9 @@ def format_score(value: float, sign: str = "", unit: str = "percent") -> str:
     """
     if math.isnan(value):
         return NOT_MEASURED
-    return f"{value:{sign}.2f}" if unit in ("percent", "degrees") else f"{value:{sign}.4g}"
+    if unit in ("percent", "degrees"):
+        return f"{value:{sign}.2f}"
+    return f"{value:{sign}.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
 
 
 def format_scores(values: Sequence[float], sign: str = "", unit: str = "percent") -> str:

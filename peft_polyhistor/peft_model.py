@@ -27,15 +27,15 @@ from .tuner.provenance import check_base, keep_settings, keep_sizes
 _load_adapter, _push_to_hub = PeftModel.load_adapter, PeftModel.push_to_hub
 
 # Fields that do not change what a trained adapter computes in evaluation mode, and lists whose order changes it.
-NEUTRAL = {item.name for item in fields(PeftConfig)}
-NEUTRAL |= {"modules_to_save", "init_weights", "tasks_per_pass", "made_for", "dropout"}
+WITHOUT_EFFECT = {item.name for item in fields(PeftConfig)}
+WITHOUT_EFFECT |= {"modules_to_save", "init_weights", "tasks_per_pass", "made_for", "dropout"}
 ORDERED = {"tasks", "bottlenecks"}
 
 
 def _settings(config: PeftConfig) -> dict[str, Any]:
     """Returns the method of an adapter and the settings that change what it computes, in one form for each value."""
     settings: dict[str, Any] = {"peft_type": PeftType(config.peft_type).value}
-    for name in (item.name for item in fields(config) if item.name not in NEUTRAL):
+    for name in (item.name for item in fields(config) if item.name not in WITHOUT_EFFECT):
         value = getattr(config, name)
         if isinstance(value, list | tuple | set):
             value = list(value) if name in ORDERED else sorted(value, key=str)

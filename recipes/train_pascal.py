@@ -63,11 +63,13 @@ def train_in(folder: Path, choice: MethodChoice, settings: Settings, tasks: list
     with run.locked():
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         set_seed(settings.seed)
-        data, encoder = load_data(settings, tasks, accelerator), load_encoder(settings.encoder)
+        data, encoder = load_data(settings, accelerator), load_encoder(settings.encoder)
+        check_labels_exist(data["train"], tasks)
         trained = load(settings.decoders) if settings.decoders else None
         steps_per_epoch, total = settings.count_steps(len(data["train"]), accelerator.num_processes)
         if results := run.open(settings.resume, keys_of_inputs(data, encoder, trained)):
             return results
+        data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
         model = build_model(encoder, trained, data["train"], choice, settings, tasks)
         results = fit(model, data, run, settings, tasks, steps_per_epoch, total)
     accelerator.free_memory()
@@ -86,20 +88,17 @@ def make_accelerator(folder: Path, settings: Settings) -> Accelerator:
     )
 
 
-def load_data(settings: Settings, tasks: list[str], accelerator: Accelerator) -> dict[str, Dataset]:
-    """Loads the splits `train` and `val`, with images and the labels of `tasks`."""
-    data = load_splits(
+def load_data(settings: Settings, accelerator: Accelerator) -> dict[str, Dataset]:
+    """Loads the splits `train` and `val` with all tasks, so that single-task runs share what is prepared."""
+    return load_splits(
         settings.data,
-        declare_tasks(settings.tasks),  # of all tasks, so that single-task runs share what is prepared
+        declare_tasks(settings.tasks),
         accelerator,
         holdout=settings.holdout,
         left_out=settings.left_out,
         workers=settings.preparation_workers,
         layout=read_layout(settings.layout),
     )
-    data = {split: rows.select_columns(["image_id", "image", *tasks]) for split, rows in data.items()}
-    check_labels_exist(data["train"], tasks)
-    return data
 
 
 def build_model(

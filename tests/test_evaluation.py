@@ -121,7 +121,7 @@ def test_scores_are_written_with_their_range_or_in_words():
     assert format_score(12.345) == "12.35" and format_score(3.0, "+") == "+3.00"
     assert format_scores([1.0]) == "1.00" and format_scores([1.0, 2.0], "+") == "+1.50 (+1.00 to +2.00)"
     assert format_score(0.00112345, unit="1/m") == "0.001123" and format_score(7.5, unit="m") == "7.5"
-    assert format_score(12.345, unit="degrees") == "12.35"
+    assert format_score(12.345, unit="degrees") == "12.35" and format_score(12345.6, unit="mm") == "12346"
     assert format_scores([0.001, 0.0012], unit="1/m") == "0.0011 (0.001 to 0.0012)"
     assert format_scores([math.nan]) == format_scores([math.nan, math.nan]) == "not measured"
     assert format_scores([1.0, math.nan, 2.0]) == "not measured in 1 of 3 runs"

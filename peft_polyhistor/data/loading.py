@@ -53,8 +53,8 @@ def load_dense_dataset(
 ) -> Dataset:
     """Loads a dense dataset with the columns `image_id`, `image` and those of `tasks`.
 
-    A folder of files is read once, into a cached, memory-mapped dataset that holds the JPEG bytes of the images, and
-    labels as lossless PNG. The first call decodes and checks every file. Later calls open the cache, until a file
+    A folder of files is read once, into a cached, memory-mapped dataset that holds the encoded images as they are, and
+    labels in a lossless format. The first call decodes and checks every file. Later calls open the cache, until a file
     changes. A fault leaves no cache behind. A warning names a task for which no image has a label. In a dataset
     without ids, the row numbers become the ids.
 
@@ -76,10 +76,13 @@ def load_dense_dataset(
         **kwargs: Passed to `datasets.load_dataset`.
 
     Raises:
-        FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub.
+        FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub; or a
+            file is missing.
         ConnectionError: `source` is no folder, and the Hub cannot be reached.
         ValueError: A task is unknown; the layout does not suit the source; a file is damaged; or the dataset lacks a
-            column or split, or a column holds neither images nor arrays.
+            column or split, or a column holds neither images nor arrays. `python -m peft_polyhistor data check FOLDER`
+            lists all faults.
+        ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     layout = layout or {}
     known = ("image_id", "image", "train", "val", split, *TASKS)

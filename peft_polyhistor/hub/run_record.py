@@ -18,6 +18,9 @@ from .sources import is_hub_id, public_name
 
 
 COMMAND = "accelerate launch recipes/train_pascal.py"
+# The entries of results.json that are published without images; `examples` has the ids of images.
+PUBLISHED = ["method", "parameters", "scores", "history", "losses", "classes"]
+PUBLISHED += ["seconds", "settings", "inputs", "versions"]
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,8 @@ def write_files(run: Path, results: Mapping[str, Any], folder: Path, with_images
     settings = shared_settings(results["settings"])
     files = {name: folder / name for name in (TRAINING, RESULTS)}
     files[TRAINING].write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    shared = {**results, "settings": settings | {"processes": results["settings"].get("processes", 1)}}
-    if not with_images:
-        shared.pop("examples", None)  # of `find_details`
+    names = [*PUBLISHED, "examples"] if with_images else PUBLISHED
+    shared = {name: content for name, content in results.items() if name in names}
+    shared["settings"] = settings | {"processes": results["settings"].get("processes", 1)}
     files[RESULTS].write_text(json.dumps(shared, indent=2) + "\n", encoding="utf-8")
     return files | ({PREVIEW: run / PREVIEW} if with_images and (run / PREVIEW).is_file() else {})

@@ -208,10 +208,11 @@ def _check_one(image_size: Any, processor: Any) -> None:
 def _check_finite(task: str, logits: Tensor) -> None:
     count = int((~logits.isfinite()).sum())
     if count:
+        how = "Its training diverged: train it with a lower learning rate."
+        if logits.dtype != torch.float32:
+            how = f"{logits.dtype} may be too narrow for it: load it in float32."
         raise ValueError(
-            f"{count} of {logits.numel()} values that the model predicts for '{task}', in {logits.dtype}, are NaN or "
-            "infinite. Use a wider number format, such as model.float(). If that does not help, its training "
-            "diverged: train it with a lower learning rate."
+            f"{count} of {logits.numel()} values that the model predicts for '{task}' are NaN or infinite. {how}"
         )
 
 

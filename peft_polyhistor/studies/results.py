@@ -65,15 +65,13 @@ def read_study(folder: Path) -> Study:
             f"There is no {COMPARISON} and no METHOD/{RESULTS} in {folder}. Give the --output_dir of train_pascal.py "
             "or compare_methods.py, after a run is finished."
         )
-    inputs: dict[str, set[str]] = {}  # keys that the runs recorded, by what they are of
-    for run in study.runs:
-        for name, key in run.get("inputs", {}).items():
-            inputs.setdefault(name, set()).add(key)
+    records = [run["inputs"] for run in study.runs if run.get("inputs")]
+    names = dict.fromkeys(name for record in records for name in record)
     for what, found in (
         ("their tasks", {str(sorted(run["scores"])) for run in study.runs}),
         ("their seeds", {str([run["settings"]["seed"] for run in runs]) for runs in study.results.values()}),
         ("their data", {str({name: run["settings"].get(name) or None for name in DATA}) for run in study.runs}),
-        *inputs.items(),
+        *((name, {record.get(name, "none") for record in records}) for name in names),
     ):
         if len(found) > 1:
             raise ValueError(

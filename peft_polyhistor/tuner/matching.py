@@ -64,14 +64,15 @@ def check_names(names: Iterable[str], keys: Iterable[str], owner: str = "An adap
     Args:
         names: Names of the adapters.
         keys: Keys of the weights that adapters save, without the names of the adapters.
-        owner: Whose names they are, as the error says it.
+        owner: Subject of the sentence of the error.
     """
     parts = {part for key in keys for part in key.split(".")}
     for name in names:
         if name in parts:
             raise ValueError(
                 f"{owner} cannot be named {name!r}, a part of the keys of saved weights: PEFT would lose weights. "
-                f"Give it any name but numbers and {sorted(part for part in parts if not part.isdigit())}."
+                "Choose another name, such as 'default', that is neither a number nor the name of a task, a layer or "
+                "a parameter."
             )
 
 

@@ -39,16 +39,23 @@ def name_setting(result: Mapping) -> str:
     return f"{result['encoder']}, {result['image_size']} px, {result['mode']}"
 
 
-def make_rows(figures: Mapping[str, Mapping], references: References) -> list[list[str]]:
-    """Returns the cells of a table, row by row; the first row is the header. A figure that is missing is a dash."""
-    titles = ["seconds", "range", "of the peak", "GFLOP", "operations", "saved MB", "peak MB"]
-    rows = [["", *titles, *references]]
+def make_rows(figures: Mapping[str, Mapping]) -> list[list[str]]:
+    """Returns the cells of the table of figures, row by row; the first row is the header, and "-" is not measured."""
+    rows = [["", "seconds", "range", "of the peak", "GFLOP", "operations", "saved MB", "peak MB"]]
     for name, own in figures.items():
         low, high = own["range"]
         cells = [f"{own['seconds']:.4g}", f"{low:.4g} to {high:.4g}", find_share(own, figures.get(PEAK))]
         cells += [f"{own['flops'] / 1e9:,.1f}", f"{own['operations']:,}" if "operations" in own else "-"]
         cells += [f"{own[key] / 1e6:,.0f}" if key in own else "-" for key in ("saved_bytes", "peak_bytes")]
-        rows.append([name, *cells, *(find_ratio(name, figures, reference) for reference in references.values())])
+        rows.append([name, *cells])
+    return rows
+
+
+def make_ratios(figures: Mapping[str, Mapping], references: References) -> list[list[str]]:
+    """Returns the cells of the table of ratios, with a row for each step and a column for each reference."""
+    rows = [["", *references]]
+    for name in figures:
+        rows.append([name, *(find_ratio(name, figures, reference) for reference in references.values())])
     return rows
 
 
@@ -72,7 +79,9 @@ def make_remarks(result: Mapping) -> list[str]:
 
 def print_result(result: Mapping, references: References) -> None:
     print(f"\n{name_setting(result)}, tasks: {result['tasks']}")
-    print("\n".join([align(make_rows(result["figures"], references)), *make_remarks(result)]), flush=True)
+    figures = result["figures"]
+    tables = [align(make_rows(figures)), "", align(make_ratios(figures, references))]
+    print("\n".join([*tables, *make_remarks(result)]), flush=True)
 
 
 def compare_numbers_of_tasks(results: Sequence[Mapping]) -> str:
@@ -105,8 +114,11 @@ def write_report(name: str, options: argparse.Namespace, results: Sequence[Mappi
     parts = [f"# {name}\n\n{machine}; {sizes}.\n\n{NOTE}\n"]
     for result in results:
         remarks = "\n".join(f"- {remark}" for remark in make_remarks(result))
-        table = to_markdown(make_rows(result["figures"], references), remarks)
-        parts.append(f"## {name_setting(result)}, tasks: {result['tasks']}\n\n{table}")
+        tables = [
+            to_markdown(make_rows(result["figures"]), ""),
+            to_markdown(make_ratios(result["figures"], references), remarks),
+        ]
+        parts.append("\n".join([f"## {name_setting(result)}, tasks: {result['tasks']}\n", *tables]))
     text = "\n".join([*parts, compare_numbers_of_tasks(results)])
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 

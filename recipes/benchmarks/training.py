@@ -143,16 +143,16 @@ def encode(model: nn.Module, pixels: Tensor, tasks: list[str]) -> Contestant:
 
 def make_references(method: str) -> References:
     return {
-        "seconds to the frozen passes": Reference("seconds", (BOUND, BOUND_TOGETHER)),
+        "seconds to the frozen encoder": Reference("seconds", (BOUND, BOUND_TOGETHER)),
         f"seconds to {LORA_OURS}": Reference("seconds", (LORA_OURS,)),
         f"seconds to {FULL_OURS}": Reference("seconds", (FULL_OURS,)),
         f"seconds to {LORA}": Reference("seconds", (LORA,)),
         f"seconds to {FULL}": Reference("seconds", (FULL,)),
         f"seconds to {method}": Reference("seconds", (method,)),
-        "operations to one task after the other": Reference("operations", (method + IN_TURN,)),
+        f"operations to {method}{IN_TURN}": Reference("operations", (method + IN_TURN,)),
         f"saved MB to {PLAIN}": Reference("saved_bytes", (PLAIN,)),
-        "peak MB to all tasks in a batch": Reference("peak_bytes", (method + TOGETHER,)),
-        "peak MB to PEFT LoRA, a backward pass per task": Reference("peak_bytes", (LORA_PER_TASK,)),
+        f"peak MB to {method}{TOGETHER}": Reference("peak_bytes", (method + TOGETHER,)),
+        f"peak MB to {LORA_PER_TASK}": Reference("peak_bytes", (LORA_PER_TASK,)),
     }
 
 

@@ -18,6 +18,7 @@ from tiny_models import make_swin
 from peft_polyhistor import TASKS, MultiTaskDenseModel, load_encoder
 from peft_polyhistor.evaluation import count_trainable
 from peft_polyhistor.methods.per_task import load_per_task
+from peft_polyhistor.studies.report import make_report
 from peft_polyhistor.training import RunFolder, StepGuard
 from peft_polyhistor.training.loaders import load_splits, sample_labels
 
@@ -189,6 +190,9 @@ def test_single_task_trains_a_model_per_task_and_makes_one_row(settings_of, tmp_
     assert results["parameters"]["encoder"] == 2 * encoder > 0
     assert results["parameters"]["all"] == sum(run["parameters"]["all"] for run in runs.values())
     assert json.loads((tmp_path / "single_task" / "results.json").read_text()) == results
+
+    recipe.train("decoders", settings_of(tmp_path, *short))
+    assert make_report(tmp_path).is_file()  # both runs record the same data
 
     monkeypatch.setattr(recipe, "make_loader", lambda *_: pytest.fail("trained again"))
     assert recipe.train("single_task", settings_of(tmp_path, *short, "--resume", "True")) == results
