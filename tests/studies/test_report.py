@@ -227,7 +227,10 @@ def test_damaged_comparisons(tmp_path, content, message):
         ({}, "their tasks"),
         ({}, "their data"),
         ({"inputs": {"the weights of the encoder": "b"}}, "the weights of the encoder"),
-        ({"inputs": {"the weights of the encoder": "a", "the weights of the decoders": "c"}}, "the weights of the decoders"),
+        (
+            {"inputs": {"the weights of the encoder": "a", "the weights of the decoders": "c"}},
+            "the weights of the decoders",
+        ),
     ],
 )
 def test_runs_that_no_table_compares(tmp_path, changes, what):
