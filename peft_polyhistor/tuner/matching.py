@@ -71,8 +71,7 @@ def check_names(names: Iterable[str], keys: Iterable[str], owner: str = "An adap
         if name in parts:
             raise ValueError(
                 f"{owner} cannot be named {name!r}, a part of the keys of saved weights: PEFT would lose weights. "
-                "Choose another name, such as 'default', that is neither a number nor the name of a task, a layer or "
-                "a parameter."
+                "Choose a name that is no number, and that no layer, parameter or other task has."
             )
 
 

@@ -119,9 +119,7 @@ def test_a_name_that_no_module_can_have_is_refused_before_the_model_changes(name
 def test_a_name_that_is_part_of_a_saved_key_is_refused_before_the_model_changes(name, make_dense):
     """PEFT would drop the key on saving, or save it without this part and never load it."""
     model = make_dense()
-    with pytest.raises(
-        ValueError, match=rf"An adapter cannot be named '{name}', .*any name but numbers and \[.*'model'"
-    ):
+    with pytest.raises(ValueError, match=rf"An adapter cannot be named '{name}', .*Choose a name that is no number"):
         get_peft_model(model, AdapterConfig(tasks=TASKS), adapter_name=name)
     adapted = get_peft_model(model, AdapterConfig(tasks=TASKS))
     with pytest.raises(ValueError, match=f"An adapter cannot be named '{name}'"):
