@@ -13,6 +13,11 @@ PREVIEW, RESULTS, TRAINING = "predictions.png", "results.json", "training.yaml" 
 Scores = Mapping[str, Mapping[str, float]]  # by task and metric
 
 
+def differing_inputs(inputs: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Returns the names of the inputs of two runs whose keys differ; a run may lack some of them."""
+    return [name for name, key in inputs.items() if others.get(name, key) != key]
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """The record of a training run. The card states these facts and no others.

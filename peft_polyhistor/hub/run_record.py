@@ -13,7 +13,7 @@ import yaml
 from ..checks import find_repeated
 from ..evaluation import find_best
 from ..tasks import declare_tasks
-from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
+from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord, differing_inputs
 from .sources import is_hub_id, public_name
 
 
@@ -143,8 +143,7 @@ def _check_same_but_seed(run: Mapping[str, Any], other: Mapping[str, Any], neutr
     settings, others = run["settings"], other["settings"]
     names = (settings.keys() | others.keys()) - {"seed", *neutral}
     differing = sorted(name for name in names if settings.get(name) != others.get(name))
-    keys = other.get("inputs", {})
-    differing += [name for name, key in run.get("inputs", {}).items() if keys.get(name, key) != key]
+    differing += differing_inputs(run.get("inputs", {}), other.get("inputs", {}))
     if differing:
         raise ValueError(
             f"Runs of one mean must differ in their seed and in nothing else; those of the seeds {settings['seed']} "

@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..evaluation import find_best
-from ..hub.record import PREVIEW, RESULTS
+from ..hub.record import PREVIEW, RESULTS, differing_inputs
 from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
@@ -229,8 +229,7 @@ class RunFolder:
         if differences:
             how = "Give the earlier settings, or another --output_dir."
             raise ValueError(f"{file} was made with other settings: {'; '.join(differences)}. {how}")
-        changed = [name for name, key in record.get("inputs", {}).items() if self._inputs.get(name, key) != key]
-        if changed:
+        if changed := differing_inputs(record.get("inputs", {}), self._inputs):
             how = "Restore what was there, or give another --output_dir."
             raise ValueError(f"{file} was made before {' and '.join(changed)} changed. {how}")
 
