@@ -67,6 +67,7 @@ def test_saves_what_trains_and_nothing_else(adapt, make_base, perturb, tmp_path)
     check_equal(load_file(tmp_path / "adapter_model.safetensors"), expected)
 
 
+@pytest.mark.usefixtures("double")
 @torch.no_grad()
 def test_loads_without_the_usual_memory(adapt, make_base, pixels, perturb, tmp_path):
     model = perturb(adapt(make_base()))

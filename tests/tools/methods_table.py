@@ -73,7 +73,7 @@ FEW = ("polyhistor_lite", "bitfit", "vpt_deep", "lora", "vmt_adapter", "decoders
 TASKS = ["semseg", "human_parts", "normals"]  # an uneven number
 BLOCKS = [f"encoder.layers.{stage}.blocks.{block}.mlp" for stage, block in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))]
 # Weights that are loaded without a copy lie where the file has them, at any address, and kernels may round by it:
-# PyTorch's BatchNorm does on AVX2.
+# PyTorch's BatchNorm does on AVX2. Where layers enlarge that difference, the fixture `double` computes in float64.
 PLACED_BY_FILE = {"rtol": 1e-5, "atol": 1e-6}
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64; logits at full resolution are float32
 

@@ -27,6 +27,7 @@ def test_models_on_the_disk_predict_the_same(adapt, make_base, perturb, pixels, 
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.usefixtures("double")
 @torch.no_grad()
 def test_an_adapter_loads_onto_a_model_that_is_offloaded(
     adapt, make_swin, perturb, pixels, tmp_path, low_cpu_mem_usage

@@ -88,6 +88,7 @@ def test_other_sizes_load_where_asked(adapt, make_config, make_dense, tmp_path):
     other.load_adapter(tmp_path, "third", ignore_mismatched_sizes=True)
 
 
+@pytest.mark.usefixtures("double")
 @torch.no_grad()
 def test_automatic_classes_find_base_and_adapter(adapt, make_base, pixels, perturb, tmp_path):
     base = make_base()
@@ -144,7 +145,7 @@ def accepted_by_transformers():
 
 
 @rows(lambda row: SwinModel in row.bases)
-@pytest.mark.usefixtures("accepted_by_transformers")
+@pytest.mark.usefixtures("accepted_by_transformers", "double")
 @torch.no_grad()
 def test_adapters_of_transformers_do_the_same(adapt, make_config, make_swin, pixels, perturb, tmp_path):
     model = perturb(adapt(make_swin()))
