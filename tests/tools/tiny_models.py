@@ -31,7 +31,7 @@ def make_swin(cls=SwinModel, **changes):
 
     Widths 8, 16, 32, 64 and a window of 3, which the coarsest map of a picture of 96 pixels just fills.
     """
-    key = repr((cls, changes, torch.get_default_device()))
+    key = repr((cls, changes, torch.get_default_device(), torch.get_default_dtype()))
     if key not in _made:
         _made[key] = (_make_swin(cls, **changes), torch.get_rng_state())
     model, state = _made[key]
