@@ -280,7 +280,7 @@ OTHER_WEIGHTS = "was made for an encoder with other weights than this encoder ha
 
 
 @for_two_methods
-def test_an_encoder_with_other_weights_is_told(adapt, make_swin, make_dense, tmp_path):
+def test_an_encoder_with_other_weights_is_told(adapt, make_config, make_swin, make_dense, tmp_path):
     adapt(make_swin()).save_pretrained(tmp_path)
     other = make_swin()
     other.encoder.layers[1].blocks[0].mlp.fc1.weight.data *= 1.01
@@ -291,9 +291,8 @@ def test_an_encoder_with_other_weights_is_told(adapt, make_swin, make_dense, tmp
     for name in ("second", "default"):  # a new one, and one that exists
         with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
             adapted.load_adapter(tmp_path, name)
-    config = type(adapted.peft_config["default"])(tasks=TASKS)
     with pytest.warns(UserWarning, match=OTHER_WEIGHTS):
-        given = PeftModel.from_pretrained(other, tmp_path, config=config)
+        given = PeftModel.from_pretrained(other, tmp_path, config=make_config())
     record = json.loads((tmp_path / "adapter_config.json").read_text())["made_for"]
     assert given.peft_config["default"].made_for["block_sizes"] == record["block_sizes"]  # those of the training
 
