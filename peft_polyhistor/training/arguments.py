@@ -29,12 +29,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def read_yaml(text: str) -> Any:
-    """Parses a YAML text; raises ValueError if it is invalid."""
+def read_yaml(text: str, name: str) -> Any:
+    """Parses a YAML text; raises ValueError, with the name of its file or setting, if it is invalid."""
     try:
         return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{text[:80]!r} is not valid YAML: {error}. Write e.g. name: value.") from error
+        raise ValueError(f"{name}: {text[:80]!r} is not valid YAML: {error}. Write e.g. name: value.") from error
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
@@ -42,9 +42,10 @@ def read_mapping(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file '{file}'. Give a YAML file of settings.")
     try:
-        values = read_yaml(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    values = read_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold one `name: value` a line, got {values!r}.")
     return values
@@ -152,9 +153,9 @@ def _describe(metadata: Mapping[str, Any]) -> str:
     return metadata["help"] + (f"; {' and '.join(limits)}" if limits else "")
 
 
-def read_items(items: Sequence[Any]) -> list[Any]:
-    """Parses strings among the items as YAML: names, and mappings such as `depth: {kind: regression}`."""
-    return [read_yaml(item) if isinstance(item, str) else item for item in items]
+def read_items(items: Sequence[Any], name: str) -> list[Any]:
+    """Parses strings among the items of a setting as YAML: names, and mappings such as `depth: {kind: regression}`."""
+    return [read_yaml(item, f"`{name}`") if isinstance(item, str) else item for item in items]
 
 
 def read_tasks(items: Sequence[Any]) -> list[Any]:
@@ -166,7 +167,7 @@ def read_tasks(items: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: A task is unknown, given twice, or has an invalid description.
     """
-    return describe_tasks(task.name for task in get_tasks(declare_tasks(read_items(items))))
+    return describe_tasks(task.name for task in get_tasks(declare_tasks(read_items(items, "tasks"))))
 
 
 def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, float]:
@@ -177,7 +178,8 @@ def read_loss_weights(items: Sequence[Any], tasks: Sequence[str]) -> dict[str, f
     """
     if list(items) == ["uniform"]:
         return dict.fromkeys(tasks, 1.0)
-    weights = {task: read_yaml(text) if isinstance(text, str) else text for task, text in _read_pairs(items).items()}
+    pairs = _read_pairs(items)
+    weights = dict(zip(pairs, read_items(list(pairs.values()), "loss_weights"), strict=True))
     for task, weight in weights.items():
         if task not in tasks or type(weight) not in (int, float) or not 0 < weight < math.inf:
             allowed = f"items task=weight with a task of {list(tasks)} and a weight above 0"

@@ -20,7 +20,7 @@ from torch import nn
 from ..evaluation import is_of_decoder
 from ..methods.per_task import adapt_per_task
 from ..registry import METHODS
-from .arguments import read_yaml
+from .arguments import read_items
 
 
 FULL_FINE_TUNING = ("full", "single_task")
@@ -55,7 +55,7 @@ def parse_methods(entries: Sequence[str | Mapping[str, Any]]) -> list[MethodChoi
     Raises:
         ValueError: There is no entry, a method or a field is unknown, a value is not allowed, or two labels are equal.
     """
-    choices = [_parse_entry(read_yaml(entry) if isinstance(entry, str) else entry) for entry in entries]
+    choices = [_parse_entry(entry) for entry in read_items(entries, "methods")]
     labels = [choice.label for choice in choices]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(

@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         arguments.check_options(self)
-        self.methods, self.tasks = arguments.read_items(self.methods), arguments.read_tasks(self.tasks)
+        self.methods, self.tasks = arguments.read_items(self.methods, "methods"), arguments.read_tasks(self.tasks)
         parse_methods(self.methods)
         arguments.read_layout(self.layout)
         arguments.read_loss_weights(self.loss_weights, declare_tasks(self.tasks))

@@ -115,6 +115,8 @@ def test_every_schedule_needs_nothing_but_steps():
         ("steps: 2020-99-99", "is not valid YAML: month must be in 1..12"),
         ("[" * 5000, "is not valid YAML: "),
         ("steps: !!python/name:os.system", "is not valid YAML: could not determine a constructor"),
+        (r'methods: "\x1f"', r"`methods`: '\\x1f' is not valid YAML: unacceptable character"),
+        ("loss_weights: ['semseg=[']", r"`loss_weights`: '\[' is not valid YAML"),
         ("methods: [lora2]", r"`methods` must be among \['full', 'single_task'"),
         ("methods: [full, full]", "each once"),
         ("tasks: [1]", r"Unknown tasks \[1\]"),

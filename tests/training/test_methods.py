@@ -43,7 +43,7 @@ def test_a_label_tells_settings_of_one_method_apart():
         ({"peft_lora": {"ranks": 4}}, r"'peft_lora' has no fields \['ranks'\]; it has \[.*'r'"),
         ({"polyhistor": {"tasks": ["semseg"]}}, r"has no fields \['tasks'\]"),
         ({"polyhistor": {"rank": 0}}, "'polyhistor' with .*`rank` must be an integer of at least 1"),
-        ("phm: [", r"'phm: \[' is not valid YAML"),
+        ("phm: [", r"`methods`: 'phm: \[' is not valid YAML"),
     ],
 )
 def test_bad_methods_say_what_is_allowed(entry, message):
