@@ -18,7 +18,7 @@ from peft_polyhistor import TASKS as DENSE_ROWS
 from peft_polyhistor.data.synthetic import synthetic_scenes
 
 
-THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))  # also of processes; more cost small models time
+THREADS = int(os.environ["OMP_NUM_THREADS"])  # from conftest.py
 
 
 @pytest.fixture(autouse=True)
