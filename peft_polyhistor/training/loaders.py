@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the data of a run in batches, in an order that a resumed run repeats."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import CDLL
 from functools import partial
@@ -49,12 +50,25 @@ def load_splits(
     num_proc = workers if workers > 1 else None
     with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
         data = {split: load(tasks, split, num_proc=num_proc) for split in ("train", "val")[: 1 if holdout else 2]}
+        is_numbered = any(rows["image_id"][:] == list(range(len(rows))) for rows in data.values())
         if left_out:
             data["train"] = data["train"].train_test_split(left_out, seed=0)["train"]
         if holdout:
             parts = data["train"].train_test_split(holdout, seed=0)
             data = {"train": parts["train"], "val": parts["test"]}
+    if accelerator.is_main_process and not is_numbered:
+        _warn_of_shared(data)
     return data
+
+
+def _warn_of_shared(data: Mapping[str, Dataset]) -> None:
+    """Warns of images that a model is both trained and scored on."""
+    if shared := set.intersection(*(set(rows["image_id"][:]) for rows in data.values())):
+        warnings.warn(
+            f"Images in both splits, train and val: {len(shared)}, such as {min(shared)}. A model is scored on images "
+            "that it was trained on. Take them out of one split.",
+            stacklevel=3,
+        )
 
 
 def make_loader(

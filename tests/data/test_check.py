@@ -139,9 +139,11 @@ def test_numbers_without_a_valid_value_are_a_fault(tmp_path, capsys):
 @pytest.mark.parametrize(("task", "label", "fault"), [
     (segmentation("own", classes=["road", "lane"]), Image.new("L", (40, 40), 255), "holds one of its classes"),
     (binary("own", ignore=7), Image.new("L", (40, 40), 7), "has a pixel other than ignore=7"),
+    (binary("own"), Image.new("L", (40, 40), 2), "has foreground. In masks of 0 and 1 the foreground is 1"),
+    (binary("own"), Image.new("L", (40, 40), 255), "has background."),
     (vectors("own"), Image.new("RGB", (40, 40)), "holds a unit vector"),
 ])  # fmt: skip
-def test_labels_that_are_unlabelled_everywhere_are_a_fault(task, label, fault, tmp_path):
+def test_labels_that_teach_nothing_together_are_a_fault(task, label, fault, tmp_path):
     register_task(task)
     for folder, image in (("images", Image.new("RGB", (40, 40))), ("own", label)):
         (tmp_path / folder).mkdir()

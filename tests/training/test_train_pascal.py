@@ -4,8 +4,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -268,6 +270,18 @@ def test_held_out_images_are_of_the_training_split_and_the_same_in_every_run(par
     assert again["val"]["image_id"] == parts["val"]["image_id"]
     grid = load_splits(str(parquet_scenes), ["semseg"], accelerator, holdout=0.3, left_out=0.3)
     assert set(grid["train"]["image_id"]) | set(grid["val"]["image_id"]) == train  # no image of the split val
+
+
+def test_images_of_both_splits_are_told(parquet_scenes, tmp_path):
+    accelerator = recipe.Accelerator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_splits(str(parquet_scenes), ["semseg"], accelerator)
+    shutil.copytree(parquet_scenes, tmp_path / "copy")
+    [train], [val] = (list((tmp_path / "copy").rglob(f"{split}*.parquet")) for split in ("train", "val"))
+    shutil.copy(train, val)
+    with pytest.warns(UserWarning, match=r"Images in both splits, train and val: 10, such as \w+\. A model is scored"):
+        load_splits(str(tmp_path / "copy"), ["semseg"], accelerator)
 
 
 def test_fewer_images_than_a_step_takes_are_refused(settings_of, tmp_path):

@@ -120,7 +120,14 @@ class Binary(Task):
                 f"None of the {labels} labels of {self.name} has a pixel other than ignore={self.ignore}. Correct "
                 "`ignore`, or restore the labels."
             )
-        return "" if 1 in contents else f"None of the {labels} labels of {self.name} has foreground."
+        if len(contents) == 1:
+            lack = "foreground" if 0 in contents else "background"
+            raise ValueError(
+                f"None of the {labels} labels of {self.name} has {lack}. In masks of 0 and 1 the foreground is 1, in "
+                "other labels it is every value above 127. Write 255 to the foreground and 0 to the background, and "
+                "set `ignore` of the task to the stored value of unlabelled pixels."
+            )
+        return ""
 
     def to_target(self, label: Image.Image, geometry: "Geometry") -> Tensor:
         target = torch.from_numpy(geometry.take_nearest(Image.fromarray(self.read(label))))[None].float()
