@@ -124,7 +124,7 @@ def build_model(
 def make_loaders(model: nn.Module, data: dict[str, Dataset], settings: Settings) -> tuple:
     """Makes the loaders of both splits, and returns them after the transform of the training images."""
     processor = DenseImageProcessor.from_model(model)  # images are normalised as the encoder expects them
-    augment = JointTransform(processor, True, settings.seed, settings.augmentation)
+    augment = JointTransform(processor, True, settings.seed, settings.augmentation, settings.flip)
     resize = JointTransform(processor, train=False)
     train_loader = make_loader(data["train"], augment, settings.batch_size, settings.workers, settings.seed)
     val_loader = make_loader(data["val"], resize, settings.batch_size, settings.workers, settings.seed)

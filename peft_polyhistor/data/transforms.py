@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_image, check_number, check_truth, check_whole
+from ..checks import check_image, check_number, check_probability, check_truth, check_whole
 from ..models.image_processor import DenseImageProcessor
 from ..tasks import TASKS, Task, get_tasks
 from ..tasks.table import CarriesTasks
@@ -58,9 +58,11 @@ class JointTransform(CarriesTasks):
         strength: Strength of rotation and scale, from 0 to below 4: up to 20 * `strength` degrees, and factors up to
             0.25 * `strength` from 1. Polyhistor's line uses 1. With 0, images are only flipped and resized, which
             suits runs that see each image a few times.
+        flip: Probability of a left-right flip, from 0 to below 1. Give 0 if classes tell left from right, or a
+            regression is signed along the width: a flip does not swap them.
 
     Raises:
-        ValueError: `image_size`, `seed` or `strength` is out of its range.
+        ValueError: `image_size`, `seed`, `strength` or `flip` is out of its range.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class JointTransform(CarriesTasks):
         train: bool,
         seed: int = 0,
         strength: float = 1.0,
+        flip: float = 0.5,
     ):
         check_whole("seed", seed)
         check_truth("train", train)
         check_number("strength", strength)
+        check_probability("flip", flip)
         if not 0 <= strength * _MAX_ZOOM < 1:
             raise ValueError(f"`strength` must be from 0 to below {1 / _MAX_ZOOM:g}, got {strength}.")
         self.processor = image_size if isinstance(image_size, DenseImageProcessor) else DenseImageProcessor(image_size)
@@ -81,6 +85,7 @@ class JointTransform(CarriesTasks):
         self.train = train
         self.seed = seed
         self.strength = strength
+        self.flip = flip
         self._epoch = torch.full((), _NO_EPOCH).share_memory_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JointTransform":
@@ -131,7 +136,7 @@ class JointTransform(CarriesTasks):
             epoch = 2**63 + int(torch.empty((), dtype=torch.int64, device="cpu").random_())
         # The id as text, so that 7 is the same id in any integer type.
         random = np.random.default_rng((self.seed, epoch, crc32(str(image_id).encode())))
-        flip = random.random() < 0.5
+        flip = random.random() < self.flip
         degrees, zoom = self.strength * _MAX_DEGREES, self.strength * _MAX_ZOOM
         return Draw(flip, random.uniform(-degrees, degrees), random.uniform(1 - zoom, 1 + zoom))
 

@@ -17,7 +17,7 @@ from .methods import parse_methods
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-CURVES = "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+CURVES = "linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"
 # A resumed run may change these settings, because they do not affect the result.
 NEUTRAL = ("workers", "preparation_workers", "log_every", "resume", "tracker", "output_dir", "on_bad_step")
 
@@ -38,6 +38,7 @@ class Settings:
     loss_weights: list[str] = option([], "task=weight in the loss, or 'uniform' for 1; by default those of the tasks")
     image_size: int = option(512, "side of the images in pixels", at_least=32)  # the coarsest stride of the encoders
     augmentation: float = option(1.0, "strength of random rotations and scales; 0 only flips", at_least=0, below=4)
+    flip: float = option(0.5, "probability of a flip; 0 suits labels that tell left from right", at_least=0, below=1)
     decoder_width: int = option(256, "channels inside the decoders", at_least=1)
     decoder_dropout: float = option(0.1, "probability of zeroing a channel before the classifier", at_least=0, below=1)
     bias_images: int = option(0, "training images whose labels set the decoders' first biases; 0: zero", at_least=0)
@@ -71,6 +72,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         arguments.check_options(self)
+        self.output_dir = os.path.expanduser(self.output_dir)
         self.methods, self.tasks = arguments.read_items(self.methods, "methods"), arguments.read_tasks(self.tasks)
         parse_methods(self.methods)
         arguments.read_layout(self.layout)

@@ -277,6 +277,13 @@ def test_without_strength_images_are_flipped_or_left(dataset):
     assert torch.equal(flipped[False]["semseg"], resized["semseg"])
 
 
+def test_flips_have_a_probability():
+    flips = [JointTransform(8, train=True, flip=flip)._draw("a").flip for flip in (0, 0.999) for _ in range(20)]
+    assert flips == [False] * 20 + [True] * 20
+    with pytest.raises(ValueError, match=r"`flip` must be a probability in \[0, 1\), got 1"):
+        JointTransform(8, train=True, flip=1)
+
+
 def test_draws_depend_on_seed_epoch_and_id():
     def draw(seed=0, epoch=0, image_id="a"):
         joint = JointTransform(8, train=True, seed=seed)

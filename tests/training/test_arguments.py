@@ -150,6 +150,11 @@ def test_bad_settings_say_what_is_allowed(parse, text, message):
         parse(text)
 
 
+def test_the_output_folder_may_start_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/homes/ann")
+    assert recipe.Settings(output_dir="~/runs").output_dir == "/homes/ann/runs"
+
+
 def test_a_copy_of_a_recipe_needs_no_config():
     [settings] = parse_settings(["--steps", "3"], "", Path("nowhere.yaml"), recipe.Settings)
     assert settings == recipe.Settings(steps=3)
