@@ -99,14 +99,20 @@ def run_all(
     """Trains each method with each seed; a chosen rate is part of the run's folder.
 
     Returns:
-        Results by method, of the methods whose runs all finished, and the reasons why other runs stopped.
+        Results by method, of the methods whose runs all finished, and the reasons why the others did not.
     """
     results: dict[str, list[dict]] = {choice.label: [] for choice in choices}
-    failures = []
-    rates = {method: choose_rate(grid) for method, grid in grids.items() if grid}
+    failures, rates = [], {}
+    for choice in choices:
+        try:
+            rates[choice.label] = choose_rate(grids[choice.label]) if grids.get(choice.label) else None
+        except ValueError as error:  # one method that diverges at every rate must not end the study
+            failures.append(f"{choice.label}: {error}")
     for seed in seeds:
         for method, choice in zip(settings.methods, choices, strict=True):
-            rate = rates.get(choice.label)
+            if choice.label not in rates:
+                continue
+            rate = rates[choice.label]
             folder = Path(settings.output_dir) / f"seed{seed}" / (repr(rate) if rate else "")
             run = replace(settings, seed=seed, learning_rate=rate or settings.learning_rate)
             try:
@@ -164,6 +170,7 @@ def main(settings: Settings, own: Comparison) -> dict[str, list[dict]]:
         settings = replace(settings, decoder_learning_rate=settings.decoder_learning_rate or settings.learning_rate)
         grids = score_grid(settings, choices, own)
     results, failures = run_all(settings, choices, own.seeds, grids)
+    grids = {method: grid for method, grid in grids.items() if method in results}
     if results and PartialState().is_main_process:
         write_all(Path(settings.output_dir), results, grids, papers)
     if failures:

@@ -75,6 +75,8 @@ def check_options(settings: Any) -> None:
             setattr(settings, name, value := float(value))
         if type(value) is not kind:
             raise ValueError(f"`{name}` must be {_KINDS[kind]}, got {value!r}.")
+        if get_args(kinds[name]) in [(int,), (float,)]:
+            _check_items(name, value, *get_args(kinds[name]))
         if value == "" != item.default:
             raise ValueError(f"`{name}` is empty; give --{name} VALUE.")
         if kind in (int, float) and not value >= allowed["at_least"]:  # also for NaN
@@ -83,6 +85,15 @@ def check_options(settings: Any) -> None:
             raise ValueError(f"`{name}` must be below {allowed['below']}, got {value}.")
         if allowed["among"] and value not in allowed["among"]:
             raise ValueError(f"`{name}` must be one of {allowed['among']}, got {value!r}.")
+
+
+def _check_items(name: str, items: list[Any], kind: type) -> None:
+    """Checks the types of the numbers in a list; an integer in a list of floats becomes a float."""
+    for index, item in enumerate(items):
+        if kind is float and type(item) is int:
+            items[index] = float(item)
+        elif type(item) is not kind:
+            raise ValueError(f"`{name}` must be a list whose items are each {_KINDS[kind]}, got {item!r} in {items}.")
 
 
 def parse_settings(argv: Sequence[str], description: str, default_file: Path, *classes: type) -> tuple[Any, ...]:

@@ -128,6 +128,24 @@ def test_bad_arguments(compare, tmp_path, arguments, message):
         compare([*SCENES, "--output_dir", str(tmp_path), *arguments])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: 0 1", "`seeds` must be a list whose items are each an integer, got '0 1'"),
+        ("seeds: [0.5]", "`seeds` must be a list whose items are each an integer, got 0.5"),
+        ("learning_rates: [1e-4, fast]", "`learning_rates` must be a list whose items are each a number, got 'fast'"),
+        ("learning_rates: [true]", "a number, got True"),
+    ],
+)
+def test_items_of_lists_are_checked(recipe, tmp_path, text, message):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(recipe, [str(file)])
+    file.write_text("learning_rates: [1]")
+    assert [type(rate) for rate in parse(recipe, [str(file)])[1].learning_rates] == [float]
+
+
 def test_a_diverged_method_stays_in_the_table_and_out_of_the_plot(recipe, tmp_path, capsys):
     results = {"decoders": [run_of(10.0, 20.0)], "full": [run_of(math.nan, 20.0)]}
     recipe.write_all(tmp_path, results, {}, dict.fromkeys(results))
@@ -147,6 +165,22 @@ def test_a_run_that_stops_does_not_keep_the_others_from_the_table(compare, recip
         FloatingPointError, match=r"(?s)no methods but \['decoders', 'adapter'\]:.full, seed 1: Step 3"
     ):
         compare(small_run(tmp_path, *methods, "--seeds", "0", "1"))
+    assert list(json.loads((tmp_path / "comparison.json").read_text())["methods"]) == ["decoders", "adapter"]
+
+
+def test_a_method_that_diverges_at_every_rate_does_not_keep_the_others_from_the_table(
+    compare, recipe, small_run, tmp_path, monkeypatch
+):
+    def train(method, run):
+        if method == "full":
+            raise FloatingPointError("Step 3 is bad")
+        return run_of(50.0, 20.0, run.learning_rate)
+
+    monkeypatch.setattr(recipe, "train", train)
+    methods = ("--methods", "decoders", "full", "adapter", "--tasks", "semseg", "normals")
+    grid = ("--seeds", "0", "--learning_rates", "1e-3", "1e-2", "--grid_steps", "2")
+    with pytest.raises(FloatingPointError, match=r"(?s)but \['decoders', 'adapter'\]:.full: No learning rate"):
+        compare(small_run(tmp_path, *methods, *grid))
     assert list(json.loads((tmp_path / "comparison.json").read_text())["methods"]) == ["decoders", "adapter"]
 
 
