@@ -23,6 +23,7 @@ import argparse
 import math
 import os
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,13 +35,16 @@ from distillation.shards import Shard, draw_batch, load_folders, write_shards
 from distillation.student import Distillation, make_student
 from tqdm.auto import trange
 
-from peft_polyhistor.training.files import replacing, write_json
+from peft_polyhistor.training.files import locked, replacing, write_json
+from peft_polyhistor.training.keys import key_of_tensors
 
 
 AT_LEAST_ONE = ["embed_dim", "window", "batch_size", "shards", "shard_size", "teacher_size", "image_size"]
 AT_LEAST_ONE += ["teacher_batch_size"]
 FOLDERS = ("teacher_outputs", "output_dir", "start_from")  # arguments that the record of a run leaves out
 STUDENT_SETTINGS = ("embed_dim", "depths", "heads", "window")  # of a student that starts at random
+# A resumed run must have the same: they determine its steps before the learning rate falls, and the held-out losses.
+FIXED = (*STUDENT_SETTINGS, "student", "batch_size", "learning_rate", "warmup_steps", "temperature", "seed")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,6 +100,7 @@ def main(arguments: argparse.Namespace) -> dict | None:
 
     Raises:
         ValueError: Several processes were started that do not train together.
+        BlockingIOError: Another run uses one of the folders.
     """
     # The other processes wait while one process writes the shards.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
@@ -108,7 +113,10 @@ def main(arguments: argparse.Namespace) -> dict | None:
     if arguments.data and accelerator.is_main_process:
         write_shards(arguments, accelerator.device)
     accelerator.wait_for_everyone()
-    return train(arguments, accelerator) if arguments.steps else None
+    if not arguments.steps:
+        return None
+    with locked(arguments.output_dir) if accelerator.is_main_process else nullcontext():
+        return train(arguments, accelerator)
 
 
 def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
@@ -125,7 +133,10 @@ def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
         {"params": [p for p in distillation.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.98), fused=True)
-    progress = restore(distillation, optimizer, arguments)
+    fixed = {name: vars(arguments)[name] for name in FIXED if name in vars(arguments)}
+    outputs = {f"{number} {name}": tensor for number, shard in enumerate(held_out) for name, tensor in shard.items()}
+    fixed["held-out crops"] = key_of_tensors(outputs)
+    progress = restore(distillation, optimizer, arguments, fixed)
     model, optimizer = accelerator.prepare(distillation, optimizer)
     saved = time.time()
     bar = trange(progress["step"], arguments.steps, disable=not accelerator.is_main_process, mininterval=10)
@@ -145,7 +156,7 @@ def train(arguments: argparse.Namespace, accelerator: Accelerator) -> dict:
             scores = validate(distillation, held_out, arguments.batch_size)
             progress |= {"step": step + 1, "seconds": progress["seconds"] + time.time() - saved}
             saved = time.time()
-            save(arguments, distillation, optimizer, progress, scores)
+            save(arguments, distillation, optimizer, progress, scores, fixed)
             bar.write(f"step {step + 1}: held-out losses {scores}")
     return progress
 
@@ -162,13 +173,15 @@ def validate(distillation: Distillation, shards: list[Shard], batch_size: int) -
     """Returns the mean losses over the held-out shards."""
     device = next(distillation.parameters()).device
     distillation.eval()
-    losses = []
+    sums, crops = {}, 0
     for shard in shards:
         for tensors in zip(*(tensor.to(device).split(batch_size) for tensor in shard.values()), strict=True):
-            batch = dict(zip(shard, tensors, strict=True))
-            losses.append(distillation(batch, torch.zeros(len(tensors[0]), device=device).bool()))
+            batch, count = dict(zip(shard, tensors, strict=True)), len(tensors[0])
+            losses = distillation(batch, torch.zeros(count, device=device).bool())
+            sums = {name: sums.get(name, 0.0) + count * loss.item() for name, loss in losses.items()}
+            crops += count
     distillation.train()
-    return {name: round(sum(loss[name].item() for loss in losses) / len(losses), 4) for name in losses[0]}
+    return {name: round(total / crops, 4) for name, total in sums.items()}
 
 
 def save(
@@ -177,6 +190,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: dict,
     losses: dict[str, float],
+    fixed: dict,
 ) -> None:
     """Writes the state of the run, and before it the student if it is the best so far.
 
@@ -190,7 +204,7 @@ def save(
     progress["best"] = min(total, progress["best"])
     # state.pt calls the weights of the student and its heads "lesson".
     state = {"lesson": distillation.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    state["fixed"] = fixed
     if is_best:
         settings = {name: value for name, value in vars(arguments).items() if name not in FOLDERS}
         weights = {name: weight.half() for name, weight in distillation.student.state_dict().items()}
@@ -201,24 +215,45 @@ def save(
         torch.save(state, file)
 
 
-def restore(distillation: Distillation, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace) -> dict:
+def restore(
+    distillation: Distillation, optimizer: torch.optim.Optimizer, arguments: argparse.Namespace, fixed: dict
+) -> dict:
     """Loads the state of the run, or of the run it branches off, and returns its progress.
+
+    Args:
+        fixed: What a resumed run must have in common with its earlier commands; a branch may differ.
 
     Raises:
         FileNotFoundError: The run to branch off has no state.
+        ValueError: The earlier command differs in `fixed`, or the run to branch off has another student.
     """
     for folder in (arguments.output_dir, arguments.start_from):
         if folder and (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            distillation.load_state_dict(state["lesson"])
+            is_branch = folder == arguments.start_from
+            if not is_branch:
+                check_same(folder, state.get("fixed", {}), fixed)
+            try:
+                distillation.load_state_dict(state["lesson"])
+            except RuntimeError as error:
+                how = "Give the arguments of its student, and outputs of its teacher"
+                raise ValueError(f"{folder} has another student or other heads: {error}. {how}.") from error
             decays = [group["weight_decay"] for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizer"])
             for group, decay in zip(optimizer.param_groups, decays, strict=True):
                 group["weight_decay"] = decay  # of this command; the state has that of the earlier one
-            return state["progress"] | ({"best": math.inf} if folder == arguments.start_from else {})
+            return state["progress"] | ({"best": math.inf} if is_branch else {})
     if arguments.start_from:
         raise FileNotFoundError(f"--start_from {arguments.start_from}: no state.pt. Give the --output_dir of a run.")
     return {"step": 0, "seconds": 0.0, "best": math.inf}
+
+
+def check_same(folder: Path, earlier: dict, now: dict) -> None:
+    """Raises ValueError if the run in a folder had other fixed settings."""
+    differences = [f"{k} was {v!r} and is {now.get(k)!r}" for k, v in earlier.items() if now.get(k) != v]
+    if differences:
+        how = f"Give the earlier settings, or branch off with --start_from {folder} and another --output_dir."
+        raise ValueError(f"{folder} has a run with other settings: {'; '.join(differences)}. {how}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes files, folders and links atomically: as NAME.tmp, which is then renamed to NAME."""
+"""Writes files, folders and links atomically: as NAME.tmp, which is then renamed to NAME; and locks folders."""
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+
+_PATIENCE = 10  # seconds; the workers of a killed run live 5 seconds longer and may hold its lock
 
 
 def write_text(file: Path, text: str) -> None:
@@ -53,6 +58,31 @@ def explain_failure(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error}). Earlier files are complete. Free space on the disk and check the "
             "permissions of the folder, then resume the run; or start it with another output folder."
         ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a folder and locks it against other runs; the lock of a killed run is released.
+
+    Raises:
+        BlockingIOError: Another run uses the folder.
+        OSError: The folder cannot be written to.
+    """
+    lock, owner = FileLock(folder / "lock"), folder / "process.txt"
+    with explain_failure(folder / "lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout as error:
+            other = owner.read_text(encoding="utf-8") if owner.is_file() else "which has just started"
+            how = "Wait until it ends, or give another folder."
+            raise BlockingIOError(f"{folder} is in use by another run, {other}. {how}") from error
+    try:
+        with explain_failure(owner):
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -4,10 +4,11 @@
 
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 
 
 _ROWS = 64  # that are read at once
@@ -43,8 +44,14 @@ def key_of_data(rows: Dataset) -> str:
 
 def key_of_weights(model: nn.Module) -> str:
     """Returns a key of the names and values of the parameters and buffers of a model."""
+    return key_of_tensors(model.state_dict())
+
+
+def key_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a key of the names and values of tensors."""
     digest = sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        values: Any = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(values)
     return digest.hexdigest()[:16]

@@ -10,19 +10,17 @@
 """
 
 import json
-import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,13 +31,12 @@ from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
 from ..version import __version__
-from .files import beside, delete, discard, explain_failure, link, read_json, replacing, write_json
+from .files import beside, delete, discard, explain_failure, link, locked, read_json, replacing, write_json
 from .progress import Progress
 
 
 _PROGRESS = "state/progress.json"
 GALLERY = "gallery"  # folder of example images
-_PATIENCE = 10  # seconds; the workers of a killed run live 5 seconds longer and may hold its lock
 
 
 class RunFolder:
@@ -67,32 +64,9 @@ class RunFolder:
         self._checkpoints = folder / "checkpoints"
         self._starts_anew = False
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Makes the folder and locks it against other runs; the lock of a killed run is released.
-
-        Raises:
-            BlockingIOError: Another run uses the folder.
-            OSError: The folder cannot be written to.
-        """
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        lock, owner = FileLock(self.folder / "lock"), self.folder / "process.txt"
-        with explain_failure(self.folder / "lock"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=_PATIENCE)
-            except Timeout as error:
-                other = owner.read_text(encoding="utf-8") if owner.is_file() else "which has just started"
-                how = "Wait until it ends, or give another --output_dir."
-                raise BlockingIOError(f"{self.folder} is in use by another run, {other}. {how}") from error
-        try:
-            with explain_failure(owner):
-                owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """Makes the folder and locks it against other runs, see `files.locked`."""
+        return locked(self.folder) if self.accelerator.is_main_process else nullcontext()
 
     def open(self, resume: bool, inputs: Mapping[str, str] | None = None) -> dict[str, Any] | None:
         """Prepares the folder for a run, and returns the results if the run to resume is finished.

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm.auto import trange
 
-from peft_polyhistor.training.files import read_json, replacing, write_json
+from peft_polyhistor.training.files import locked, read_json, replacing, write_json
 
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -38,22 +38,23 @@ def write_shards(arguments: argparse.Namespace, device: torch.device) -> None:
 
     Raises:
         ValueError: The folder has shards of another teacher, or of other sizes.
+        BlockingIOError: Another run writes shards into the folder.
     """
     (folder,), shares = arguments.teacher_outputs, split_shares(arguments.data)
     columns = ["image"] if arguments.teacher else ["image", "label"]
     photographs = [load_photographs(source, columns) for source in shares]
     teacher = Teacher(arguments.teacher, device) if arguments.teacher else None
-    folder.mkdir(parents=True, exist_ok=True)
     settings, record = {name: getattr(arguments, name) for name in SHARED_SETTINGS}, folder / "settings.json"
-    if record.exists() and (found := read_json(record)) != settings:
-        raise ValueError(f"--teacher_outputs {folder} has shards of {found}, not {settings}. Give another folder.")
-    write_json(record, settings)
-    for number in trange(arguments.shards, desc="shards"):
-        file = folder / f"{number:05}.safetensors"
-        if not file.exists():
-            shard = make_shard(number, photographs, list(shares.values()), teacher, arguments)
-            with replacing(file) as fresh:
-                save_file(shard, fresh)
+    with locked(folder):
+        if record.exists() and (found := read_json(record)) != settings:
+            raise ValueError(f"--teacher_outputs {folder} has shards of {found}, not {settings}. Give another folder.")
+        write_json(record, settings)
+        for number in trange(arguments.shards, desc="shards"):
+            file = folder / f"{number:05}.safetensors"
+            if not file.exists():
+                shard = make_shard(number, photographs, list(shares.values()), teacher, arguments)
+                with replacing(file) as fresh:
+                    save_file(shard, fresh)
 
 
 def split_shares(sources: list[str]) -> dict[str, float]:

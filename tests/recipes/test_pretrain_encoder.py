@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig, SwinModel, ViTImageProcessor
 
 from peft_polyhistor import load_encoder
+from peft_polyhistor.training import files
 
 
 CROPS = "--shards 3 --shard_size 4 --teacher_size 96 --image_size 64 --teacher_batch_size 2 --steps 0"
@@ -186,6 +187,42 @@ def test_branch_leaves_its_origin_alone(make_shards, train, tmp_path):
     assert (stable / "state.pt").read_bytes() == before and (branch / "encoder" / "config.json").exists()
 
 
+def test_a_run_resumes_with_its_own_settings_and_shards(make_shards, train, tmp_path):
+    shards, run, branch = make_shards(), tmp_path / "run", tmp_path / "branch"
+    train(shards, run, "--steps", "1")
+    before = (run / "state.pt").read_bytes()
+    for change, message in (
+        (("--batch_size", "1", "--seed", "5"), "batch_size was 2 and is 1; seed was 0 and is 5"),
+        (("--embed_dim", "16"), "embed_dim was 8 and is 16"),
+    ):
+        with pytest.raises(ValueError, match=rf"{message}\. Give the earlier settings, or branch off"):
+            train(shards, run, "--steps", "2", *change)
+    (shards / "00000.safetensors").unlink()
+    with pytest.raises(ValueError, match="held-out crops was '"):
+        train(shards, run, "--steps", "2")
+    assert (run / "state.pt").read_bytes() == before
+    train(shards, branch, "--steps", "2", "--start_from", str(run), "--seed", "5")
+    with pytest.raises(ValueError, match=r"(?s)run has another student or other heads: .*Give the arg"):
+        train(shards, tmp_path / "wide", "--steps", "2", "--start_from", str(run), "--embed_dim", "16")
+
+
+def test_a_second_command_on_a_folder_is_refused(make_shards, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PATIENCE", 0)
+    shards = make_shards()
+    with files.locked(shards), pytest.raises(BlockingIOError, match="shards is in use by another run"):
+        make_shards()
+    with files.locked(tmp_path / "run"), pytest.raises(BlockingIOError, match="run is in use by another run"):
+        train(shards, tmp_path / "run", "--steps", "1")
+
+
+def test_held_out_losses_do_not_depend_on_the_batches(parse, recipe, make_shards, timm_teacher):
+    shards = load_shards(make_shards("--teacher", timm_teacher, "--shard_size", "5"))
+    student = make_student(parse(*STUDENT.split()), 64, 5)
+    distillation = Distillation(student, shards[0], temperature=1.0)
+    whole, parts = (recipe.validate(distillation, shards[:1], count) for count in (5, 2))
+    assert parts == pytest.approx(whole, abs=2e-4)
+
+
 def test_student_starts_from_given_weights(parse, make_shards, train, recipe, tmp_path):
     shards = make_shards()
     train(shards, tmp_path / "first", "--steps", "1")
@@ -280,7 +317,10 @@ def test_the_same_command_resumes_after_a_failed_write(make_shards, train, tmp_p
         patch.setattr("peft_polyhistor.training.files.write_text", fail)
         with pytest.raises(OSError, match=r"training\.json cannot be written .*then resume the run; or") as caught:
             train(shards, tmp_path / "run", "--steps", "1")
-    assert "--resume" not in str(caught.value) and not list((tmp_path / "run").iterdir())
+    assert "--resume" not in str(caught.value) and {path.name for path in (tmp_path / "run").iterdir()} == {
+        "lock",
+        "process.txt",
+    }
     assert train(shards, tmp_path / "run", "--steps", "1")["step"] == 1
 
 

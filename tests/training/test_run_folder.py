@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from peft_polyhistor.training import key_of_data, key_of_weights, run_folder
+from peft_polyhistor.training import files, key_of_data, key_of_weights
 from peft_polyhistor.training.files import explain_failure, read_json, replacing, write_json, write_text
 from peft_polyhistor.training.progress import Progress
 from peft_polyhistor.training.run_folder import RunFolder
@@ -355,7 +355,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch, er
 @pytest.fixture
 def impatient(monkeypatch):
     """Refuses a folder at once that is in use."""
-    monkeypatch.setattr(run_folder, "_PATIENCE", 0)
+    monkeypatch.setattr(files, "_PATIENCE", 0)
 
 
 def test_a_second_run_in_the_process_is_refused(tmp_path, impatient):
