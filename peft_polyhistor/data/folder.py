@@ -177,9 +177,10 @@ class DenseFolder(CarriesTasks):
         if len(found) > 1:
             raise ValueError(f"{found[0]}: found {len(found)} files of this name, such as {found[1]}. Keep one.")
         if not found and column == "image":
-            raise FileNotFoundError(
-                f"{start}: no such file with an ending of {', '.join(ends)}. Take it off the list."
-            )
+            how = "Take it off the list"
+            if (self.root / folder / Path(image_id).name).is_file():
+                how = f"List an image without its suffix and the folder of the images: {Path(image_id).stem}"
+            raise FileNotFoundError(f"{start}: no such file with an ending of {', '.join(ends)}. {how}.")
         return found
 
     def find_unlabeled(self, image_ids: Sequence[str], tasks: Sequence[str], split: str) -> list[str]:

@@ -59,7 +59,7 @@ class StepGuard:
         self._groups: dict[str, list[nn.Parameter]] = {name: [] for name in [*tasks, _SHARED]}
         for name, parameter in model.named_parameters():
             head = re.search(r"\bdecoders\.(?:.*\.)?heads\.(\w+)\.", name)
-            self._groups[head[1] if head else _SHARED].append(parameter)
+            self._groups[head[1] if head and head[1] in tasks else _SHARED].append(parameter)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [buffer for module in norms for buffer in module.buffers() if self._skips]
         self._kept = [buffer.clone() for buffer in self._statistics]

@@ -187,3 +187,12 @@ def test_a_run_stops_before_it_saves_or_skips_the_step(settings_of, tmp_path, mo
     with pytest.warns(RuntimeWarning, match="Step 2 is skipped: loss of semseg nan"):
         results = recipe.train("decoders", settings_of(tmp_path, *short, "--on_bad_step", "skip"))
     assert all(math.isfinite(score) for task in results["scores"].values() for score in task.values())
+
+
+def test_a_model_may_have_more_tasks_than_are_trained(accelerator):
+    model = Model()
+    guard = StepGuard(model, torch.optim.SGD(model.parameters(), lr=0.1), TASKS[:1], accelerator)
+    losses = model(torch.ones(4, 3))[:1]
+    losses.sum().backward()
+    guard.step(1, losses.detach())
+    assert guard.take_means() == {TASKS[0]: losses.item()}
