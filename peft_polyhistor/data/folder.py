@@ -178,8 +178,9 @@ class DenseFolder(CarriesTasks):
             raise ValueError(f"{found[0]}: found {len(found)} files of this name, such as {found[1]}. Keep one.")
         if not found and column == "image":
             how = "Take it off the list"
-            if (self.root / folder / Path(image_id).name).is_file():
-                how = f"List an image without its suffix and the folder of the images: {Path(image_id).stem}"
+            for name in (image_id, image_id.split()[0]):  # a file, or a file and that of its label
+                if (self.root / folder / Path(name).name).is_file():
+                    how = f"List an image without its suffix and the folder of the images: {Path(name).stem}"
             raise FileNotFoundError(f"{start}: no such file with an ending of {', '.join(ends)}. {how}.")
         return found
 

@@ -463,6 +463,13 @@ def test_tasks_may_share_a_column(hub_like):
         np.testing.assert_array_equal(sample[task], make_label("lanes", 0))
 
 
+@pytest.mark.parametrize("line", ["0.png", "photos/0.png", "photos/0.png masks/0.png"])
+def test_an_id_that_is_the_name_of_a_file_is_told(folder, line):
+    (folder / "lists" / "all.txt").write_text(line)
+    faults = check_dataset(folder, ["lanes"], ["train"], layout=LAYOUT).faults
+    assert any(fault.endswith("List an image without its suffix and the folder of the images: 0.") for fault in faults)
+
+
 def test_a_task_without_a_single_label_in_a_split_is_named(folder, hub_like, tmp_path):
     layout = LAYOUT | {"lanes": "masks/*_mask.png"}
     lack = r"masks/0: no such file with an ending of _mask\.png, and no label of lanes for any other .* 'train'"
