@@ -148,7 +148,7 @@ class ResidualLayer(BottleneckLayer):
 
     def keep_stream(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Stores the residual stream; a forward pre-hook of the module that reads it."""
-        if self.router.route is not None:
+        if self.router.route is not None and not self.disable_adapters:
             self.router.route.streams[self.site.name] = args[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,6 +188,8 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
         """Returns a frozen copy of the model with plain adapters (MTL_ADAPTER), which store the generated weights.
 
+        The copy is in eval mode.
+
         Inference generates no weights any more. Adapters that can be merged run as part of their feed-forward module,
         with one copy of the module per task, as long as their parameters are frozen. The outputs are the same up to
         rounding. Calls of a copy with one task need not name the task.
@@ -216,7 +218,7 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
         settings = {name: getattr(config, name) for name in COMMON_SETTINGS}
         settings |= {"tasks": list(tasks), "bottlenecks": [site_weights.down.shape[1] for site_weights in baked]}
         settings["inference_mode"] = True
-        model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).train(self.training)
+        model = PeftModel(base, METHODS["adapter"](**settings), adapter_name).eval()
         router: Any = router_of(base)
         for site, site_weights in zip(router.generators[adapter_name], baked, strict=True):
             site.assign(site_weights)

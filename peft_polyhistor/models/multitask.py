@@ -170,7 +170,9 @@ class MultiTaskDenseModel(PreTrainedModel):
         self.config.loss_weights = {task: w for task, w in self.config.loss_weights.items() if task != name}
 
     def keep_tasks(self, tasks: Sequence[str]) -> None:
-        """Removes the decoders of all other tasks."""
+        """Removes the decoders of all other tasks; ValueError if none is left."""
+        if not set(tasks) & set(self.config.tasks):
+            self.config.choose_tasks(tasks)
         for name in [name for name in self.config.tasks if name not in tasks]:
             self.remove_task(name)
 

@@ -123,7 +123,8 @@ class Router(nn.Module, BaseTunerLayer):
         Returns:
             The output of `forward` for the task, or with `tasks` a dictionary of outputs by task.
         """
-        if not self.active_adapters or not self.records:  # all adapters were deleted: the frozen encoder runs
+        is_plain = self.disable_adapters and not kwargs.keys() & {"task", "tasks"}
+        if is_plain or not self.active_adapters or not self.records:  # the frozen encoder runs, without a task
             with OnRoute(Route(self, (), {}, True, 0, {}, {})):
                 return forward(*args, **kwargs)
         asked = {name: kwargs.pop(name, None) for name in ("task", "tasks")}

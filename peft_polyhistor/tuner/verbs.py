@@ -140,8 +140,9 @@ class TaskVerbs(BaseTuner):
 
         Raises:
             ValueError: The adapters cannot be merged (beside attention, in series, with a weight of the norm near
-                zero, or with widths that the encoder's config cannot express), or they do not have the task. Or an
-                adapter is unknown or was merged or unloaded before, or several have decoders. Nothing is changed.
+                zero, or with widths that the encoder's config cannot express), or they do not have the task, or a
+                dense model has no decoder for it. Or an adapter is unknown or was merged or unloaded before, or
+                several have decoders. Nothing is changed.
 
         Note:
             The ratios of transformers' PVT and PVT v2 are integers: channels of zeros fill up their blocks.
@@ -159,6 +160,8 @@ class TaskVerbs(BaseTuner):
             weights = self.router.weights_of(names, task=task, tasks=self.router.tasks_of(names) if are_all else None)
             if task is None and not are_all:
                 [task] = self.router.tasks_of(names)
+        if isinstance(self.model, MultiTaskDenseModel) and task is not None:
+            self.model.config.choose_tasks([task])
         merge(self.model, weights, configs[0], task, safe_merge)
         if adapter_names:  # `unload` keeps the decoders and other `modules_to_save` of the active adapter
             self.set_adapter(names, inference_mode=configs[0].inference_mode)

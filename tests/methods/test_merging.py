@@ -142,6 +142,20 @@ def test_an_adapter_merges_with_its_own_decoders(make_dense, pixels, perturb):
     check_equal(model.merge_and_unload(adapter_names=["second"], task="normals")(pixels), expected, **SINGLE)
 
 
+@pytest.mark.parametrize("config_class", [AdapterConfig, SharedAdapterConfig])
+@torch.no_grad()
+def test_a_task_without_a_decoder_is_not_merged(config_class, make_dense, pixels):
+    model = get_peft_model(make_dense(), config_class(tasks=[*TASKS, "edges"])).eval()
+    before = model(pixels)
+    for call in ({"task": "edges"}, {"tasks": ["edges"]}):
+        with pytest.raises(ValueError, match=r"No decoder for \['edges'\]"):
+            model.merge_and_unload(**call)
+    if config_class is AdapterConfig:
+        with pytest.raises(ValueError, match=r"No decoder for \['edges'\]"):
+            model.bake(["edges"])
+    check_equal(model(pixels), before)
+
+
 def test_an_unknown_adapter_is_not_merged(make_swin):
     model = get_peft_model(make_swin(), AdapterConfig(tasks=["a"]))
     for call in ({"task": "a"}, {"tasks": ["a"]}):
@@ -340,6 +354,7 @@ def test_a_baked_adapter_is_frozen(make_swin):
     baked = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).bake()
     assert baked.peft_config["default"].inference_mode
     assert not any(parameter.requires_grad for parameter in baked.parameters())
+    assert not any(module.training for module in baked.modules())
 
 
 def test_merged_decoders_record_where_they_came_from(make_dense):

@@ -300,6 +300,28 @@ def test_without_adapters_a_task_is_what_it_is_to_the_base(adapt, make_base, pix
         check_equal(predict(base, pixels, "semseg"), predict_frozen(base, pixels, "semseg"))
 
 
+@rows(lambda row: row.config_class is not DecodersConfig)
+@torch.no_grad()
+def test_a_call_without_adapters_needs_no_task(adapt, make_swin, pixels, perturb):
+    base = make_swin()
+    expected = base(pixels)
+    model = adapt(base)
+    perturb(model)
+    with model.disable_adapter():
+        check_equal(model(pixels), expected)
+
+
+@torch.no_grad()
+def test_the_frozen_pass_keeps_no_stream(make_swin, pixels):
+    model, kept = get_peft_model(make_swin(), PolyhistorLiteConfig(tasks=TASKS)).eval(), []
+    router = model.base_model.router
+    model.base_model.model.layernorm.register_forward_pre_hook(lambda *_: kept.append(dict(router.route.streams)))
+    model(pixels, task=TASKS[0])
+    with model.disable_adapter():
+        model(pixels, task=TASKS[0])
+    assert kept == [{}, {}]
+
+
 class Doubling(ModelHook):
     """A hook of accelerate, which takes the place of `forward`."""
 
