@@ -127,6 +127,10 @@ class MultiTaskConfig(PeftConfig):
                 raise TypeError(f"`{name}` must be a list of names, got {value!r}.")
             if not isinstance(value, str):
                 raise TypeError(f"`{name}` must be a list of names or a regular expression, got {value!r}.")
+            if value == "all-linear":
+                raise ValueError(
+                    f"`{name}` must name modules, got 'all-linear'. None takes all blocks of the encoder."
+                )
             try:
                 re.compile(value)
             except re.error as error:

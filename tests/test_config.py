@@ -108,6 +108,7 @@ BAD_FIELDS = [
     ("modules_to_save", "head", TypeError, "a list of names, got 'head'"),
     ("target_modules", 3, TypeError, "a list of names or a regular expression, got 3"),
     ("target_modules", [3], TypeError, r"a list of names or a regular expression, got \[3\]"),
+    ("target_modules", "all-linear", ValueError, "name modules, got 'all-linear'. None takes all blocks"),
     ("exclude_modules", 3, TypeError, "a list of names or a regular expression, got 3"),
 ]
 

@@ -61,8 +61,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return [(on_device_of(x, w), dropout if self.training else 0.0) for w, dropout in weights]
 
     def check_width(self, x: Tensor) -> None:
-        """Raises ValueError unless the last axis of `x` has the channels that the adapters of the site read."""
-        if x.shape[-1:] != (self.site.width,):
+        """Raises ValueError unless the last axis of `x` has the channels that the adapters of the site read.
+
+        A map that is as wide as its channels does not tell which axis has them. A module with convolutions reads them
+        from the second one.
+        """
+        is_map = x.ndim == 4 and x.shape[1] == self.site.width
+        if x.shape[-1:] != (self.site.width,) or (is_map and any(map(_is_convolution, self.base_layer.modules()))):
             raise ValueError(
                 f"The adapters of '{self.site.name}' read a tensor of shape {tuple(x.shape)}, and they need its "
                 f"{self.site.width} channels on the last axis. Name modules with the channels last in "
@@ -109,3 +114,7 @@ def on_device_of(x: Tensor | None, weights: Any) -> Any:
 def base_layer_of(module: nn.Module) -> nn.Module:
     """Returns the frozen module inside an `AdapterLayer`, and any other module as it is."""
     return module.base_layer if isinstance(module, AdapterLayer) else module
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d)

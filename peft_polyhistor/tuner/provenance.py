@@ -34,7 +34,10 @@ TRAINED = ("decoder_dropout", "loss_weights", "tasks", *IMAGES)
 
 
 def routed_module(model: nn.Module) -> nn.Module:
-    """Returns the module whose calls name tasks: the encoder of a dense model, or else the model itself."""
+    """Returns the module whose calls name tasks: the first `StageEncoder` in the model, or else the model itself.
+
+    This is the encoder of a dense model, or one in a model of your own, whose `forward` hands tasks on to it.
+    """
     return next((module for module in model.modules() if isinstance(module, StageEncoder)), model)
 
 

@@ -3,7 +3,7 @@
 """The base of the PEFT tuners of all methods, which injects adapters into a model."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from re import Match
@@ -55,6 +55,10 @@ class AdapterTuner(TaskVerbs, BaseTuner, Generic[ConfigT]):
         Raises:
             ValueError: The module cannot carry an adapter of the method.
         """
+
+    def inject_adapter(self, *args: Any, state_dict: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Injects an adapter as in PEFT; the config alone selects modules, as the keys of a state name none."""
+        super().inject_adapter(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(

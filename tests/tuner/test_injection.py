@@ -8,9 +8,17 @@ import pytest
 import tiny_models
 import torch
 from methods_table import PLACED_BY_FILE, TASKS, check_equal, rows, trainable
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from torch.utils._pytree import tree_flatten
+from transformers import ConvNextConfig, ConvNextModel
 
 from peft_polyhistor import (
     AdapterConfig,
@@ -179,3 +187,26 @@ def test_an_encoder_with_an_adapter_of_another_method_is_refused(make_swin, pixe
     with pytest.raises(ValueError, match=message):
         get_peft_model(model, AdapterConfig(tasks=TASKS))
     get_peft_model(model.merge_and_unload(), AdapterConfig(tasks=TASKS))
+
+
+@rows(lambda row: row.config_class is not DecodersConfig)
+def test_the_low_level_functions_of_peft_take_a_state(adapt, make_swin, row):
+    """The config selects the modules, whatever the keys of the state are."""
+    source = adapt(make_swin())
+    state = {key.removeprefix("base_model.model."): value for key, value in get_peft_model_state_dict(source).items()}
+    base = make_swin()
+    for name in ("one", "two"):
+        inject_adapter_in_model(source.peft_config["default"], base, name, state_dict=state)
+        found = set_peft_model_state_dict(base, state, name)
+        assert not found.unexpected_keys
+        restored = get_peft_model_state_dict(base, adapter_name=name)
+        check_equal(restored, state)
+
+
+def test_maps_with_the_channels_first_are_refused_also_where_they_are_square():
+    config = ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], patch_size=4)
+    targets = r"encoder\.stages\.0\.layers\.\d+"
+    model = get_peft_model(ConvNextModel(config), AdapterConfig(tasks=["a"], target_modules=targets)).eval()
+    for size in (32, 64):  # the first map of 32 px is 8 tokens wide
+        with pytest.raises(ValueError, match="need its 8 channels on the last axis"):
+            model(torch.zeros(1, 3, size, size))
