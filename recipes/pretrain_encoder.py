@@ -35,6 +35,7 @@ from distillation.shards import Shard, draw_batch, load_folders, write_shards
 from distillation.student import Distillation, make_student
 from tqdm.auto import trange
 
+from peft_polyhistor.training.arguments import list_changes
 from peft_polyhistor.training.files import locked, replacing, write_json
 from peft_polyhistor.training.keys import key_of_tensors
 
@@ -203,8 +204,8 @@ def save(
     is_best = total < progress["best"]
     progress["best"] = min(total, progress["best"])
     # state.pt calls the weights of the student and its heads "lesson".
-    state = {"lesson": distillation.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
-    state["fixed"] = fixed
+    state = {"lesson": distillation.state_dict(), "optimizer": optimizer.state_dict()}
+    state |= {"progress": progress, "fixed": fixed}
     if is_best:
         settings = {name: value for name, value in vars(arguments).items() if name not in FOLDERS}
         weights = {name: weight.half() for name, weight in distillation.student.state_dict().items()}
@@ -231,8 +232,9 @@ def restore(
         if folder and (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             is_branch = folder == arguments.start_from
-            if not is_branch:
-                check_same(folder, state.get("fixed", {}), fixed)
+            if not is_branch and "fixed" in state and (changes := list_changes(state["fixed"], fixed)):
+                how = f"Give the earlier settings, or branch off with --start_from {folder} and another --output_dir."
+                raise ValueError(f"{folder} has a run with other settings: {'; '.join(changes)}. {how}")
             try:
                 distillation.load_state_dict(state["lesson"])
             except RuntimeError as error:
@@ -246,14 +248,6 @@ def restore(
     if arguments.start_from:
         raise FileNotFoundError(f"--start_from {arguments.start_from}: no state.pt. Give the --output_dir of a run.")
     return {"step": 0, "seconds": 0.0, "best": math.inf}
-
-
-def check_same(folder: Path, earlier: dict, now: dict) -> None:
-    """Raises ValueError if the run in a folder had other fixed settings."""
-    differences = [f"{k} was {v!r} and is {now.get(k)!r}" for k, v in earlier.items() if now.get(k) != v]
-    if differences:
-        how = f"Give the earlier settings, or branch off with --start_from {folder} and another --output_dir."
-        raise ValueError(f"{folder} has a run with other settings: {'; '.join(differences)}. {how}")
 
 
 if __name__ == "__main__":

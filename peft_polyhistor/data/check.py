@@ -16,7 +16,7 @@ from ..checks import check_image, find_repeated
 from ..tasks import PASCAL_TASKS, TASKS
 from ..tasks.kinds.regression import Regression
 from .archive import SPLITS, PascalArchive
-from .columns import is_encoded_turned, keep_encoded
+from .columns import are_row_numbers, is_encoded_turned, keep_encoded
 from .decode import Size
 from .folder import FAULTS, DenseFolder
 from .loading import Source, check_splits, load_dense_dataset, open_folder
@@ -184,7 +184,7 @@ def _check_rows(
         dataset = load_dense_dataset(source, tasks, split, layout=layout)
         report.counts[split] = len(dataset)
         ids, encoded, unlabeled = dataset["image_id"][:], keep_encoded(dataset), list(tasks)
-        if ids != list(range(len(ids))):  # not row numbers
+        if not are_row_numbers(ids):
             by_split.append(ids)
             if again := find_repeated(ids):
                 report.notes.append(f"Ids of several rows of the split {split}: {len(again)}, such as {_few(again)}.")

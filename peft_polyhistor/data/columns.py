@@ -58,6 +58,11 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
     return concatenate_datasets([dataset, *copies], split=dataset.split, axis=1) if copies else dataset
 
 
+def are_row_numbers(ids: Sequence[Any]) -> bool:
+    """Tells whether the ids of a split are the row numbers, which name no image of another split."""
+    return list(ids) == list(range(len(ids)))
+
+
 def keep_encoded(dataset: Dataset) -> Dataset:
     """Selects the column of images, as encoded bytes or paths."""
     return dataset.with_format(None).select_columns(["image"]).cast_column("image", Image(decode=False))

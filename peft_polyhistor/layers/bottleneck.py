@@ -186,9 +186,7 @@ class BottleneckTuner(AdapterTuner[BottleneckConfig]):
 
     @torch.no_grad()
     def bake(self, tasks: Sequence[str] | None = None, adapter_name: str | None = None) -> PeftModel:
-        """Returns a frozen copy of the model with plain adapters (MTL_ADAPTER), which store the generated weights.
-
-        The copy is in eval mode.
+        """Returns a frozen copy of the model in eval mode, whose plain adapters (MTL_ADAPTER) store generated weights.
 
         Inference generates no weights any more. Adapters that can be merged run as part of their feed-forward module,
         with one copy of the module per task, as long as their parameters are frozen. The outputs are the same up to

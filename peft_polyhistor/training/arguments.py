@@ -96,6 +96,15 @@ def _check_items(name: str, items: list[Any], kind: type) -> None:
             raise ValueError(f"`{name}` must be a list whose items are each {_KINDS[kind]}, got {item!r} in {items}.")
 
 
+def list_changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describes the settings that differ from those of an earlier run."""
+    return [
+        f"{name} was {earlier.get(name)!r} and is {value!r}"
+        for name, value in now.items()
+        if earlier.get(name) != value
+    ]
+
+
 def parse_settings(argv: Sequence[str], description: str, default_file: Path, *classes: type) -> tuple[Any, ...]:
     """Reads settings from a YAML file, which the first argument names, and from `--name value`, which override it.
 

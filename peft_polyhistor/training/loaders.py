@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from ..data import JointTransform, collate, load_dense_dataset, synthetic_scenes
+from ..data.columns import are_row_numbers
 from ..tasks import TASKS
 
 
@@ -50,7 +51,7 @@ def load_splits(
     num_proc = workers if workers > 1 else None
     with accelerator.local_main_process_first():  # the other processes find the prepared data in the cache
         data = {split: load(tasks, split, num_proc=num_proc) for split in ("train", "val")[: 1 if holdout else 2]}
-        is_numbered = any(rows["image_id"][:] == list(range(len(rows))) for rows in data.values())
+        is_numbered = any(are_row_numbers(rows["image_id"][:]) for rows in data.values())
         if left_out:
             data["train"] = data["train"].train_test_split(left_out, seed=0)["train"]
         if holdout:

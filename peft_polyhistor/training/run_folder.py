@@ -31,6 +31,7 @@ from ..methods.per_task import save_per_task
 from ..methods.per_task_encoder import PerTaskEncoder
 from ..models.image_processor import DenseImageProcessor
 from ..version import __version__
+from .arguments import list_changes
 from .files import beside, delete, discard, explain_failure, link, locked, read_json, replacing, write_json
 from .progress import Progress
 
@@ -194,15 +195,10 @@ class RunFolder:
 
     def _check_same(self, file: Path) -> None:
         record = read_json(file)
-        recorded = {**self.defaults, **record["settings"]}
-        differences = [
-            f"{name} was {recorded.get(name)!r} and is {value!r}"
-            for name, value in self.settings.items()
-            if name not in self.neutral and recorded.get(name) != value
-        ]
-        if differences:
+        kept = {name: value for name, value in self.settings.items() if name not in self.neutral}
+        if changes := list_changes({**self.defaults, **record["settings"]}, kept):
             how = "Give the earlier settings, or another --output_dir."
-            raise ValueError(f"{file} was made with other settings: {'; '.join(differences)}. {how}")
+            raise ValueError(f"{file} was made with other settings: {'; '.join(changes)}. {how}")
         if changed := differing_inputs(record.get("inputs", {}), self._inputs):
             how = "Restore what was there, or give another --output_dir."
             raise ValueError(f"{file} was made before {' and '.join(changed)} changed. {how}")

@@ -66,13 +66,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         A map that is as wide as its channels does not tell which axis has them. A module with convolutions reads them
         from the second one.
         """
-        is_map = x.ndim == 4 and x.shape[1] == self.site.width
-        if x.shape[-1:] != (self.site.width,) or (is_map and any(map(_is_convolution, self.base_layer.modules()))):
+        channels_first = x.ndim == 4 and x.shape[1] == self.site.width and self._has_convolution()
+        if channels_first or x.shape[-1:] != (self.site.width,):
             raise ValueError(
                 f"The adapters of '{self.site.name}' read a tensor of shape {tuple(x.shape)}, and they need its "
                 f"{self.site.width} channels on the last axis. Name modules with the channels last in "
                 "`target_modules`, such as linear layers."
             )
+
+    def _has_convolution(self) -> bool:
+        return any(isinstance(module, nn.Conv2d) for module in self.base_layer.modules())
 
     def delete_adapter(self, adapter_name: str) -> None:
         # After a deletion PEFT asks the first layer it finds which adapter is active; only the router knows.
@@ -114,7 +117,3 @@ def on_device_of(x: Tensor | None, weights: Any) -> Any:
 def base_layer_of(module: nn.Module) -> nn.Module:
     """Returns the frozen module inside an `AdapterLayer`, and any other module as it is."""
     return module.base_layer if isinstance(module, AdapterLayer) else module
-
-
-def _is_convolution(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d)
