@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
+from .stages import StageEncoder
+
 
 FamilyT = TypeVar("FamilyT")
 
@@ -168,14 +170,21 @@ def find_blocks(model: nn.Module) -> list[Block]:
 def encoder_modules(model: nn.Module, blocks: list[Block]) -> list[tuple[str, nn.Module]]:
     """Returns the named modules of the encoder from its start to its last block.
 
-    A final norm, a pooler or a classifier after the stages is left out.
+    It starts with the outermost `StageEncoder` or network of a known family around all blocks, or with the model if
+    there is none. A final norm, a pooler or a head, before or after the encoder in the model, is left out.
     """
     paths = zip(*(block.name.split(".") for block in blocks), strict=False)
-    common = takewhile(lambda parts: len(set(parts)) == 1, paths)
-    inside = "".join(f"{parts[0]}." for parts in common)
-    names = [name for name, _ in model.named_modules()]
-    last = max(index for index, name in enumerate(names) if f"{name}.".startswith(inside))
-    return list(model.named_modules())[: last + 1]
+    common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, paths)]
+    around = [".".join(common[:depth]) for depth in range(len(common) + 1)]
+    start = next((name for name in around if _is_encoder(model.get_submodule(name))), "")
+    modules = [(_join(start, name), module) for name, module in model.get_submodule(start).named_modules()]
+    inside = "".join(f"{part}." for part in common)
+    last = max(index for index, (name, _) in enumerate(modules) if f"{name}.".startswith(inside))
+    return modules[: last + 1]
+
+
+def _is_encoder(module: nn.Module) -> bool:
+    return isinstance(module, StageEncoder) or any(cls.__module__ in ENCODER_MODULES for cls in type(module).__mro__)
 
 
 def _join(*names: str) -> str:

@@ -279,6 +279,27 @@ def test_bitfit_takes_modules_that_are_named(make_swin, perturb, pixels):
     assert not torch.equal(model(pixels, task="a").last_hidden_state, model(pixels, task="b").last_hidden_state)
 
 
+class Segmenter(nn.Module):
+    """A head and an encoder in an order of registration."""
+
+    def __init__(self, encoder, order):
+        super().__init__()
+        parts = {"head": nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 2)), "encoder": encoder}
+        for name in order:
+            self.add_module(name, parts[name])
+
+    def forward(self, pixels):
+        return self.head(self.encoder(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("config_class", [BitFitConfig, SharedAdapterConfig])
+@pytest.mark.parametrize("order", [["head", "encoder"], ["encoder", "head"]])
+def test_a_head_keeps_its_parameters_wherever_it_is_registered(make_swin, config_class, order):
+    alone = get_peft_model(make_swin(), config_class(tasks=NAMES)).targeted_module_names
+    model = get_peft_model(Segmenter(make_swin(), order), config_class(tasks=NAMES))
+    assert model.targeted_module_names == [f"encoder.{name}" for name in alone]
+
+
 def test_a_table_called_without_a_batch_is_refused(make_swin, pixels):
     model = get_peft_model(make_swin(), RelativeBiasConfig(tasks=NAMES, target_modules=["relative_position_bias"]))
     model.float()(pixels.float(), task="a")
