@@ -141,6 +141,7 @@ def rest_of_epoch(
     loader.set_epoch(epoch)
     if done:  # a skipping loader starts new workers, so whole epochs use the loader whose workers persist
         loader = accelerator.skip_first_batches(loader, done * gradient_accumulation)
+        loader.set_epoch(epoch)  # accelerate 1.10 to 1.12 makes a loader of epoch 0
     batches = iter(loader)
     while group := list(islice(batches, gradient_accumulation)):
         yield group
