@@ -49,10 +49,12 @@ class Geometry:
     def interpolate(self, pixels: Tensor) -> Tensor:
         """Interpolates `(channels, *size)` to `(channels, *image_size)` with a cubic kernel; 0 outside the original.
 
-        The result is float32 with a draw, and has the dtype of `pixels` without. Floats may exceed the range of the
-        pixels, as a cubic kernel overshoots.
+        The result is float32 with a rotation or scale, and has the dtype of `pixels` without. Floats may exceed the
+        range of the pixels, as a cubic kernel overshoots.
         """
         pixels = pixels[None]
+        if self.draw is not None and self.draw.flip and self._grid is None:
+            pixels = pixels.flip(-1)
         if self._grid is not None:
             pixels = F.grid_sample(
                 pixels.float(), self._grid, mode="bicubic", padding_mode="zeros", align_corners=False
@@ -78,7 +80,7 @@ class Geometry:
     @cached_property
     def _grid(self) -> Tensor | None:
         """Sampling grid for `grid_sample`, on the larger of both sizes, as a later resize shrinks with antialias."""
-        if self.draw is None:
+        if self.draw is None or (self.draw.degrees == 0 and self.draw.scale == 1):
             return None
         (height, width), (a, b, c, d) = self.size, self.draw.to_source()
         canvas = [max(sides) for sides in zip(self.size, self.image_size, strict=True)]

@@ -70,6 +70,15 @@ def test_a_side_that_shrinks_leaves_no_pixel_out(draw):
     assert found.std() < 0.02
 
 
+@pytest.mark.parametrize("image_size", [SIZE, LARGER, (4, 15)])
+@pytest.mark.parametrize("flip", [True, False])
+def test_without_rotation_and_scale_an_image_is_resized_as_for_evaluation(image_size, flip):
+    pixels = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8)
+    found = Geometry(SIZE, image_size, Draw(flip, 0.0, 1.0)).interpolate(pixels)
+    expected = Geometry(SIZE, image_size, None).interpolate(pixels.flip(-1) if flip else pixels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_sides_that_shrink_are_drawn_at_their_own_size():
     pixels, draw = torch.rand(3, 20, 30), Draw(True, 9.0, 0.9)
     found = Geometry((20, 30), (24, 17), draw).interpolate(pixels)
