@@ -35,7 +35,7 @@ def check_class_labels(
     """
     _check_form(name, logits_shape, target, channels=None)
     if _looks_at_values(target, check_values):
-        classes = logits_shape[1]
+        classes, target = logits_shape[1], target.long()  # torch does not compare unsigned integers of 16 bits or more
         known = ((target >= 0) & (target < classes)) | (target == ignore_index)
         if not known.all():
             raise ValueError(

@@ -69,7 +69,8 @@ class MeanIoU(RunningMetric):
     def _counts(self, logits: Tensor, references: Tensor) -> Tensor:
         batch, classes = logits.shape[:2]
         # Ignored pixels fill an extra row, which is then dropped.
-        labels = torch.where(references == self.ignore_index, classes, references.long())
+        labels = references.long()
+        labels = torch.where(labels == self.ignore_index, classes, labels)
         confusion = count_bins(labels * classes + logits.argmax(dim=1), (classes + 1) * classes)
         confusion = confusion.view(batch, classes + 1, classes)[:, :classes]  # (batch, labelled, predicted)
         intersections = confusion.diagonal(dim1=1, dim2=2)

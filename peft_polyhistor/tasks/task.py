@@ -56,7 +56,7 @@ class Task:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            object.__setattr__(self, item.name, _freeze(getattr(self, item.name)))
+            object.__setattr__(self, item.name, freeze(getattr(self, item.name)))
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"The name of a task must be a Python identifier, got {self.name!r}. Use e.g. 'depth'.")
         if self.name in COLUMNS or hasattr(nn.ModuleDict(), self.name):
@@ -322,9 +322,11 @@ def to_bytes(values: Tensor) -> np.ndarray:
     return (values * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-def _freeze(value: Any) -> Any:
-    """Converts lists to tuples, at any depth."""
-    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
+def freeze(value: Any) -> Any:
+    """Converts lists to tuples at any depth, and integers of NumPy to those of Python, which JSON can hold."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
 
 
 def _thaw(value: Any) -> Any:

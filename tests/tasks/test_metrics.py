@@ -264,6 +264,14 @@ def test_only_ignored_pixels_give_nan():
     assert metric.compute(predictions=logits, references=references) == {"mIoU": 0}
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.int64])
+def test_class_ids_of_any_integer_type_count_alike(dtype):
+    metric, references = MeanIoU(3), torch.tensor([[[0, 1], [2, 255]]])
+    logits = torch.randn(1, 3, 2, 2)
+    expected = metric.compute(predictions=logits, references=references)
+    assert metric.compute(predictions=logits, references=references.to(dtype)) == expected
+
+
 def test_another_ignore_index():
     metric, logits, references = class_case()
     expected = metric.compute(predictions=logits, references=references)

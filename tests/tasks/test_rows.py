@@ -3,6 +3,7 @@
 """Rows of one's own: made in one call, checked, read from YAML, and true to what their kinds say of labels."""
 
 import dataclasses
+import json
 import math
 from io import BytesIO
 
@@ -107,6 +108,18 @@ def test_a_description_that_cannot_be_is_refused(description, message):
     with pytest.raises(ValueError, match=message):
         declare_tasks([{"x": description}])
     assert "x" not in TASKS
+
+
+@pytest.mark.parametrize("colours", [list, dict])
+def test_integers_of_numpy_in_a_task_are_saved(colours):
+    palette = [tuple(colour) for colour in np.array([[0, 0, 0], [255, 0, 0]], np.uint8)]
+    settings = {"values": [np.int64(3), np.uint8(4)], "ignore": [np.uint8(255)]}
+    if colours is dict:
+        row = segmentation("x", classes=dict(zip("ab", palette, strict=True)), **settings)
+    else:
+        row = segmentation("x", classes=["a", "b"], colors=palette, **settings)
+    assert json.loads(json.dumps(row.to_dict()))["colors"] == [[0, 0, 0], [255, 0, 0]]
+    assert json.loads(json.dumps(binary("y", ignore=np.uint8(7)).to_dict()))["ignore"] == 7
 
 
 def test_classes_are_taken_from_stored_values():

@@ -15,7 +15,7 @@ from ..classes import voc_palette
 from ..labels import check_class_labels
 from ..losses import IGNORE_INDEX, RAREST, count_labeled, cross_entropy
 from ..metrics import MeanIoU
-from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task, is_byte, palette_of
+from ..task import MODES, UNLABELED, Colour, Ends, KeyEntry, LegendEntry, Task, freeze, is_byte, palette_of
 
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Segmentation(Task):
         super()._check_settings()
         if isinstance(self.classes, Mapping):
             colors = self.classes.values()
-            object.__setattr__(self, "colors", tuple(tuple(c) if isinstance(c, list) else c for c in colors))
+            object.__setattr__(self, "colors", freeze(list(colors)))
             object.__setattr__(self, "classes", tuple(self.classes))
         names = self.classes
         are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
