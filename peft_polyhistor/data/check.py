@@ -19,7 +19,7 @@ from .archive import SPLITS, PascalArchive
 from .columns import are_row_numbers, is_encoded_turned, keep_encoded
 from .decode import Size
 from .folder import FAULTS, DenseFolder
-from .loading import Source, check_splits, load_dense_dataset, open_folder
+from .loading import Source, check_layout, check_splits, layout_of_split, load_dense_dataset, open_folder
 
 
 STRIDE = 32  # of the coarsest maps, in pixels
@@ -98,16 +98,19 @@ def check_dataset(
         workers: Number of processes that read a folder of files, at least 1.
 
     Raises:
-        ValueError: A task or split is unknown, `workers` is below 1, the dataset cannot be opened, or there are
-            several splits and the source is a single `Dataset`.
+        TypeError: `splits` is a string, or the source is of another type.
+        ValueError: A task or split is unknown, there is no split, `workers` is below 1, the dataset cannot be opened,
+            or there are several splits and the source is a single `Dataset`.
         FileNotFoundError: The source is neither a known kind of folder nor a dataset on the Hub.
         ConnectionError: The Hub cannot be reached.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
     check_splits(source, splits)
+    splits, layout = list(map(str, splits)), layout or {}
+    check_layout(layout, splits)
     report = DataReport()
     try:
-        folder = open_folder(source, splits[0], layout or {})
+        folder = open_folder(source, splits[0], layout)
     except FileNotFoundError as fault:
         report.faults.append(str(fault))
         return report
@@ -156,6 +159,9 @@ def _check_folder(
             image_ids |= dict.fromkeys(ids)
             report.counts[split] = len(lines)
             report.faults += folder.find_unlabeled(ids, tasks, split)
+            if others := folder.find_others(split):
+                what = f"Files of the split {split} whose endings are of no image"
+                report.notes.append(f"{what}: {len(others)}, such as {_few(others)}.")
             folder.check_lines(lines, split)
         except FAULTS as fault:
             report.faults.append(_one_line(fault))
@@ -177,11 +183,11 @@ def _few(ids: Iterable[Any]) -> str:
 
 
 def _check_rows(
-    source: Source, tasks: Sequence[str], splits: Sequence[str], layout: Mapping[str, str] | None, report: DataReport
+    source: Source, tasks: Sequence[str], splits: Sequence[str], layout: Mapping[str, str], report: DataReport
 ) -> Iterator[tuple[str, _Findings]]:
     by_split: list[Sequence[Any]] = []
     for split in splits:
-        dataset = load_dense_dataset(source, tasks, split, layout=layout)
+        dataset = load_dense_dataset(source, tasks, split, layout=layout_of_split(layout, split, splits))
         report.counts[split] = len(dataset)
         ids, encoded, unlabeled = dataset["image_id"][:], keep_encoded(dataset), list(tasks)
         if not are_row_numbers(ids):

@@ -34,6 +34,7 @@ def choose_columns(dataset: Dataset, tasks: Sequence[str], layout: Mapping[str, 
     name = source if isinstance(source, str | Path) else f"this {type(source).__name__}"
     if not len(dataset):
         raise ValueError(f"{name}: found no rows. Give a dataset with images, or another split.")
+    dataset = dataset.with_format(None)  # the values below are images and lists, not arrays of a format or transform
     theirs = {ours: layout.get(ours, ours) for ours in ("image_id", "image", *tasks)}
     if "image_id" not in layout and "image_id" not in dataset.features:
         dataset = dataset.add_column("image_id", list(range(len(dataset))))

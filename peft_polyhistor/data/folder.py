@@ -16,7 +16,7 @@ into the folder. A fault raises a ValueError or FileNotFoundError of one line: f
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -120,15 +120,35 @@ class DenseFolder(CarriesTasks):
         """Reads the image ids of a split without checking them; ValueError if its list is no text."""
         place = self.find_list(split)
         if place.is_dir():
-            folder, ends = self._split_name("image")
-            names = [path.relative_to(self.root / folder).as_posix() for path in place.rglob("*") if path.is_file()]
-            names = [name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts)]
-            return sorted({name.removesuffix(end) for name in names for end in ends if name.endswith(end)})
-        text = read_bytes(place).decode("utf-8", errors="replace")
+            return sorted({line for name in self._list_files(place) if (line := self._to_id(name)) is not None})
+        text = read_bytes(place).decode("utf-8-sig", errors="replace")
         if "\0" in text:
             raise ValueError(f"{place}: found no text in UTF-8. Save the list with this encoding, one id per line.")
         # One spelling of an id, such as that of `find`: ./0 and a//0
         return [PurePosixPath(line.strip()).as_posix() for line in text.splitlines() if line.strip()]
+
+    def find_others(self, split: str) -> list[str]:
+        """Lists the visible files in the folder of a split that are no images; none if a list or a star chooses."""
+        place = self.find_list(split)
+        if place.is_file() or "*" in self.layout.get("image", ""):
+            return []
+        return [name for name in self._list_files(place) if self._to_id(name) is None]
+
+    def _list_files(self, place: Path) -> list[str]:
+        """Lists the visible files below `place`, relative to the folder of the images, in order."""
+        names = []
+        for here, folders, files in os.walk(place, followlinks=True):
+            # A link to a folder that the walk came through would lead in a circle.
+            through = [path.resolve() for path in (Path(here), *Path(here).parents) if path.is_relative_to(place)]
+            inner = {folder: Path(here, folder).resolve() for folder in folders if not folder.startswith(".")}
+            folders[:] = [folder for folder, real in inner.items() if not _is_around(real, through)]
+            names += [Path(here, file) for file in files if not file.startswith(".")]
+        start = self.root / self._split_name("image")[0]
+        return sorted(path.relative_to(start).as_posix() for path in names if path.is_file())
+
+    def _to_id(self, name: str) -> str | None:
+        """Returns the id of an image file, or `None` for a file with another ending."""
+        return next((name.removesuffix(end) for end in self._split_name("image")[1] if name.endswith(end)), None)
 
     def check_lines(self, lines: Sequence[str], split: str) -> None:
         """Raises ValueError if the list of a split is empty, repeats an id, or has a line that is no id."""
@@ -243,6 +263,10 @@ class DenseFolder(CarriesTasks):
             task: None if label is None else _encode(TASKS[task].to_image(label)) for task, label in labels.items()
         }
         return {"image": image} | encoded
+
+
+def _is_around(folder: Path, others: Iterable[Path]) -> bool:
+    return any(other.is_relative_to(folder) for other in others)
 
 
 def _encode(image: Image.Image) -> bytes:

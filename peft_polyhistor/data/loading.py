@@ -7,6 +7,7 @@ the kind of the task describes. One mapping, the layout, translates other names 
 `{"image": "photo", "lanes": "mask", "val": "validation"}`.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..checks import check_list
 from ..extras import needs_extra
 from ..hub.sources import is_hub_id
 from ..tasks import PASCAL_TASKS, TASKS, get_tasks
@@ -73,9 +75,10 @@ def load_dense_dataset(
             of the splits or their list files.
         num_proc: Number of worker processes that read a folder of files the first time.
         cache_dir: Cache folder; by default that of `datasets`.
-        **kwargs: Passed to `datasets.load_dataset`.
+        **kwargs: Passed to `datasets.load_dataset`, which reads parquet files and the Hub.
 
     Raises:
+        TypeError: `source` is of another type; or there are further arguments, and nothing to pass them to.
         FileNotFoundError: `source` is a folder of another kind, or neither a folder nor a dataset on the Hub; or a
             file is missing.
         ConnectionError: `source` is no folder, and the Hub cannot be reached.
@@ -84,19 +87,46 @@ def load_dense_dataset(
             lists all faults.
         ModuleNotFoundError: A task needs SciPy, which is not installed.
     """
-    layout = layout or {}
-    known = ("image_id", "image", "train", "val", split, *TASKS)
-    if unknown := [name for name in layout if name not in known]:
-        raise ValueError(f"The layout names {unknown}, which are none of {', '.join(dict.fromkeys(known))}.")
+    layout, split = layout or {}, str(split)
+    check_layout(layout, [split])
     folder = open_folder(source, split, layout)
+    if kwargs and (folder is not None or isinstance(source, Dataset | DatasetDict)):
+        what = "a folder of files" if folder is not None else f"a {type(source).__name__}"
+        raise TypeError(
+            f"The arguments {sorted(kwargs)} are those of datasets.load_dataset, which does not read {what}. Leave "
+            "them out."
+        )
+    if kwargs.get("streaming"):
+        raise ValueError("A dense dataset has a length and is read in any order. Leave out `streaming=True`.")
     if folder is not None:
         return _load_folder(folder, tasks, split, num_proc, cache_dir)
     dataset = _open_dataset(source, split, layout, cache_dir, **kwargs)
     return choose_columns(dataset, [task.name for task in get_tasks(tasks)], layout, source)
 
 
+def check_layout(layout: Mapping[str, str], splits: Sequence[str]) -> None:
+    """Raises ValueError if a layout names anything but columns, tasks and splits."""
+    known = ("image_id", "image", "train", "val", *splits, *TASKS)
+    if unknown := [name for name in layout if name not in known]:
+        raise ValueError(f"The layout names {unknown}, which are none of {', '.join(dict.fromkeys(known))}.")
+
+
+def layout_of_split(layout: Mapping[str, str], split: str, splits: Sequence[str]) -> dict[str, str]:
+    """Leaves out the names of the other splits, which the loader of one split does not know."""
+    return {name: theirs for name, theirs in layout.items() if name == split or name not in splits}
+
+
 def check_splits(source: Source, splits: Sequence[str]) -> None:
-    """Raises ValueError if several splits are to be read from a single `Dataset`, which is all of them at once."""
+    """Checks the names of the splits to read.
+
+    Raises:
+        TypeError: `splits` is a string.
+        ValueError: It is empty; or it has several splits, and the source is a single `Dataset`, which is all of them
+            at once.
+    """
+    check_list("splits", splits)
+    if not splits:
+        raise ValueError("`splits` must name at least one split, got none. Use e.g. ['train', 'val'].")
     if isinstance(source, Dataset) and len(splits) > 1:
         raise ValueError(
             f"The source is one Dataset, so the splits {list(splits)} would all have the same rows. Give a "
@@ -108,9 +138,15 @@ def open_folder(source: Source, split: str, layout: Mapping[str, str]) -> DenseF
     """Opens a source that is a folder of files; returns `None` for parquet files, the Hub and datasets.
 
     Raises:
+        TypeError: The source is neither a path nor a dataset with a length.
         FileNotFoundError: The source is a folder of another kind.
         ValueError: The layout does not suit the folder.
     """
+    if not isinstance(source, str | os.PathLike | Dataset | DatasetDict):
+        raise TypeError(
+            "The source must be a folder, the id of a dataset on the Hub, a Dataset or a DatasetDict, got the type "
+            f"{type(source).__name__}. Load a dataset without `streaming=True`."
+        )
     if isinstance(source, Dataset | DatasetDict) or not Path(os.path.expanduser(source)).is_dir():
         return None
     folder = Path(os.path.expanduser(source))
@@ -156,7 +192,7 @@ def _open_dataset(
         kwargs["cache_dir"] = cache_dir
     folder = Path(os.path.expanduser(source))
     if folder.is_dir():
-        return _load_parquet(_parquet_files(folder, name), name, **kwargs)
+        return _load_parquet(_parquet_files(folder, name), split, **kwargs)
     if not is_hub_id(str(source)):
         raise FileNotFoundError(
             f"There is no folder '{source}'. Give a folder of images and labels, or the id of a dataset on the Hub, "
@@ -223,7 +259,7 @@ def _fingerprint(folder: DenseFolder, image_ids: list[str], tasks: tuple[str, ..
 
 def _load_parquet(files: list[str], split: str, **kwargs: Any) -> Dataset:
     try:
-        return load_dataset("parquet", data_files={split: files}, split=split, **kwargs)
+        return load_dataset("parquet", data_files={split: list(map(glob.escape, files))}, split=split, **kwargs)
     except (ArrowException, DatasetGenerationError) as error:
         cause = " ".join(str(error.__cause__ or error).split())  # on one line
         which = "one of them" if len(files) > 1 else "it"

@@ -12,8 +12,8 @@ from PIL.Image import Resampling
 
 from ..checks import check_image
 from ..extras import needs_extra
-from ..tasks import PASCAL_TASKS, TASKS
-from .loading import Source, check_splits, holds_data, load_dense_dataset
+from ..tasks import PASCAL_TASKS, TASKS, Task
+from .loading import Source, check_layout, check_splits, holds_data, layout_of_split, load_dense_dataset
 
 
 with needs_extra("train"):
@@ -25,7 +25,7 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
     """Shrinks images and labels whose longer side exceeds `longest` pixels, and keeps smaller ones unchanged.
 
     Images are interpolated with a cubic kernel (antialias). Labels take the nearest pixel, so every value is one of
-    the original. The aspect ratio is kept, so normals stay valid.
+    the original; arrays become images. The aspect ratio is kept, so normals stay valid.
 
     Args:
         dataset: Dataset from `load_dense_dataset`.
@@ -33,17 +33,25 @@ def shrink(dataset: Dataset, longest: int, num_proc: int | None = None) -> Datas
         num_proc: Number of worker processes.
 
     Raises:
-        ValueError: `longest` is below 1, a column holds arrays, an image has more than 8 bits per channel, or a label
+        ValueError: `longest` is below 1, a column is no task, an image has more than 8 bits per channel, or a label
             has another size than its image.
     """
     if longest < 1:
         raise ValueError(f"`longest` must be at least 1 pixel, got {longest}.")
-    features = dataset.features
-    if others := [name for name, kind in features.items() if name != "image_id" and not isinstance(kind, Image)]:
-        raise ValueError(f"The columns {others} hold no images. Cast them with `dataset.cast_column` to Image.")
-    encoded = {name: Image(decode=False) if isinstance(kind, Image) else kind for name, kind in features.items()}
-    return dataset.cast(Features(encoded)).map(
-        partial(_shrink_row, longest=longest), features=features, num_proc=num_proc, desc="shrinking"
+    kinds = dataset.features
+    if others := [name for name in kinds if name not in ("image_id", "image", *TASKS)]:
+        raise ValueError(
+            f"The columns {others} are no tasks; known are {', '.join(TASKS)}. Load the dataset with "
+            "`load_dense_dataset`, or leave them out with `dataset.select_columns`."
+        )
+    images = {name: kind for name, kind in kinds.items() if isinstance(kind, Image)}
+    rows = {name: TASKS[name] for name in kinds if name in TASKS}  # a process that is spawned knows no others
+    encoded = dataset.with_format(None).cast(Features({**kinds, **dict.fromkeys(images, Image(decode=False))}))
+    return encoded.map(
+        partial(_shrink_row, longest=longest, images=images, rows=rows),
+        features=Features({**kinds, **dict.fromkeys(rows, Image()), **images}),
+        num_proc=num_proc,
+        desc="shrinking",
     )
 
 
@@ -70,9 +78,11 @@ def write_shrunk(
 
     Raises:
         FileExistsError: The folder holds one of the splits already, or a folder of images; nothing is written.
-        ValueError: There are several splits, and `source` is a single `Dataset`.
+        TypeError: `splits` is a string.
+        ValueError: There is no split; or there are several, and `source` is a single `Dataset`.
     """
     check_splits(source, splits)
+    check_layout(layout or {}, splits)
     folder = Path(os.path.expanduser(folder))
     files = [folder / f"{split}.parquet" for split in splits]
     for split, file in zip(splits, files, strict=True):
@@ -82,10 +92,12 @@ def write_shrunk(
                 "folder."
             )
     # All splits are computed before the first is written, and all are written before the first gets its final name.
-    smalls = [
-        shrink(load_dense_dataset(source, tasks, split, layout=layout, num_proc=num_proc), longest, num_proc)
-        for split in splits
-    ]
+    smalls = []
+    for split in splits:
+        own = layout_of_split(layout or {}, split, splits)
+        smalls.append(
+            shrink(load_dense_dataset(source, tasks, split, layout=own, num_proc=num_proc), longest, num_proc)
+        )
     unfinished = [file.with_suffix(".unfinished") for file in files]
     try:
         for small, fresh in zip(smalls, unfinished, strict=True):
@@ -99,21 +111,25 @@ def write_shrunk(
     return files
 
 
-def _shrink_row(row: dict[str, Any], longest: int) -> dict[str, Any]:
-    image = Image().decode_example(row["image"])
+def _shrink_row(
+    row: dict[str, Any], longest: int, images: Mapping[str, Image], rows: Mapping[str, Task]
+) -> dict[str, Any]:
+    image = images["image"].decode_example(row["image"])
     check_image(f"The image of {row['image_id']}", image)
-    stored = {name: label for name, label in row.items() if name not in ("image_id", "image") and label is not None}
-    labels = {name: Image().decode_example(label) for name, label in stored.items()}
-    for name, label in labels.items():
+    stored = [name for name in rows if row[name] is not None]
+    labels = {}
+    for name in stored:
         try:
-            TASKS[name].check_stored(label, image.size)
+            is_image = name in images
+            labels[name] = images[name].decode_example(row[name]) if is_image else rows[name].to_image(row[name])
+            rows[name].check_stored(labels[name], image.size)
         except ValueError as error:
             raise ValueError(f"{name} of {row['image_id']}: {error}.") from error
     scale = min(1.0, longest / max(image.size))
     width, height = image.size
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if size == image.size:  # the encoded bytes stay, as a second JPEG compression would lose detail
-        return row | {name: _embed(row[name]) for name in ("image", *stored)}
+        return row | labels | {name: _embed(row[name]) for name in ("image", *stored) if name in images}
     small = {name: label.resize(size, Resampling.NEAREST) for name, label in labels.items()}
     return row | small | {"image": image.convert("RGB").resize(size, Resampling.BICUBIC)}
 

@@ -4,6 +4,7 @@
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,21 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from datasets import Array2D, Dataset, DatasetDict, Features, Image, Value
+from datasets import Array2D, Dataset, DatasetDict, Features, Image, Split, Value
 from PIL import Image as PILImage
 from tiny_models import make_dense
 
 from peft_polyhistor import TASKS, declare_tasks, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
-from peft_polyhistor.data import JointTransform, check_dataset, collate, load_dense_dataset, loading, shrink
+from peft_polyhistor.data import (
+    JointTransform,
+    check_dataset,
+    collate,
+    load_dense_dataset,
+    loading,
+    shrink,
+    write_shrunk,
+)
 from peft_polyhistor.evaluation import evaluate_tasks
 from peft_polyhistor.training import add_gradients
 
@@ -114,6 +123,29 @@ def test_a_layout_renames_a_split_wherever_it_is_found(place, folder, tmp_path):
     layout = {"lanes": "masks", "val": "validation"}
     data = load_dense_dataset(folder, ["depth"], "val", layout=layout, cache_dir=str(tmp_path / "cache"))
     assert [image_id[-1] for image_id in data["image_id"]] == ["0", "2"]
+
+
+def test_a_folder_that_is_a_split_is_read_behind_links_and_its_other_files_are_noted(folder, tmp_path):
+    (folder / "photos").rename(tmp_path / "elsewhere")
+    (folder / "photos").mkdir()
+    (folder / "photos/city").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to(folder / "photos")
+    for name in ("b.Png", "city/c.jfif", ".hidden"):
+        (folder / "photos" / name).touch()
+    layout = {"image": "photos", "depth": "depth", "train": "photos"}
+    report = check_dataset(folder, ["depth"], ["train"], layout=layout)
+    assert report.counts == {"train": 4}
+    [note] = [note for note in report.notes if note.startswith("Files")]
+    assert note == "Files of the split train whose endings are of no image: 2, such as b.Png, city/c.jfif."
+    with pytest.warns(UserWarning, match="no label of depth"):
+        data = load_dense_dataset(folder, ["depth"], layout=layout, cache_dir=str(tmp_path / "cache"))
+    assert data["image_id"][:] == [f"city/{number}" for number in range(4)]
+
+
+def test_a_list_of_windows_is_read(folder, tmp_path):
+    (folder / "lists/all.txt").write_text("0\n2\n", encoding="utf-8-sig")
+    data = load_dense_dataset(folder, TWO, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))
+    assert data["image_id"][:] == ["0", "2"]
 
 
 def test_a_corrected_layout_reads_the_labels_anew(folder, tmp_path):
@@ -225,6 +257,64 @@ def test_a_split_takes_no_parquet_files_of_another(hub_like, tmp_path):
     for name in ("test-00000-of-00001-b42a775f407cee45", "other-00000", "other-00001"):  # as the Hub has them
         rows.to_parquet(tmp_path / f"{name}.parquet")
     assert [len(read(split)) for split in ("test", "other")] == [2, 4]
+
+
+def test_a_folder_of_parquet_files_is_no_pattern(hub_like, tmp_path):
+    rows = hub_like["validation"]
+    for place, data in (("data1", rows.select([1])), ("data[12]", rows)):
+        (tmp_path / place).mkdir()
+        data.to_parquet(tmp_path / place / "val-clean.parquet")
+    layout = NAMES | {"val": "val-clean"}
+    data = load_dense_dataset(tmp_path / "data[12]", TWO, "val", layout=layout, cache_dir=str(tmp_path / "cache"))
+    assert len(data) == 2
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", None])
+def test_a_format_of_the_source_changes_nothing(kind, hub_like):
+    rows = hub_like["validation"]
+    own = rows.with_format(kind) if kind else rows.with_transform(lambda batch: {"photo": batch["photo"]})
+    data = DatasetDict(validation=own)
+    assert check_dataset(data, TWO, ["val"], layout=NAMES).faults == []
+    assert shrink(load_dense_dataset(data, TWO, "val", layout=NAMES), 10)[0]["lanes"].size == (10, 8)
+
+
+def test_a_layout_may_rename_any_split(hub_like, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = DatasetDict(train=hub_like["validation"], rest=hub_like["validation"])
+    layout = {name: column for name, column in NAMES.items() if name != "val"} | {"extra": "rest"}
+    assert check_dataset(data, TWO, ["train", "extra"], layout=layout).counts == {"train": 2, "extra": 2}
+    files = write_shrunk(data, tmp_path / "small", 10, TWO, ["train", "extra"], layout=layout)
+    assert [file.name for file in files] == ["train.parquet", "extra.parquet"]
+    for read in (check_dataset, partial(write_shrunk, folder=tmp_path / "other", longest=10)):
+        with pytest.raises(ValueError, match=r"The layout names \['lane'\], which are none of image_id, .*extra"):
+            read(source=data, tasks=TWO, splits=["train", "extra"], layout=layout | {"lane": "mask"})
+
+
+@pytest.mark.parametrize(("source", "arguments", "error", "message"), [
+    ("rows", {"splits": "val"}, TypeError, r"\['splits'\] are those of datasets\.load_dataset.* a Dataset\. Leave"),
+    ("dict", {"num_procs": 3}, TypeError, r"\['num_procs'\] are those of .* a DatasetDict\. Leave"),
+    ("folder", {"revision": "x"}, TypeError, r"\['revision'\] are those of .* a folder of files\. Leave"),
+    ("user/name", {"streaming": True}, ValueError, "has a length.*Leave out `streaming=True`"),
+    ("stream", {}, TypeError, "got the type IterableDataset. Load a dataset without `streaming=True`"),
+])  # fmt: skip
+def test_arguments_without_effect_and_streams_are_refused(source, arguments, error, message, hub_like, folder):
+    rows = hub_like["validation"]
+    sources = {"rows": rows, "dict": hub_like, "stream": rows.to_iterable_dataset(), "folder": folder}
+    layout = LAYOUT if source == "folder" else NAMES
+    with pytest.raises(error, match=message):
+        load_dense_dataset(sources.get(source, source), TWO, "val", layout=layout, **arguments)
+
+
+def test_splits_are_a_list_of_names(folder):
+    with pytest.raises(TypeError, match=r"`splits` must be a list of strings, got 'train'\. Write \['train'\]"):
+        check_dataset(folder, TWO, "train", layout=LAYOUT)
+    with pytest.raises(ValueError, match="`splits` must name at least one split"):
+        check_dataset(folder, TWO, [], layout=LAYOUT)
+    assert check_dataset(folder, TWO, [Split.TRAIN], layout=LAYOUT).counts == {"train": 4}
+
+
+def test_a_named_split_of_datasets_is_a_split(folder, tmp_path):
+    assert len(load_dense_dataset(folder, TWO, Split.TRAIN, layout=LAYOUT, cache_dir=str(tmp_path / "cache"))) == 4
 
 
 def test_ids_that_rows_share_are_noted(hub_like):

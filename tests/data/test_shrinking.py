@@ -1,12 +1,16 @@
 # Copyright 2026 The peft-polyhistor authors.
 # SPDX-License-Identifier: Apache-2.0
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Array2D, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from peft_polyhistor import PASCAL_TASKS
+from peft_polyhistor import PASCAL_TASKS, TASKS, register_task, regression, segmentation
 from peft_polyhistor.__main__ import main
 from peft_polyhistor.data import (
     JointTransform,
@@ -15,6 +19,7 @@ from peft_polyhistor.data import (
     shrink,
     write_shrunk,
 )
+from peft_polyhistor.data.shrinking import _shrink_row
 
 
 @pytest.fixture
@@ -104,6 +109,38 @@ def test_a_copy_does_not_need_the_files_of_its_images(tmp_path):
         (tmp_path / f"{name}.png").unlink()
     [row] = load_dense_dataset(tmp_path / "small", ["saliency"], cache_dir=str(tmp_path / "cache"))
     assert row["image"].size == row["saliency"].size == (8, 8)
+
+
+def test_arrays_become_images_and_a_mode_is_kept():
+    features = Features(
+        {"image": ImageFeature(), "lanes": ImageFeature(mode="L"), "depth": Array2D((8, 8), "float32")}
+    )
+    register_task(segmentation("lanes", classes=["road", "lane", "curb"]))
+    register_task(regression("depth", unit="m"))
+    depth = np.random.default_rng(0).random((8, 8), np.float32)
+    row = {"image": Image.new("RGB", (8, 8)), "lanes": Image.new("RGB", (8, 8), (1, 1, 1)), "depth": depth}
+    dataset = load_dense_dataset(Dataset.from_list([row, row | {"depth": None}], features), ["lanes", "depth"])
+    for longest in (8, 4):
+        small = shrink(dataset, longest)
+        step = 8 // longest
+        np.testing.assert_array_equal(np.array(small[0]["depth"]), depth[step // 2 :: step, step // 2 :: step])
+        assert small[1]["depth"] is None and small[0]["lanes"].getextrema() == (1, 1)
+
+
+def test_processes_that_are_spawned_shrink_own_tasks(dataset):
+    register_task(segmentation("lanes", classes=["road", "lane", "curb"]))
+    rows = dataset.select_columns(["image_id", "image"]).add_column(
+        "lanes", [np.zeros((14, 20), np.uint8).tolist()] * 3
+    )
+    function = partial(_shrink_row, longest=10, images={"image": ImageFeature()}, rows={"lanes": TASKS["lanes"]})
+    encoded = rows.cast_column("image", ImageFeature(decode=False))[0]
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert pool.submit(function, encoded).result()["lanes"].size == (10, 7)
+
+
+def test_columns_that_are_no_tasks_are_refused(dataset):
+    with pytest.raises(ValueError, match=r"The columns \['semantic'\] are no tasks; known are .*semseg"):
+        shrink(dataset.rename_column("semseg", "semantic"), 10)
 
 
 def test_where_a_split_fails_no_file_is_left(archive, tmp_path, monkeypatch):
