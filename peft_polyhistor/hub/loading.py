@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -31,6 +32,7 @@ from ..models.multitask_config import MultiTaskDenseConfig
 from ..registry import METHODS
 from ..tasks import declare_tasks
 from .cards import base_of
+from .sources import TRANSPORT_ERROR
 from .weights import CONFIG, WEIGHTS, adapter_shapes, difference, read_shapes, without_memory
 
 
@@ -92,6 +94,7 @@ def load_with_folder(
         return complete, folder
     is_given = encoder is not None
     config, decoder_settings = _read_config(folder, str(name))
+    _check_single(folder, str(name), config)
     try:
         shapes = read_shapes(folder / WEIGHTS)
     except SafetensorError as error:
@@ -134,14 +137,29 @@ def _load_dense(folder: Path, name: str) -> MultiTaskDenseModel:
 
 def _is_dense(folder: Path, name: str) -> bool:
     """Tells whether a folder holds a dense model without adapters."""
+    return not (folder / CONFIG).is_file() and _has_dense_config(folder, name)
+
+
+def _has_dense_config(folder: Path, name: str) -> bool:
     file = folder / CONFIG_NAME
-    if (folder / CONFIG).is_file() or not file.is_file():
+    if not file.is_file():
         return False
     try:
         model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(_damage(file, name, error)) from error
     return model_type == MultiTaskDenseConfig.model_type
+
+
+def _check_single(folder: Path, name: str, config: MultiTaskConfig) -> None:
+    """Raises ValueError if a dense model lies beside an adapter that was not made for it."""
+    base = config.base_model_name_or_path or ""
+    is_base = base == name or (base and Path(base).is_dir() and Path(base).resolve() == folder.resolve())
+    if not is_base and _has_dense_config(folder, name):
+        raise ValueError(
+            f"'{name}' holds an adapter ({CONFIG}) and a model without adapters ({CONFIG_NAME}), and either may be "
+            "meant. Remove the files of one of them, or save them into places of their own."
+        )
 
 
 def _find_checkpoint(name: str, revision: str | None = None, token: str | bool | None = None, **kwargs: Any) -> Path:
@@ -166,13 +184,24 @@ def _find_checkpoint(name: str, revision: str | None = None, token: str | bool |
         if _is_dense(folder, name):
             files = [CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors", PROCESSOR]
             folder = _download(name, files, revision, token, **kwargs)
-        if not (folder / PROCESSOR).is_file():
-            _check_no_processor(name, folder.name, token, **kwargs)
+        if not (folder / PROCESSOR).is_file() and _is_unknown(name, PROCESSOR, folder.name, token, **kwargs):
+            warnings.warn(
+                f"The cache does not hold {PROCESSOR} of '{name}', and the Hub did not say whether there is one, "
+                "which a MultiTaskPredictor would use. Load it once with access to the Hub, or give the predictor a "
+                "`processor`.",
+                stacklevel=4,
+            )
     is_sharded = (folder / SAFE_WEIGHTS_INDEX_NAME).is_file()
     weights = SAFE_WEIGHTS_INDEX_NAME if is_sharded else SAFE_WEIGHTS_NAME
     files = [CONFIG_NAME, weights] if _is_dense(folder, name) else [CONFIG, WEIGHTS]
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
+        is_folder = Path(os.path.expanduser(name)).is_dir()
+        if not is_folder and any(_is_unknown(name, file, folder.name, token, **kwargs) for file in missing):
+            raise FileNotFoundError(
+                f"The cache has a part of '{name}', without {' and '.join(missing)}, and the Hub was not asked or did "
+                "not answer. Connect to the Hub, without local_files_only."
+            )
         hint = f" Give one of the folders in it: {', '.join(below)}." if (below := _find_adapters(folder)) else ""
         raise FileNotFoundError(
             f"'{name}' has no {' and no '.join(missing)}.{hint} A checkpoint of this package has {CONFIG} and "
@@ -212,22 +241,27 @@ def _download(name: str, files: list[str], revision: str | None, token: str | bo
             f"There is no folder '{name}', and no repository on the Hub that you may read. Check the spelling; for a "
             "private repository give token=... or run `hf auth login`."
         ) from error
+    except HfHubHTTPError:
+        raise
+    except TRANSPORT_ERROR:  # the connection broke off: huggingface_hub takes the cache in other cases without answer
+        return _download(name, files, revision, token, **{**kwargs, "local_files_only": True, "force_download": False})
 
 
-def _check_no_processor(name: str, commit: str, token: str | bool | None, **kwargs: Any) -> None:
-    """Warns if it is not known whether a repository has an image processor, as after PEFT has loaded its adapter."""
-    if try_to_load_from_cache(name, PROCESSOR, kwargs.get("cache_dir"), commit) is not None:
-        return  # the cache records that there is none
+def _is_unknown(name: str, file: str, commit: str, token: str | bool | None, **kwargs: Any) -> bool:
+    """Tells whether neither cache nor Hub says if a repository has a file, as after PEFT has loaded its adapter."""
+    if try_to_load_from_cache(name, file, kwargs.get("cache_dir"), commit) is not None:
+        return False  # the cache has the file, or records that there is none
     try:
-        hf_hub_download(name, PROCESSOR, revision=commit, token=token, **kwargs)
+        hf_hub_download(name, file, revision=commit, token=token, **kwargs)
     except (LocalEntryNotFoundError, GatedRepoError, RepositoryNotFoundError):
-        warnings.warn(
-            f"The cache does not hold {PROCESSOR} of '{name}', and the Hub did not say whether there is one, which a "
-            "MultiTaskPredictor would use. Load it once with access to the Hub, or give the predictor a `processor`.",
-            stacklevel=5,
-        )
+        return True
     except EntryNotFoundError:
         pass  # the cache records it now
+    except HfHubHTTPError:
+        raise
+    except TRANSPORT_ERROR:
+        return True
+    return False
 
 
 def _check_revision(revision: str | None) -> None:
@@ -279,4 +313,8 @@ def _load_encoder(config: MultiTaskConfig, given: str | Path | None, name: str, 
         raise FileNotFoundError(
             f"The encoder '{encoder}' of '{name}' cannot be loaded ({error}). If it has moved, give encoder='its "
             "folder or Hub id'."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The encoder '{encoder}' of '{name}' cannot be used: {error} Or give encoder='its folder or Hub id'."
         ) from error

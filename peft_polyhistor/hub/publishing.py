@@ -8,7 +8,8 @@ around it. So this module gives `PeftModel` its own `push_to_hub`, which publish
 the inherited method for all others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +22,14 @@ from transformers import PreTrainedModel
 
 from ..checks import check_list
 from ..models.image_processor import FILE as PROCESSOR
-from ..models.image_processor import DenseImageProcessor
+from ..models.image_processor import DenseImageProcessor, check_processor
 from .cards import base_of, config_of, make_card
 from .merged_cards import Origin, make_merged_card, origin_of
 from .record import PREVIEW, RESULTS, TRAINING, TrainingRecord
+from .sources import TRANSPORT_ERROR
 from .weights import CONFIG, WEIGHTS
 
 
-# huggingface_hub raises the errors of its HTTP library, httpx or httpx2, and derives its own from their base class.
-TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # Files that `load` prefers to those of a merged model, or that describe the weights beside them.
 OWN_FILES = {CONFIG, WEIGHTS, PROCESSOR, PREVIEW, RESULTS, TRAINING}
 
@@ -111,7 +111,8 @@ def publish(
         api = HfApi(token=token)
         is_branch = revision not in (None, "main") and not create_pr and not revision.startswith("refs/pr/")
         branch = revision if is_branch else None
-        repo_id = _open_repository(api, repo_id, private, branch)
+        with _before_the_upload(api):
+            repo_id = _open_repository(api, repo_id, private, branch)
         card = card_for(repo_id=repo_id, revision=branch, license=license or "apache-2.0", tags=tags)
         card.save(folder / "README.md")  # replaces PEFT's own card
         files = {file.name: file for file in folder.iterdir()} | given
@@ -140,10 +141,9 @@ def _check_merged(origin: Origin, training: TrainingRecord | None, license: str 
 def _save_processor(model: PeftModel | PreTrainedModel, processor: DenseImageProcessor | None, folder: Path) -> None:
     if processor is None:
         DenseImageProcessor.save_for(model, folder)
-    elif isinstance(processor, DenseImageProcessor):
-        processor.save_pretrained(str(folder))
     else:
-        raise TypeError(f"`processor` must be a DenseImageProcessor, got a {type(processor).__name__}.")
+        check_processor(processor)
+        processor.save_pretrained(str(folder))
 
 
 def save_adapter(model: PeftModel, adapter_name: str, folder: Path) -> Path:
@@ -161,11 +161,6 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, branch: str
         if error.response is not None and error.response.status_code == 401:
             error.append_to_message(" Log in by `hf auth login`, or give token=... of a token with write access.")
         raise
-    except TRANSPORT_ERROR as error:
-        raise ConnectionError(
-            f"The Hub at {api.endpoint} cannot be reached ({error}). Nothing was uploaded. Run the same again with a "
-            "connection to it; the environment variable HF_ENDPOINT names another one."
-        ) from error
     if private and not api.model_info(repo_id).private:
         raise ValueError(
             f"'{repo_id}' exists and is public, and the upload was to be private. Make it private in its settings or "
@@ -176,11 +171,26 @@ def _open_repository(api: HfApi, repo_id: str, private: bool | None, branch: str
     return repo_id
 
 
+@contextmanager
+def _before_the_upload(api: HfApi) -> Iterator[None]:
+    """Raises ConnectionError for a connection that fails in this block."""
+    try:
+        yield
+    except HfHubHTTPError:
+        raise
+    except TRANSPORT_ERROR as error:
+        raise ConnectionError(
+            f"The Hub at {api.endpoint} cannot be reached ({error}). Nothing was uploaded. Run the same again with a "
+            "connection to it; the environment variable HF_ENDPOINT names another one."
+        ) from error
+
+
 def _upload(api: HfApi, repo_id: str, files: dict[str, Path], revision: str | None, **commit: Any) -> CommitInfo:
     """Uploads files, and deletes those of `OWN_FILES` that belong to an earlier checkpoint."""
     # One commit, unlike `upload_folder`, so that no revision holds an incomplete or a mixed checkpoint.
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(file)) for name, file in files.items()]
-    present = OWN_FILES.intersection(api.list_repo_files(repo_id, revision=revision))
+    with _before_the_upload(api):
+        present = OWN_FILES.intersection(api.list_repo_files(repo_id, revision=revision))
     deleted = [CommitOperationDelete(path_in_repo=name) for name in sorted(present - files.keys())]
     try:
         return api.create_commit(repo_id, [*added, *deleted], revision=revision, **commit)
@@ -188,4 +198,11 @@ def _upload(api: HfApi, repo_id: str, files: dict[str, Path], revision: str | No
         raise ConnectionError(
             f"The upload to '{repo_id}' broke off ({error}). The repository is unchanged. Run the same again: "
             "complete files are not uploaded twice."
+        ) from error
+    except HfHubHTTPError:
+        raise
+    except TRANSPORT_ERROR as error:
+        raise ConnectionError(
+            f"The connection to {api.endpoint} broke off ({error}) before it was known whether the commit to "
+            f"'{repo_id}' succeeded. The repository has all of it or nothing. Look there, or run the same again."
         ) from error

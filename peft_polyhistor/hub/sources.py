@@ -5,8 +5,12 @@
 import os
 from pathlib import Path, PureWindowsPath
 
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+
+
+# huggingface_hub raises the errors of its HTTP library, httpx or httpx2, and derives its own from their base class.
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def is_hub_id(source: str) -> bool:

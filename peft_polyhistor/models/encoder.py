@@ -123,6 +123,8 @@ def build_encoder(config: PreTrainedConfig) -> StageEncoder:
     return view_encoder(AutoBackbone.from_config(config))
 
 
+# transformers would inject an adapter that lies beside the weights. It looks into this folder, which is in no model.
+NO_ADAPTER = {"adapter_kwargs": {"subfolder": "no-adapter"}}
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
@@ -143,7 +145,7 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
             a Hub id of transformers or of timm (`"timm/pvt_v2_b0.in1k"`); or the folder or Hub id of a saved dense
             model, whose encoder is taken.
         **kwargs: Arguments of `from_pretrained`, e.g. `revision`, or `dtype` in place of float32; for a backbone of
-            more than four stages `out_features`.
+            more than four stages `out_features`. Code of a repository is never run.
 
     Raises:
         OSError: There is no such folder or Hub repository.
@@ -151,6 +153,10 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
         ValueError: See `view_encoder`; or the file lacks weights of the encoder, or it is unknown which four of its
             stages to take.
     """
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError("`load_encoder` runs no code of a repository. Leave out `trust_remote_code=True`.")
+    if "torch_dtype" in kwargs:  # the earlier name, which transformers still knows
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     embedded = {file.parent.name: file.parent for file in ASSETS.glob("*/config.json")}
     name = embedded_name(name) or name
     is_embedded = name in embedded  # which a path such as ./swin-mini is not
@@ -174,9 +180,8 @@ def load_encoder(name: str | Path, **kwargs: Any) -> StageEncoder:
         config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
         kwargs["config"] = config
     # By default transformers takes the data type of the file, and decoders would train in half precision.
-    loaded: Any = model_class.from_pretrained(
-        source, **{"dtype": torch.float32, **kwargs, "output_loading_info": True}
-    )
+    options = {"dtype": torch.float32, **kwargs, **NO_ADAPTER, "output_loading_info": True}
+    loaded: Any = model_class.from_pretrained(source, **options)
     model, info = loaded
     tensors = model.state_dict(keep_vars=True)
     encoder = view_encoder(model)

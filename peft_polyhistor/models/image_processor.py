@@ -116,14 +116,17 @@ class DenseImageProcessor(BaseImageProcessor):
         """Prepares images as `pixel_values` `(batch, 3, height, width)`.
 
         Args:
-            images: A Pillow image, a uint8 array or tensor `(height, width)` or `(height, width, 3)`, or a list of
-                them.
+            images: A Pillow image, a uint8 array or tensor `(height, width)` or `(height, width, 3)`, or a
+                sequence of them.
             return_tensors: "pt" or "np", as in transformers.
 
         Raises:
-            ValueError: An image has more than 8 bits per channel, or another shape.
+            ValueError: There is no image; or one has more than 8 bits per channel, or another shape.
         """
-        images = list(images) if isinstance(images, list | tuple) else [images]
+        is_list = isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray)
+        images = list(images) if is_list else [images]
+        if not images:
+            raise ValueError("There are no images to prepare. Give at least one.")
         height, width = self.image_size
         pixel_values = []
         for image in images:
@@ -174,6 +177,15 @@ class DenseImageProcessor(BaseImageProcessor):
         """Saves the processor of a dense model whose size of images is known; does nothing for other models."""
         if isinstance(getattr(model, "config", None), MultiTaskDenseConfig) and images_of(model)["image_size"]:
             cls.from_model(model).save_pretrained(str(folder))
+
+
+def check_processor(processor: Any) -> None:
+    """Raises TypeError for an image processor of another class, which prepares images in its own way."""
+    if not isinstance(processor, DenseImageProcessor):
+        raise TypeError(
+            f"`processor` must be a DenseImageProcessor, got a {type(processor).__name__}. Create one from its size, "
+            "mean and standard deviation: DenseImageProcessor(image_size, image_mean, image_std)."
+        )
 
 
 AutoImageProcessor.register(MultiTaskDenseConfig, slow_image_processor_class=DenseImageProcessor, exist_ok=True)

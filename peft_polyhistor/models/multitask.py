@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..tasks.losses import resize_to_label
 from ..tasks.table import TASKS, check_labels, get_tasks
 from .decoder import Decoders
-from .encoder import build_encoder, view_encoder
+from .encoder import NO_ADAPTER, build_encoder, view_encoder
 from .multitask_config import MultiTaskDenseConfig
 from .onload import home_of
 from .stages import StageEncoder
@@ -98,13 +98,15 @@ class MultiTaskDenseModel(PreTrainedModel):
     ) -> "MultiTaskDenseModel":
         """Loads a model as in transformers, but only from safetensors that hold exactly its weights.
 
+        An adapter beside the weights is not loaded; `load` does it.
+
         Raises:
             OSError: There is no such folder or Hub repository, or it has no safetensors.
             ValueError, TypeError: Weights are missing or unexpected, the file is damaged, or the config is invalid.
             RuntimeError: A weight has another shape.
         """
         name = pretrained_model_name_or_path
-        options = {"use_safetensors": True} | kwargs | {"output_loading_info": True}
+        options = {"use_safetensors": True} | kwargs | NO_ADAPTER | {"output_loading_info": True}
         try:
             loaded: Any = super().from_pretrained(name, *args, **options)
         except SafetensorError as error:
@@ -252,7 +254,7 @@ class MultiTaskDenseModel(PreTrainedModel):
         labels: Mapping[str, Tensor] | None = None,
         tasks: Sequence[str] | None = None,
         full_resolution: bool = True,
-        return_dict: bool = True,
+        return_dict: bool | None = True,
         counts: Mapping[str, Tensor] | None = None,
     ) -> MultiTaskDenseOutput | tuple[Any, ...]:
         """Predicts tasks, and computes their losses if labels are given.
@@ -283,7 +285,7 @@ class MultiTaskDenseModel(PreTrainedModel):
             logits=logits,
             losses=losses,
         )
-        return output if return_dict else output.to_tuple()
+        return output.to_tuple() if return_dict is False else output
 
     def _losses(
         self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], counts: Mapping[str, Tensor]

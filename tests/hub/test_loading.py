@@ -11,7 +11,7 @@ import torch
 from methods_table import PLACED_BY_FILE, check_equal
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import SwinModel
+from transformers import SwinModel, ViTConfig, ViTModel
 
 from peft_polyhistor import (
     TASKS,
@@ -75,6 +75,14 @@ def test_another_encoder_is_refused(saved, make_swin, tmp_path):
     encoder.save_pretrained(tmp_path / "swin")
     with pytest.raises(ValueError, match="made for swin-mini with"):
         load(folder, encoder=tmp_path / "swin")
+
+
+def test_an_encoder_of_no_known_family_is_a_value_error_with_a_way_out(saved, tmp_path):
+    _, folder = saved
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    ViTModel(ViTConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be used: .* is no backbone .* give encoder='its folder or Hub id'"):
+        load(folder, encoder=tmp_path)
 
 
 def test_rows_of_tasks_are_saved_with_adapters_and_models(pixels, tmp_path):

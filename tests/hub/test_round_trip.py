@@ -17,11 +17,18 @@ from file_contents import bytes_of
 from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from methods_table import PLACED_BY_FILE, check_equal
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny_models import make_swin, perturb
 from transformers import SwinModel, ViTImageProcessor
 
-from peft_polyhistor import DenseImageProcessor, MultiTaskDenseModel, PolyhistorLiteConfig, load, load_encoder
+from peft_polyhistor import (
+    DenseImageProcessor,
+    MultiTaskDenseModel,
+    PolyhistorLiteConfig,
+    load,
+    load_encoder,
+    view_encoder,
+)
 from peft_polyhistor.hub import publish as upload
 from peft_polyhistor.hub import publishing
 from peft_polyhistor.inference import MultiTaskPredictor
@@ -240,6 +247,59 @@ def test_an_upload_that_broke_off_is_gone_on_with(hub, model, monkeypatch):
     model.push_to_hub(REPO)
     assert files_of(hub).keys() == FILES and len(hub.uploaded) == 2  # with the encoder's
     check_equal(predict(load(REPO)), predict(model))
+
+
+@pytest.mark.parametrize(("dropped", "message"), [
+    ("/branch/", "cannot be reached .*Nothing was uploaded"),
+    ("/tree/", "cannot be reached .*Nothing was uploaded"),
+    ("/commit/", "before it was known whether the commit to 'ann/lite' succeeded"),
+])  # fmt: skip
+def test_a_connection_that_breaks_off_is_a_connection_error(dropped, message, hub, model):
+    model.push_to_hub(REPO)
+    hub.dropped = dropped
+    with pytest.raises(ConnectionError, match=message):
+        model.push_to_hub(REPO, revision="next")
+
+
+def test_what_the_cache_has_loads_where_the_connection_breaks_off(hub, model, tmp_path):
+    model.push_to_hub(REPO)
+    PeftConfig.from_pretrained(REPO, cache_dir=str(tmp_path))
+    for options in ({}, {"local_files_only": True}):
+        hub.dropped = "/"
+        with pytest.raises(FileNotFoundError, match=r"a part of 'ann/lite', without adapter_model\.safetensors"):
+            load(REPO, cache_dir=str(tmp_path), **options)
+    hub.dropped = ""
+    load(REPO, cache_dir=str(tmp_path))
+    hub.dropped = "/"
+    check_equal(predict(load(REPO, cache_dir=str(tmp_path))), predict(model))
+
+
+@torch.no_grad()
+def test_an_adapter_lives_beside_its_own_encoder(hub, model, tmp_path):
+    """transformers alone would inject the adapter into the encoder."""
+    model.push_to_hub(BASE)
+    check_equal(predict(load(BASE)), predict(model))
+    pixels = torch.randn(2, 3, 96, 96)
+    plain = make_swin()
+    plain.save_pretrained(tmp_path)
+    get_peft_model(make_swin(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        tmp_path
+    )
+    check_equal(load_encoder(tmp_path)(pixels), view_encoder(plain)(pixels), **PLACED_BY_FILE)
+
+
+@torch.no_grad()
+def test_an_adapter_beside_a_model_that_is_not_its_base_is_refused(hub, model, tmp_path):
+    model.save_pretrained(tmp_path)
+    merged = model.merge_and_unload(tasks=["semseg"])["semseg"]
+    merged.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"an adapter \(adapter_config\.json\) and a model .*either may be meant"):
+        load(tmp_path)
+    check_equal(predict(MultiTaskDenseModel.from_pretrained(tmp_path)), predict(merged), **PLACED_BY_FILE)
+    upload(merged, "ann/merged", license="mit")
+    again = perturb(get_peft_model(load("ann/merged"), PolyhistorLiteConfig(tasks=["semseg"]))).eval()
+    again.push_to_hub("ann/merged")
+    check_equal(predict(load("ann/merged")), predict(again), **PLACED_BY_FILE)
 
 
 def test_other_methods_are_published_as_ever(hub):

@@ -235,6 +235,14 @@ def test_a_folder_that_holds_no_encoder_is_an_error(tmp_path):
         load_encoder(str(tmp_path / "vit"))
 
 
+def test_the_earlier_name_of_dtype_counts_and_code_of_a_repository_is_not_run(make_swin, tmp_path):
+    make_swin().save_pretrained(tmp_path)
+    loaded = load_encoder(tmp_path, torch_dtype=torch.float16, trust_remote_code=False)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
+    with pytest.raises(ValueError, match="runs no code of a repository"):
+        load_encoder(tmp_path, trust_remote_code=True)
+
+
 def test_a_file_without_weights_of_its_encoder_is_refused(make_swin, tmp_path):
     make_swin(SwinForImageClassification).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

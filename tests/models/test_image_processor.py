@@ -3,6 +3,7 @@
 """The image processor: what it refuses, and the mean and standard deviation it has from an encoder."""
 
 import json
+from collections import UserList
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def test_arrays_and_images_are_prepared_alike():
     prepared = DenseImageProcessor(8)([values, torch.from_numpy(values), Image.fromarray(values)])["pixel_values"]
     assert prepared.shape == (3, 3, 8, 8)
     assert torch.equal(prepared[0], prepared[1]) and torch.equal(prepared[0], prepared[2])
+
+
+def test_any_sequence_of_images_is_a_batch_and_none_is_refused():
+    images = [Image.new("RGB", (8, 6), (value, 0, 0)) for value in (0, 200)]
+    expected = DenseImageProcessor(8)(images)["pixel_values"]
+    torch.testing.assert_close(DenseImageProcessor(8)(UserList(images))["pixel_values"], expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"There are no images to prepare"):
+        DenseImageProcessor(8)([])
 
 
 def test_painting_undoes_the_normalisation():

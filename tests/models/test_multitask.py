@@ -35,6 +35,7 @@ from peft_polyhistor import (
     StageEncoder,
     load_encoder,
 )
+from peft_polyhistor.models.multitask import MultiTaskDenseOutput
 from peft_polyhistor.tasks.table import count_labels
 
 
@@ -150,6 +151,7 @@ def test_a_tuple_on_request(make_dense, pixels, labels):
     assert loss == output.loss
     assert list(logits) == list(losses) == list(output.logits)
     assert len(model(pixels, return_dict=False)) == 1
+    assert isinstance(model(pixels, return_dict=None), MultiTaskDenseOutput)
 
 
 # Losses

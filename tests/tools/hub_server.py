@@ -64,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: str, body) -> None:
         url = urlsplit(self.path)
+        if self.hub.dropped and self.hub.dropped in url.path:
+            self.close_connection = True
+            return None
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         try:
             for known, pattern, action in ROUTES:

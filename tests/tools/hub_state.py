@@ -56,7 +56,8 @@ class Hub:
     """The state of the server, and how it answers.
 
     `tokens` are names of users by token, `cuts` how many of the next uploads of large files break off half-way
-    (`None`: all), `uploaded` the sizes of those that arrived, in bytes.
+    (`None`: all), `uploaded` the sizes of those that arrived, in bytes. A request whose path contains `dropped` gets
+    no answer.
     """
 
     def __init__(self):
@@ -68,6 +69,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.cuts: int | None = 0
+        self.dropped = ""
         self.uploaded: list[int] = []
 
     def user(self, token: str | None) -> str | None:
