@@ -15,8 +15,16 @@ from torch import Tensor
 
 from ..evaluation import evaluating
 from ..hub.loading import load_with_folder
-from ..models.image_processor import FILE, DenseImageProcessor, images_of, is_saved, normalize_image_size
+from ..models.image_processor import (
+    FILE,
+    DenseImageProcessor,
+    check_processor,
+    images_of,
+    is_saved,
+    normalize_image_size,
+)
 from ..models.multitask import MultiTaskDenseModel
+from ..models.onload import home_of
 from ..tasks import TASKS
 from ..tasks.kinds.segmentation import Segmentation
 from .images import ImageSource, open_image
@@ -103,7 +111,7 @@ class MultiTaskPredictor:
             training of the adapter that is active.
 
     Raises:
-        TypeError: `model` is no dense model.
+        TypeError: `model` is no dense model, or `processor` is of another class.
         ValueError: `image_size` is unknown or out of range, `processor` is given too, or the model does not have a
             task.
     """
@@ -116,6 +124,8 @@ class MultiTaskPredictor:
         processor: DenseImageProcessor | None = None,
     ):
         _check_one(image_size, processor)
+        if processor is not None:
+            check_processor(processor)
         images_of(model)  # raises its error for other models
         self.model = model
         self.tasks = model.config.choose_tasks(tasks)
@@ -179,14 +189,14 @@ class MultiTaskPredictor:
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray):
             return self._predict([open_image(images)])[0]
         batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         return [prediction for batch in batches for prediction in self._predict(list(map(open_image, batch)))]
 
     @torch.no_grad()
     def _predict(self, images: list[Image.Image]) -> list[Prediction]:
-        pixel_values = self.processor(images)["pixel_values"].to(self.model.device, self.model.dtype)
+        pixel_values = self.processor(images)["pixel_values"].to(*home_of(self.model))
         with evaluating(self.model):
             logits = self.model(pixel_values, tasks=self.tasks, full_resolution=False).logits
         for task in self.tasks:
@@ -205,14 +215,14 @@ def _check_one(image_size: Any, processor: Any) -> None:
         )
 
 
-def _check_finite(task: str, logits: Tensor) -> None:
-    count = int((~logits.isfinite()).sum())
+def _check_finite(task: str, values: Tensor) -> None:
+    count = int((~values.isfinite()).sum())
     if count:
         how = "Its training diverged: train it with a lower learning rate."
-        if logits.dtype != torch.float32:
-            how = f"{logits.dtype} may be too narrow for it: load it in float32."
+        if values.dtype != torch.float32:
+            how = f"{values.dtype} may be too narrow for it: load it in float32."
         raise ValueError(
-            f"{count} of {logits.numel()} values that the model predicts for '{task}' are NaN or infinite. {how}"
+            f"{count} of {values.numel()} values that the model predicts for '{task}' are NaN or infinite. {how}"
         )
 
 
@@ -226,6 +236,7 @@ def _read_map(name: str, logits: Tensor, size: tuple[int, int]) -> np.ndarray:
     for rows in split_rows(height, logits.shape[1] * width):
         values = task.predict(resize_rows(logits, (height, width), rows))[0].cpu()
         if values.is_floating_point():
+            _check_finite(name, values)  # the exponential of a finite logit may be infinite
             values = (values[0] if len(values) == 1 else values.movedim(0, 2)).float()
             kind: np.dtype = np.dtype(np.float32)
         else:

@@ -13,9 +13,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, cpu_offload
 from peft import get_peft_model
 from PIL import Image
+from tiny_models import make_swin
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 
@@ -205,6 +206,31 @@ def test_predictions_that_are_not_finite_are_refused(model, picture):
     with pytest.raises(ValueError, match=r"'semseg' are NaN or infinite.* lower learning rate"):
         MultiTaskPredictor(model)(picture)
     assert MultiTaskPredictor(model, ["normals"])(picture).maps.keys() == {"normals"}
+
+
+def test_finite_logits_whose_values_are_infinite_are_refused(depth, picture):
+    TASKS["depth"] = replace(depth, valid=(0.1, 80), objective="silog")
+    dense = MultiTaskDenseModel.from_encoder(make_swin(), ["depth"], image_size=SIZE)
+    with torch.no_grad():
+        dense.decoders.heads["depth"].classifier.bias.fill_(100)
+    with pytest.raises(ValueError, match=r"'depth' are NaN or infinite.* lower learning rate"):
+        MultiTaskPredictor(dense)(picture)
+
+
+def test_an_offloaded_model_predicts_the_same(model, picture):
+    expected = MultiTaskPredictor(model)(picture).maps
+    np.testing.assert_equal(MultiTaskPredictor(cpu_offload(model, torch.device("cpu")))(picture).maps, expected)
+
+
+@pytest.mark.parametrize("processor", [96, ViTImageProcessor(do_resize=False)])
+def test_a_processor_of_another_class_is_refused(model, processor):
+    with pytest.raises(TypeError, match=r"must be a DenseImageProcessor, got a (int|ViTImageProcessor)\. Create one"):
+        MultiTaskPredictor(model, processor=processor)
+
+
+def test_encoded_bytes_are_no_list_of_images(model):
+    with pytest.raises(TypeError, match="a PIL image or an array, got bytes"):
+        MultiTaskPredictor(model)(b"png")
 
 
 def test_pictures_of_every_kind_are_opened(model, picture, tmp_path):
