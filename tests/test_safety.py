@@ -152,7 +152,7 @@ def test_code_in_the_folder_of_an_encoder_is_not_run(mark, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_encoder(tmp_path)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="runs no code of a repository"):
         load_encoder(tmp_path, trust_remote_code=True)
 
 

@@ -210,7 +210,7 @@ def _load_from_dense(name: str, **kwargs: Any) -> StageEncoder:
     """Loads the encoder of a saved dense model."""
     from .multitask import MultiTaskDenseModel  # which imports this module
 
-    model = MultiTaskDenseModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs})
+    model = MultiTaskDenseModel.from_pretrained(name, **{"dtype": torch.float32, **kwargs, **NO_ADAPTER})
     model.encoder.image_statistics = {key: getattr(model.config, key) for key in ("image_mean", "image_std")}
     return _named(model.encoder, name, kwargs.get("revision"))
 

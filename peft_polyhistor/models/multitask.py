@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..tasks.losses import resize_to_label
 from ..tasks.table import TASKS, check_labels, get_tasks
 from .decoder import Decoders
-from .encoder import NO_ADAPTER, build_encoder, view_encoder
+from .encoder import build_encoder, view_encoder
 from .multitask_config import MultiTaskDenseConfig
 from .onload import home_of
 from .stages import StageEncoder
@@ -98,15 +98,13 @@ class MultiTaskDenseModel(PreTrainedModel):
     ) -> "MultiTaskDenseModel":
         """Loads a model as in transformers, but only from safetensors that hold exactly its weights.
 
-        An adapter beside the weights is not loaded; `load` does it.
-
         Raises:
             OSError: There is no such folder or Hub repository, or it has no safetensors.
             ValueError, TypeError: Weights are missing or unexpected, the file is damaged, or the config is invalid.
             RuntimeError: A weight has another shape.
         """
         name = pretrained_model_name_or_path
-        options = {"use_safetensors": True} | kwargs | NO_ADAPTER | {"output_loading_info": True}
+        options = {"use_safetensors": True} | kwargs | {"output_loading_info": True}
         try:
             loaded: Any = super().from_pretrained(name, *args, **options)
         except SafetensorError as error:

@@ -295,7 +295,6 @@ def test_an_adapter_beside_a_model_that_is_not_its_base_is_refused(hub, model, t
     merged.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"an adapter \(adapter_config\.json\) and a model .*either may be meant"):
         load(tmp_path)
-    check_equal(predict(MultiTaskDenseModel.from_pretrained(tmp_path)), predict(merged), **PLACED_BY_FILE)
     upload(merged, "ann/merged", license="mit")
     again = perturb(get_peft_model(load("ann/merged"), PolyhistorLiteConfig(tasks=["semseg"]))).eval()
     again.push_to_hub("ann/merged")
